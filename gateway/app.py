@@ -1,0 +1,191 @@
+"""The only wiring: builds a worker's gateway from a configuration, starts it and stops it."""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+
+import msgspec
+from aiohttp import web
+
+from gateway.config.schema import Config, Tls
+from gateway.core.errors import ConfigError, StoreError
+from gateway.core.record import RequestRecord
+from gateway.http.demo import DemoUpstream
+from gateway.http.hot import HotRoutes
+from gateway.http.protocol import GatewayServer
+from gateway.http.routes import PlainRoutes, Readiness
+from gateway.observe.log import LineWriter
+from gateway.observe.recorder import Recorder
+from gateway.observe.scoreboard import Scoreboard
+from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.keyring import Keyring
+from gateway.pipeline.reap import reap
+from gateway.pipeline.services import Services
+from gateway.policy.pricing import PriceTable
+from gateway.store.admission import Admission
+from gateway.store.client import Client
+from gateway.store.location import Location
+from gateway.store.requests import RequestStream
+from gateway.upstream.pool import Transport
+
+logger = logging.getLogger("sluice.app")
+
+UPKEEP_SECONDS = 5.0
+SHUTDOWN_SECONDS = 2.0
+
+
+class Resources(msgspec.Struct, frozen=True):
+    """What the process gives its gateway."""
+
+    location: Location
+    prices: PriceTable
+    scoreboard: Scoreboard
+    segment: int
+    writer: LineWriter
+    demo_socket: str
+    name: str
+
+
+class Gateway:
+    """One worker's gateway. `server` is the protocol factory to put behind listeners."""
+
+    def __init__(self, config: Config, resources: Resources) -> None:
+        self._config, self._resources = config, resources
+        self._loop = asyncio.get_running_loop()
+        self._client = Client(resources.location, config.redis.timeout, resources.name)
+        self._admission = Admission(self._client)
+        self._transport = Transport()
+        self._stream = RequestStream(self._client)
+        self._lag = 0.0
+        self.recorder = Recorder(
+            self._loop,
+            resources.scoreboard,
+            resources.segment,
+            resources.writer if config.log.requests else None,
+            self._gauges,
+        )
+        self._services = Services(
+            loop=self._loop,
+            config=config,
+            keyring=Keyring(config),
+            catalogue=Catalogue(config, resources.prices, resources.demo_socket),
+            admission=self._admission,
+            transport=self._transport,
+            emit=self._emit,
+        )
+        self._readiness = Readiness(store_connected=lambda: self._client.connected)
+        self._runner: web.AppRunner | None = None
+        self._upkeep: asyncio.Task[None] | None = None
+        self._demo: DemoUpstream | None = None
+        self.server: GatewayServer | None = None
+
+    async def start(self) -> GatewayServer:
+        """Connect to the store, open the demo upstream, build the server. Raises StoreError."""
+        await self._client.start()
+        if any(provider.kind == "demo" for provider in self._config.providers.values()):
+            self._demo = DemoUpstream(self._resources.demo_socket)
+            await self._demo.start()
+        plain = PlainRoutes(self._services, self.recorder, self._readiness)
+        self._runner = web.AppRunner(plain.application(), access_log=None)
+        await self._runner.setup()
+        assert self._runner.server is not None
+        hot = HotRoutes(self._services)
+        self.server = hot.server = GatewayServer(self._runner.server, hot.handle)
+        self._upkeep = self._loop.create_task(self._keep_up(), name="upkeep")
+        self.recorder.fold()
+        return self.server
+
+    def lame_duck(self) -> None:
+        """Go on serving, but ask for no more traffic."""
+        self._readiness.draining = True
+
+    async def drain(self, grace: float, linger: float) -> None:
+        """Finish what is in flight within the grace, closing each connection after its reply.
+
+        A connection that is idle stays open for `linger`: a client may be about to use it.
+        """
+        self._readiness.draining = True
+        assert self.server is not None
+        self.server.draining = True
+        end = self._loop.time() + grace
+        idle_end = self._loop.time() + min(linger, grace)
+        while self._loop.time() < end:
+            busy = self.server.busy
+            if not busy and (not self.server.connections or self._loop.time() >= idle_end):
+                return
+            await asyncio.sleep(0.02)
+
+    async def aclose(self) -> None:
+        """Close everything; what is still in flight is settled as it stands. Idempotent."""
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.gather(self._upkeep, return_exceptions=True)
+            self._upkeep = None
+        if self.server is not None:
+            self.server.pre_shutdown()
+            await self.server.shutdown(SHUTDOWN_SECONDS)
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self._transport.close()
+        if self._demo is not None:
+            await self._demo.aclose()
+        await self._admission.aclose(SHUTDOWN_SECONDS)
+        await self._client.aclose()
+        self.recorder.close()
+
+    def _emit(self, record: RequestRecord) -> None:
+        self._stream.append(record)
+        self.recorder.emit(record)
+
+    def _gauges(self) -> dict[str, float]:
+        server = self.server
+        return {
+            "sluice_workers": 1,
+            "sluice_open_leases": self._admission.open_leases,
+            "sluice_client_connections": len(server.connections) if server else 0,
+            "sluice_upstream_connections": self._transport.connections,
+            "sluice_unsettled": self._admission.unsettled,
+            "sluice_store_connected": float(self._client.connected),
+            "sluice_loop_lag_seconds": self._lag,
+        }
+
+    async def _keep_up(self) -> None:
+        """Extend leases, settle those of dead workers, measure the loop's lag."""
+        while True:
+            before = self._loop.time()
+            await asyncio.sleep(UPKEEP_SECONDS)
+            self._lag = max(0.0, self._loop.time() - before - UPKEEP_SECONDS)
+            self.recorder.count("sluice_log_lines_dropped", self._resources.writer.dropped)
+            self.recorder.count("sluice_settlements_lost", self._admission.lost_settlements)
+            self._admission.extend_open()
+            self._admission.retry_unsettled()
+            with contextlib.suppress(StoreError):  # it is away: its leases wait for it
+                await reap(self._services)
+
+
+def check(config: Config, prices: PriceTable) -> None:
+    """Compile everything a worker would, to find errors before any worker is started."""
+    Catalogue(config, prices, "")
+    Keyring(config)
+    if config.server.tls is not None:
+        tls_context(config.server.tls)
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """Return the listener's TLS context: 1.2 and later. Raises ConfigError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(tls.certificate, tls.key, password=_no_passphrase)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"certificate and key do not load: {reason}", field="server.tls"
+        ) from None
+    return context
+
+
+def _no_passphrase() -> str:
+    raise ValueError("the key is encrypted; give one without a passphrase")

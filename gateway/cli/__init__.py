@@ -1,0 +1,1 @@
+"""Commands for people: what the `sluice` command does besides serving."""

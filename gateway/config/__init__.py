@@ -1,0 +1,1 @@
+"""What an operator may configure: the schema, and reading it from a file and the environment."""

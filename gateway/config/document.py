@@ -1,0 +1,66 @@
+"""A YAML document that remembers on which line each field stands, so errors can name it."""
+
+import re
+from typing import Any
+
+import yaml
+
+from gateway.core.errors import ConfigError
+
+MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
+
+
+class Document:
+    """Parsed values plus the line of every field (`server.tls.key`, `auth.keys[0].name`)."""
+
+    def __init__(self, text: str, source: str) -> None:
+        self.source = source
+        self._lines: dict[str, int] = {}
+        if len(text) > MAX_DOCUMENT_BYTES:
+            raise ConfigError("the file is larger than 4 MiB", source=source)
+        loader = yaml.SafeLoader(text)
+        try:
+            root = loader.get_single_node()
+            if root is not None:
+                self._note(root, "")
+            value = loader.construct_document(root) if root is not None else {}
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            line = mark.line + 1 if mark else 0
+            raise ConfigError(f"not YAML: {error.problem}", source=source, line=line) from None
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise ConfigError(f"not YAML: {error}", source=source) from None
+        finally:
+            loader.dispose()
+        if not isinstance(value, dict):
+            raise ConfigError("expected a mapping of sections at the top", source=source, line=1)
+        self.value: dict[str, Any] = value
+
+    def locate(self, error: ConfigError) -> ConfigError:
+        """Add file and line to an error that names only its field."""
+        if error.source or not error.field:
+            return error
+        return ConfigError(error.message, self.source, self.line(error.field), error.field)
+
+    def line(self, field: str) -> int:
+        """Return the line of a field, or of the nearest one around it; 0 where there is none."""
+        while field and field not in self._lines:
+            field = re.sub(r"(\.[^.\[]*|\[\d+\]|^[^.\[]*)$", "", field)
+        return self._lines.get(field, 0)
+
+    def _note(self, node: yaml.Node, field: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                name = str(key.value)
+                path = f"{field}.{name}" if field else name
+                self._lines[path] = key.start_mark.line + 1
+                if name in seen:
+                    raise ConfigError("given twice", self.source, self._lines[path], path)
+                seen.add(name)
+                self._note(value, path)
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                path = f"{field}[{index}]"
+                self._lines[path] = value.start_mark.line + 1
+                self._note(value, path)

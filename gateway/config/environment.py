@@ -1,0 +1,106 @@
+"""The environment variables that override the file, each with the field it sets."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gateway.core.errors import ConfigError
+
+TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+MAX_KEYS = 10_000
+
+Raw = dict[str, Any]
+
+
+def boolean(text: str) -> bool:
+    """Read a switch. Raises ValueError."""
+    word = text.strip().lower()
+    if word not in TRUE | FALSE:
+        raise ValueError(f"expected true or false, got {text!r}")
+    return word in TRUE
+
+
+def whole(text: str) -> int:
+    """Read a whole number. Raises ValueError."""
+    if not re.fullmatch(r"\s*\d+\s*", text):
+        raise ValueError(f"expected a whole number, got {text!r}")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds. Raises ValueError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"expected a number of seconds, got {text!r}") from None
+
+
+VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
+    "SERVER_ADDRESS": ("server.address", str.strip),
+    "SERVER_TIMEOUT_SECONDS": ("server.timeouts.total", seconds),
+    "MAX_REQUEST_SIZE": ("server.max_request_size", whole),
+    "SLUICE_STATE_DIR": ("server.state_dir", str),
+    "SLUICE_WORKERS": ("server.workers", lambda text: text if text == "auto" else whole(text)),
+    "AUTH_ENABLED": ("auth.enabled", boolean),
+    "AUTH_HEALTH_CHECK": ("auth.health_check", boolean),
+    "SLUICE_ADMIN_KEY": ("auth.admin_key", str),
+    "RATE_LIMIT_ENABLED": ("limits.enabled", boolean),
+    "RATE_LIMIT_RPM": ("limits.default.rpm", whole),
+    "RATE_LIMIT_BURST": ("limits.default.burst", whole),
+    "LOG_LEVEL": ("log.level", lambda text: text.strip().lower()),
+    "ENABLE_METRICS": ("metrics.enabled", boolean),
+    "REDIS_URL": ("redis.url", str.strip),
+}
+
+
+def apply(raw: Raw, environ: Mapping[str, str]) -> None:
+    """Write the variables that are set and not empty into the raw configuration."""
+    for variable, (field, read) in VARIABLES.items():
+        text = environ.get(variable, "")
+        if text:
+            try:
+                value = read(text)
+            except ValueError as error:
+                raise ConfigError(str(error), source=f"environment {variable}") from None
+            assign(raw, field, value)
+    if keys := [part.strip() for part in environ.get("API_KEYS", "").split(",") if part.strip()]:
+        auth = raw.setdefault("auth", {})
+        auth["keys"] = [*(auth.get("keys") or []), *map(_key_entry, keys[:MAX_KEYS])]
+    if environ.get("ENABLE_TRACING") and boolean(environ["ENABLE_TRACING"]):
+        raise ConfigError(
+            "this version exports no traces; unset it or set it to false",
+            source="environment ENABLE_TRACING",
+        )
+
+
+def assign(raw: Raw, field: str, value: object) -> None:
+    """Set a dotted field, making the mappings on the way."""
+    *parents, last = field.split(".")
+    for parent in parents:
+        if not isinstance(raw.get(parent), dict):
+            raw[parent] = {}
+        raw = raw[parent]
+    raw[last] = value
+
+
+def resolve(node: object, environ: Mapping[str, str], field: str = "") -> Any:
+    """Replace every `env:NAME` string by the variable's value. Raises ConfigError."""
+    if isinstance(node, dict):
+        return {
+            name: resolve(value, environ, f"{field}.{name}" if field else str(name))
+            for name, value in node.items()
+        }
+    if isinstance(node, list):
+        return [resolve(value, environ, f"{field}[{i}]") for i, value in enumerate(node)]
+    if isinstance(node, str) and node.startswith("env:"):
+        name = node.removeprefix("env:")
+        if not environ.get(name):
+            raise ConfigError(f"environment variable {name} is not set", field=field)
+        return environ[name]
+    return node
+
+
+def _key_entry(key: str) -> Raw:
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return {"name": f"key-{digest[:8]}", "sha256": digest}

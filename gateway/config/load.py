@@ -1,0 +1,181 @@
+"""Read a configuration from a file and the environment into one frozen, validated value."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from gateway.config import environment
+from gateway.config.address import is_loopback, parse_address
+from gateway.config.document import Document
+from gateway.config.schema import DEFAULT_PORT, Config, Key, Limit, Model, Provider, Tenant
+from gateway.core.errors import ConfigError
+
+# The usual variable of a provider's key -> the provider's kind, for a start without a file.
+KEY_VARIABLES = {"OPENAI_API_KEY": "openai"}
+BASE_URL_VARIABLES = {"openai": "OPENAI_BASE_URL"}
+
+NAMED_SECTIONS: dict[str, type] = {"tenants": Tenant, "providers": Provider, "models": Model}
+
+_T = TypeVar("_T")
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration and the document it came from, to locate errors found later."""
+
+    config: Config
+    document: Document
+
+
+def load(path: str | None, environ: Mapping[str, str]) -> Loaded:
+    """Read a file, or with None the environment alone. Raises ConfigError."""
+    if path is None:
+        return _load("", "environment", environ)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", source=path) from None
+    except UnicodeDecodeError:
+        raise ConfigError("is not UTF-8", source=path) from None
+    return _load(text, path, environ)
+
+
+def load_text(text: str, source: str, environ: Mapping[str, str]) -> Config:
+    """Read a configuration from YAML text. Raises ConfigError."""
+    return _load(text, source, environ).config
+
+
+def _load(text: str, source: str, environ: Mapping[str, str]) -> Loaded:
+    document = Document(text, source)
+    try:
+        raw = environment.resolve(document.value, environ)
+        environment.apply(raw, environ)
+        if not raw.get("providers"):
+            raw["providers"] = _providers_from(environ)
+        config = finish(_convert(raw))
+    except ConfigError as error:
+        raise document.locate(error) from None
+    return Loaded(config, document)
+
+
+def _providers_from(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return every provider whose key variable is set, or else the demo provider."""
+    found: dict[str, Any] = {}
+    for variable, kind in KEY_VARIABLES.items():
+        if environ.get(variable):
+            found[kind] = {"kind": kind, "api_key": environ[variable]}
+            if url := environ.get(BASE_URL_VARIABLES.get(kind, "")):
+                found[kind]["base_url"] = url
+    return found or {"demo": {"kind": "demo"}}
+
+
+def _convert(raw: dict[str, Any]) -> Config:
+    # An empty section (`tenants:` with nothing below it) is YAML's null: the same as absent.
+    present = {name: value for name, value in raw.items() if value is not None}
+    for section, kind in NAMED_SECTIONS.items():
+        entries = present.get(section)
+        if isinstance(entries, dict):
+            # Entry by entry: msgspec's own path does not say which name of a mapping is meant.
+            for name, value in entries.items():
+                _checked(value, kind, f"{section}.{name}")
+    return _checked(present, Config, "")
+
+
+def _checked(value: object, kind: type[_T], field: str) -> _T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at ")
+        inner = place.strip("`").removeprefix("$").replace("[...]", "")
+        if unknown := re.search(r"unknown field `(.*)`", message):
+            inner, message = f"{inner}.{unknown[1]}", "unknown field"
+        raise ConfigError(message, field=f"{field}{inner}".lstrip(".")) from None
+
+
+def finish(config: Config) -> Config:
+    """Check what no single field shows, and settle the defaults that depend on others."""
+    keys = tuple(_hashed(key, f"auth.keys[{i}]") for i, key in enumerate(config.auth.keys))
+    _refuse_twins(keys)
+    for name, tenant in config.tenants.items():
+        _check_burst(tenant, f"tenants.{name}")
+    _check_burst(config.limits.default, "limits.default")
+    for name, model in config.models.items():
+        for i, target in enumerate(model.targets):
+            if target.provider not in config.providers:
+                field = f"models.{name}.targets[{i}].provider"
+                raise ConfigError(f"no provider is named {target.provider!r}", field=field)
+    enabled = config.auth.enabled
+    if enabled is None:
+        enabled = bool(keys)
+    if enabled and not keys:
+        raise ConfigError(
+            "authentication is on but there is no key: add auth.keys or set API_KEYS",
+            field="auth.enabled",
+        )
+    return msgspec.structs.replace(
+        config,
+        auth=msgspec.structs.replace(config.auth, keys=keys, enabled=enabled),
+        server=msgspec.structs.replace(config.server, address=_address(config, enabled)),
+    )
+
+
+def _address(config: Config, guarded: bool) -> str:
+    """Listen everywhere once there are keys; without any, this machine alone may call.
+
+    An operator who says `auth.enabled: false` in so many words may listen where they like.
+    """
+    address = config.server.address
+    if address is None:
+        return f"{'0.0.0.0' if guarded else '127.0.0.1'}:{DEFAULT_PORT}"  # noqa: S104  keys guard it
+    host, _ = parse_address(address)
+    if not guarded and config.auth.enabled is None and not is_loopback(host):
+        raise ConfigError(
+            f"{address} is open to other machines and there is no key: set API_KEYS or auth.keys, "
+            "or allow it with AUTH_ENABLED=false",
+            field="server.address",
+        )
+    return address
+
+
+def _hashed(key: Key, field: str) -> Key:
+    """Keep only the SHA-256 of a key given in clear."""
+    _check_burst(key, field)
+    if (key.sha256 is None) == (key.key is None):
+        raise ConfigError("give exactly one of sha256 and key", field=field)
+    if key.key is None:
+        return key
+    if len(key.key) < 8:
+        raise ConfigError("a key has at least 8 characters", field=f"{field}.key")
+    digest = hashlib.sha256(key.key.encode()).hexdigest()
+    return msgspec.structs.replace(key, sha256=digest, key=None)
+
+
+def _check_burst(limit: Limit, field: str) -> None:
+    if limit.burst is not None and limit.rpm is None:
+        raise ConfigError("a burst needs an rpm", field=f"{field}.burst")
+
+
+def _refuse_twins(keys: tuple[Key, ...]) -> None:
+    names: set[str] = set()
+    digests: set[str | None] = set()
+    for i, key in enumerate(keys):
+        if key.name in names:
+            raise ConfigError(f"two keys are named {key.name!r}", field=f"auth.keys[{i}].name")
+        if key.sha256 in digests:
+            raise ConfigError("this key stands here twice", field=f"auth.keys[{i}]")
+        names.add(key.name)
+        digests.add(key.sha256)
+
+
+def state_directory(config: Config, environ: Mapping[str, str]) -> Path:
+    """Return where the gateway keeps what must survive it (systemd's, XDG's or the configured)."""
+    if config.server.state_dir:
+        return Path(config.server.state_dir).expanduser().absolute()
+    if directory := environ.get("STATE_DIRECTORY"):
+        return Path(directory.split(":")[0])
+    base = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local/state")
+    return Path(base) / "sluice"

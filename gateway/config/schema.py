@@ -1,0 +1,176 @@
+"""The shape of `sluice.yaml`. Every field is optional; an unknown one is an error, never ignored.
+
+Seconds unless the name says otherwise. The README lists each field with its meaning.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+Weight = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Usd = Annotated[float | str, Meta(description="US dollars")]
+
+DEFAULT_PORT = 8080
+DEFAULT_TENANT = "default"
+MEBIBYTE = 1024 * 1024
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A mapping in the file."""
+
+
+class Timeouts(Section, frozen=True):
+    """Deadlines of a request to a provider; `total` covers every attempt together."""
+
+    connect: Seconds = 5
+    first_byte: Seconds = 60
+    idle: Seconds = 60
+    total: Seconds = 600
+
+
+class Drain(Section, frozen=True):
+    """`lame_duck`: unready but still accepting; `grace`: then, for what is in flight."""
+
+    lame_duck: Annotated[float, Meta(ge=0)] = 0
+    grace: Annotated[float, Meta(ge=0)] = 30
+
+
+class Tls(Section, frozen=True):
+    """PEM files; read again on reload."""
+
+    certificate: str
+    key: str
+
+
+class Server(Section, frozen=True):
+    """How the gateway listens. Without an address: see `gateway.config.load.finish`."""
+
+    address: str | None = None
+    workers: Literal["auto"] | Count = "auto"
+    max_request_size: Count = 10 * MEBIBYTE
+    request_timeout: Seconds = 30
+    timeouts: Timeouts = Timeouts()
+    drain: Drain = Drain()
+    tls: Tls | None = None
+    state_dir: str | None = None
+
+
+class Redis(Section, frozen=True):
+    """Where the shared state lives; without a URL the gateway runs a server of its own."""
+
+    url: str | None = None
+    memory_mb: Annotated[int, Meta(ge=16)] = 256
+    timeout: Seconds = 2
+
+
+class Limit(Section, frozen=True):
+    """Requests a minute with a burst (default: `rpm`), and tokens a minute."""
+
+    rpm: Count | None = None
+    burst: Count | None = None
+    tpm: Count | None = None
+
+
+class Key(Limit, frozen=True, kw_only=True):
+    """A static client key: its SHA-256, or the key itself as `env:NAME`."""
+
+    name: Name
+    sha256: Sha256 | None = None
+    key: str | None = None
+    tenant: Name = DEFAULT_TENANT
+    models: tuple[str, ...] = ("*",)
+
+
+class Auth(Section, frozen=True):
+    """Who may call. `enabled` unset means: as soon as there is any key."""
+
+    enabled: bool | None = None
+    health_check: bool = False
+    admin_key: str | None = None
+    keys: tuple[Key, ...] = ()
+
+
+class Limits(Section, frozen=True):
+    """`default` holds for every key that sets no limit of that kind itself."""
+
+    enabled: bool = True
+    default: Limit = Limit()
+
+
+class Tenant(Limit, frozen=True):
+    """Limits shared by all keys of a tenant."""
+
+
+class Price(Section, frozen=True):
+    """US dollars per million tokens, for models the price data lacks or has otherwise."""
+
+    input: Usd
+    output: Usd
+    cached: Usd | None = None
+    cache_write: Usd | None = None
+    per_request: Usd = 0
+
+
+class Provider(Section, frozen=True):
+    """An upstream. `models`: name patterns it claims; `prices`: whose prices in the data set."""
+
+    kind: str
+    api_key: str | None = None
+    base_url: str | None = None
+    models: tuple[str, ...] | None = None
+    prices: str | None = None
+    headers: dict[str, str] = {}
+    timeouts: Timeouts | None = None
+    max_connections: Count = 1000
+    proxy: str | None = None
+    ca_file: str | None = None
+
+
+class Target(Section, frozen=True):
+    """One provider that can serve a model, under its own name for it; lower priority first."""
+
+    provider: str
+    model: str | None = None
+    priority: Weight = 1
+    price: Price | None = None
+
+
+class Model(Section, frozen=True):
+    """A name clients use. `max_output_tokens` is reserved where a request sets no maximum."""
+
+    targets: Annotated[tuple[Target, ...], Meta(min_length=1)]
+    strategy: Literal["priority"] = "priority"
+    price: Price | None = None
+    max_output_tokens: Count | None = None
+
+
+class Log(Section, frozen=True):
+    """JSON lines on standard output."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    requests: bool = True
+
+
+class Metrics(Section, frozen=True):
+    """Prometheus exposition at /metrics."""
+
+    enabled: bool = True
+
+
+class Config(Section, frozen=True):
+    """The whole file."""
+
+    server: Server = Server()
+    redis: Redis = Redis()
+    auth: Auth = Auth()
+    limits: Limits = Limits()
+    tenants: dict[Name, Tenant] = {}
+    providers: dict[Name, Provider] = {}
+    models: dict[str, Model] = {}
+    log: Log = Log()
+    metrics: Metrics = Metrics()

@@ -1,0 +1,1 @@
+"""Frozen values that every layer shares: usage, errors, identifiers, records. No I/O."""

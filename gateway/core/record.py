@@ -1,0 +1,38 @@
+"""The one record of a finished request: what the ledger, the log and the metrics are made of."""
+
+import msgspec
+
+from gateway.core.usage import Usage
+
+# What became of a request.
+OK, ERROR, REFUSED, DISCONNECTED, ABORTED = "ok", "error", "refused", "disconnected", "aborted"
+
+
+class RequestRecord(msgspec.Struct, frozen=True, gc=False):
+    """Times are microseconds, `time` is Unix seconds, money is micro-dollars.
+
+    `usage_source` says who counted: provider, estimated (the gateway, from the text), partial
+    (the gateway, from what a client took before it left), reserved (an aborted request's
+    estimate) or none.
+    """
+
+    id: str
+    time: float
+    tenant: str
+    key: str
+    operation: str
+    model: str
+    provider: str
+    served_model: str
+    status: int
+    outcome: str
+    error: str
+    stream: bool
+    usage: Usage
+    usage_source: str
+    cost_microusd: int
+    price: str
+    attempts: int
+    duration_us: int
+    first_byte_us: int
+    upstream_us: int

@@ -1,0 +1,1 @@
+"""What clients see: aiohttp's server, the hot routes' own way through it, plain routes."""

@@ -1,0 +1,38 @@
+"""Hot path: reads a request's body within a size and a time."""
+
+import asyncio
+
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+
+from gateway.core.errors import ApiError
+
+
+async def read_body(
+    message: RawRequestMessage, payload: StreamReader, most: int, seconds: float
+) -> bytes:
+    """Return the whole body. Raises ApiError when it is too large or takes too long."""
+    declared = message.headers.get("Content-Length")
+    if declared is not None and int(declared) > most:
+        raise _too_large(most)
+    if payload.is_eof():
+        body = payload.read_nowait(-1)
+        if len(body) > most:
+            raise _too_large(most)
+        return body
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(seconds):
+            while part := await payload.readany():
+                size += len(part)
+                if size > most:
+                    raise _too_large(most)
+                parts.append(part)
+    except TimeoutError:
+        text = f"The request's body did not arrive within {seconds:g} s."
+        raise ApiError("request_timeout", text) from None
+    return b"".join(parts)
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError("request_too_large", f"The request's body is larger than {most} bytes.")

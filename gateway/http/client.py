@@ -1,0 +1,113 @@
+"""Hot path: writes one request's answer to its client's connection, whole or as a stream."""
+
+import asyncio
+from typing import Protocol
+
+from gateway.http.head import date_line, status_line
+from gateway.upstream.connection import Flow
+
+STREAM_HEAD = (
+    b"Content-Type: text/event-stream; charset=utf-8\r\n"
+    b"Cache-Control: no-cache\r\n"
+    b"X-Accel-Buffering: no\r\n"  # nginx in front would otherwise hold the stream back
+)
+
+
+class Peer(Protocol):
+    """The connection an answer goes to."""
+
+    transport: asyncio.Transport | None
+    flow: Flow | None
+
+    @property
+    def writing_paused(self) -> bool:
+        """Tell whether the client is behind."""
+        ...
+
+
+class ClientWriter:
+    """Implements `pipeline.call.Client` on an aiohttp connection's transport."""
+
+    __slots__ = ("_chunked", "_done", "_expected", "_keep_alive", "_peer", "sent")
+
+    def __init__(self, peer: Peer, keep_alive: bool, chunked: bool) -> None:
+        self._peer, self._keep_alive, self._chunked = peer, keep_alive, chunked
+        self._expected = False
+        self._done: asyncio.Future[None] | None = None
+        self.sent = False
+
+    @property
+    def keep_alive(self) -> bool:
+        """Tell whether the connection may serve another request."""
+        return self._keep_alive
+
+    def close_after(self) -> None:
+        """Let this answer be the connection's last."""
+        self._keep_alive = False
+
+    def reply(self, status: int, content_type: str, headers: bytes, body: bytes) -> None:
+        """Send a whole reply in one write."""
+        head = b"%bContent-Type: %b\r\nContent-Length: %d\r\n%b%b%b\r\n" % (
+            status_line(status),
+            content_type.encode("latin-1"),
+            len(body),
+            date_line(),
+            b"" if self._keep_alive else b"Connection: close\r\n",
+            headers,
+        )
+        self._write(head + body)
+        self._finish()
+
+    def start(self, headers: bytes) -> None:
+        """Send the head of an event stream."""
+        if not self._chunked:
+            self._keep_alive = False  # HTTP/1.0 knows no chunks: the close ends the stream
+        self._write(
+            b"%b%b%b%b%b%b\r\n"
+            % (
+                status_line(200),
+                STREAM_HEAD,
+                date_line(),
+                b"Transfer-Encoding: chunked\r\n" if self._chunked else b"",
+                b"" if self._keep_alive else b"Connection: close\r\n",
+                headers,
+            )
+        )
+
+    def write(self, data: bytes) -> None:
+        """Send content of the stream."""
+        self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def finish(self, data: bytes) -> None:
+        """Send the last content and end the stream."""
+        if self._chunked:
+            self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+        else:
+            self._write(data)
+        self._finish()
+
+    def follow(self, flow: Flow | None) -> None:
+        """Let the connection pause this source while the client is behind."""
+        self._peer.flow = flow
+        if flow is not None and self._peer.writing_paused:
+            flow.pause()
+
+    def expect(self) -> None:
+        """Know that a reply is on its way."""
+        self._expected = True
+
+    async def delivered(self) -> None:
+        """Wait until the expected reply is written."""
+        if self._expected and not self.sent:
+            self._done = asyncio.get_running_loop().create_future()
+            await self._done
+
+    def _write(self, data: bytes) -> None:
+        transport = self._peer.transport
+        if transport is not None:
+            transport.write(data)
+
+    def _finish(self) -> None:
+        self.sent = True
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)

@@ -1,0 +1,77 @@
+"""Hot path: the routes that serve models, from aiohttp's parser to the pipeline."""
+
+import zlib
+
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
+from multidict import CIMultiDictProxy
+
+from gateway.core.errors import ApiError
+from gateway.core.ids import request_id
+from gateway.core.operations import PATHS
+from gateway.formats import openai
+from gateway.http.body import read_body
+from gateway.http.client import ClientWriter
+from gateway.http.protocol import GatewayServer, HotRequest, Sent
+from gateway.pipeline.call import Call
+from gateway.pipeline.serve import serve
+from gateway.pipeline.services import Services
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def secret_of(headers: CIMultiDictProxy[str]) -> str | None:
+    """Return the key a client presents, in any of the three usual places."""
+    bearer = headers.get("Authorization")
+    if bearer is not None:
+        scheme, _, secret = bearer.partition(" ")
+        if scheme.lower() == "bearer":
+            return secret.strip()
+    return headers.get("x-api-key") or headers.get("api-key")
+
+
+class HotRoutes:
+    """Handles hot requests; `server` is set once it exists and says whether it drains."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._most = services.config.server.max_request_size
+        self._seconds = services.config.server.request_timeout
+        self.server: GatewayServer | None = None
+
+    async def handle(self, request: HotRequest) -> Sent:
+        """Read the body, run the pipeline; the reply is written by then, or on its way."""
+        message, protocol = request.message, request.protocol
+        started = self._services.loop.time()
+        draining = self.server is not None and self.server.draining
+        keep_alive = not message.should_close and not draining
+        client = ClientWriter(protocol, keep_alive, message.version >= (1, 1))
+        headers = message.headers
+        try:
+            if not request.payload.is_eof() and "Expect" in headers:
+                self._continue(request)
+            body = await read_body(message, request.payload, self._most, self._seconds)
+        except ApiError as error:
+            return _refused(client, error)
+        except (RequestPayloadError, HttpProcessingError, zlib.error):
+            return _refused(client, ApiError("invalid_http", "The request's body is malformed."))
+        operation = PATHS[message.path.partition("?")[0]]
+        call = Call(request_id(), operation, body, secret_of(headers), client, started)
+        await serve(self._services, call)
+        if not client.sent and (not client.keep_alive or protocol.has_next):
+            await client.delivered()
+        return Sent(client.keep_alive)
+
+    def _continue(self, request: HotRequest) -> None:
+        declared = request.message.headers.get("Content-Length", "0")
+        transport = request.protocol.transport
+        if transport is not None and int(declared) <= self._most:
+            transport.write(CONTINUE)
+
+
+def _refused(client: ClientWriter, error: ApiError) -> Sent:
+    """Refuse a body that was not read to its end: what follows on the connection is unknown."""
+    client.close_after()
+    headers = f"x-request-id: {request_id()}\r\n".encode()
+    client.reply(error.status, "application/json", headers, openai.error_body(error))
+    return Sent(keep_alive=False)

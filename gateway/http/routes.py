@@ -1,0 +1,163 @@
+"""The plain routes: models, health, metrics; errors in OpenAI's shape whatever goes wrong."""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from gateway import __version__
+from gateway.core.errors import ApiError
+from gateway.core.ids import request_id
+from gateway.core.operations import PATHS
+from gateway.formats import openai
+from gateway.http.hot import secret_of
+from gateway.observe.exposition import exposition
+from gateway.observe.recorder import Recorder
+from gateway.pipeline.catalogue import Served
+from gateway.pipeline.services import Services
+from gateway.policy.access import may_use
+
+logger = logging.getLogger("sluice.http")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Readiness(msgspec.Struct):
+    """What `/health/ready` answers from; the worker changes it."""
+
+    draining: bool = False
+    store_connected: Callable[[], bool] = lambda: True
+
+    def trouble(self) -> str | None:
+        """Return why no traffic should come; None when it should."""
+        if self.draining:
+            return "draining"
+        return None if self.store_connected() else "store unreachable"
+
+
+class PlainRoutes:
+    """Handlers off the hot path."""
+
+    def __init__(self, services: Services, recorder: Recorder, readiness: Readiness) -> None:
+        self._services, self._recorder, self._readiness = services, recorder, readiness
+        self._started = int(services.admission.now())
+
+    def application(self) -> web.Application:
+        """Return the application; hot routes are listed only to answer other methods with 405."""
+        app = web.Application(middlewares=[_errors_as_json])
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/health/ready", self.ready)
+        app.router.add_get("/health/live", self.live)
+        if self._services.config.metrics.enabled:
+            app.router.add_get("/metrics", self.metrics)
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/v1/models/{model:.+}", self.model)
+        for path in PATHS:
+            app.router.add_post(path, _unreachable)
+        return app
+
+    async def live(self, request: web.Request) -> web.Response:
+        """Answer as long as the event loop turns."""
+        self._guard_health(request)
+        return _json({"status": "ok"})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """Answer 503 while no traffic should come."""
+        self._guard_health(request)
+        trouble = self._readiness.trouble()
+        if trouble is not None:
+            return _json({"status": "unavailable", "reason": trouble}, status=503)
+        return _json({"status": "ok"})
+
+    async def health(self, request: web.Request) -> web.Response:
+        """Say how this worker is."""
+        self._guard_health(request)
+        trouble = self._readiness.trouble()
+        return _json(
+            {
+                "status": "ok" if trouble is None else trouble,
+                "version": __version__,
+                "store": "connected" if self._readiness.store_connected() else "unreachable",
+                "in_flight": self._services.admission.open_leases,
+            },
+            status=200 if trouble is None else 503,
+        )
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Show the sum over all workers."""
+        body = exposition(self._recorder.sum())
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return web.Response(body=body, headers={"Content-Type": kind})
+
+    async def models(self, request: web.Request) -> web.Response:
+        """List what the key may use."""
+        principal = self._services.keyring.authenticate(secret_of(request.headers))
+        listed = [
+            self._model_object(served)
+            for served in self._services.catalogue.listed()
+            if may_use(principal, served.name)
+        ]
+        return _json({"object": "list", "data": listed})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """Show one model."""
+        principal = self._services.keyring.authenticate(secret_of(request.headers))
+        name = request.match_info["model"]
+        served = self._services.catalogue.resolve(name)
+        if served is None or not may_use(principal, name):
+            raise ApiError(
+                "model_not_found", f"The model '{name[:256]}' does not exist here.", param="model"
+            )
+        return _json(self._model_object(served))
+
+    def _model_object(self, served: Served) -> dict[str, str | int]:
+        return {
+            "id": served.name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": served.owner,
+        }
+
+    def _guard_health(self, request: web.Request) -> None:
+        if self._services.config.auth.health_check:
+            self._services.keyring.authenticate(secret_of(request.headers))
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    call_id = request_id()
+    try:
+        response = await handler(request)
+    except ApiError as error:
+        response = _error(error)
+    except web.HTTPNotFound:
+        response = _error(ApiError("not_found", f"There is no {request.path[:256]} here."))
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.method[:16]} is not allowed here; allowed: {allowed}."
+        response = _error(ApiError("method_not_allowed", message))
+        response.headers["Allow"] = allowed
+    except web.HTTPException:
+        response = _error(ApiError("invalid_http", "The request cannot be served."))
+    except Exception:
+        logger.exception("%s %s failed", request.method, request.path)
+        response = _error(ApiError("internal_error", "The gateway failed. See its log."))
+    response.headers["x-request-id"] = call_id
+    return response
+
+
+async def _unreachable(request: web.Request) -> web.Response:
+    """Refuse a hot path that only the router recognised, being percent-encoded."""
+    raise ApiError("not_found", f"Write the path plainly: {request.path}.")
+
+
+def _json(content: object, status: int = 200) -> web.Response:
+    body = msgspec.json.encode(content)
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+def _error(error: ApiError) -> web.Response:
+    return web.Response(
+        body=openai.error_body(error), status=error.status, content_type="application/json"
+    )

@@ -1,0 +1,101 @@
+"""Hot path: takes each finished request's record and folds them, a batch at a time."""
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.core.record import RequestRecord
+from gateway.observe.log import LineWriter, request_line
+from gateway.observe.scoreboard import Scoreboard
+from gateway.observe.series import SEPARATOR, Totals
+
+FOLD_SECONDS = 0.25
+MAX_BATCH = 2000  # folded at once past this, so that a burst cannot grow the batch
+MICROSECONDS = 1_000_000
+
+UNPRICED = "unpriced"
+
+
+class Recorder:
+    """Collects records; on a timer that runs only while there are any, folds and publishes."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        scoreboard: Scoreboard,
+        segment: int,
+        writer: LineWriter | None,
+        gauges: Callable[[], dict[str, float]],
+    ) -> None:
+        self._loop, self._scoreboard, self._segment = loop, scoreboard, segment
+        self._writer, self._gauges = writer, gauges
+        self._batch: list[RequestRecord] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._totals = Totals()
+
+    def emit(self, record: RequestRecord) -> None:
+        """Take a record."""
+        self._batch.append(record)
+        if len(self._batch) >= MAX_BATCH:
+            self.fold()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(FOLD_SECONDS, self.fold)
+
+    def fold(self) -> None:
+        """Fold what there is into the totals and the log, and publish."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batch, self._batch = self._batch, []
+        for record in batch:
+            _fold_one(self._totals, record)
+        if self._writer is not None and batch:
+            self._writer.write(b"".join([request_line(record) for record in batch]))
+        self._totals.gauges = self._gauges()
+        self._scoreboard.publish(self._segment, self._totals)
+
+    def count(self, name: str, amount: float) -> None:
+        """Set a counter without labels to what its owner has counted."""
+        self._totals.counters[name] = {"": amount}
+
+    def sum(self) -> Totals:
+        """Return the totals of all workers."""
+        self.fold()
+        return self._scoreboard.sum(self._segment, self._totals)
+
+    def close(self) -> None:
+        """Fold the rest; the gauges of a worker that ends are nothing."""
+        self.fold()
+        self._totals.gauges = {}
+        self._scoreboard.publish(self._segment, self._totals)
+
+
+def _fold_one(totals: Totals, r: RequestRecord) -> None:
+    join = SEPARATOR.join
+    totals.add(
+        "sluice_requests", join((r.operation, r.provider, r.model, str(r.status), r.outcome)), 1
+    )
+    totals.observe(
+        "sluice_gateway_overhead_seconds",
+        r.operation,
+        (r.duration_us - r.upstream_us) / MICROSECONDS,
+    )
+    if r.error:
+        totals.add("sluice_errors", r.error, 1)
+    if not r.attempts:
+        return
+    served = join((r.operation, r.provider, r.model))
+    totals.add("sluice_attempts", r.provider, r.attempts)
+    totals.observe("gen_ai_server_request_duration_seconds", served, r.duration_us / MICROSECONDS)
+    if r.first_byte_us:
+        seconds = r.first_byte_us / MICROSECONDS
+        totals.observe("gen_ai_server_time_to_first_token_seconds", served, seconds)
+    if r.usage_source == "none":
+        return
+    tokens = "gen_ai_client_token_usage"
+    totals.observe(tokens, served + SEPARATOR + "input", r.usage.prompt_tokens)
+    totals.observe(tokens, served + SEPARATOR + "output", r.usage.completion_tokens)
+    model = join((r.provider, r.model))
+    if r.price == UNPRICED:
+        totals.add("sluice_unpriced_requests", model, 1)
+    elif r.cost_microusd:
+        totals.add("sluice_cost_microusd", model, r.cost_microusd)

@@ -1,0 +1,54 @@
+"""Hot path: the gateway's own response headers, as the public contract names them."""
+
+from math import ceil
+
+from gateway.core.errors import ApiError
+from gateway.pipeline.call import Call
+from gateway.policy.limits import REQUESTS, TOKENS, show_duration, tightest
+
+MICROUSD_PER_USD = 1_000_000
+
+
+def common_headers(call: Call) -> bytes:
+    """Return the headers of every answer: the request's id and where its limits stand."""
+    head = f"x-request-id: {call.id}\r\n"
+    standings = call.verdict.standings
+    if standings:
+        for unit in (REQUESTS, TOKENS):
+            tight = tightest(standings, unit)
+            if tight is not None:
+                head += (
+                    f"x-ratelimit-limit-{unit}: {tight.bucket.per_minute}\r\n"
+                    f"x-ratelimit-remaining-{unit}: {max(0, tight.level)}\r\n"
+                    f"x-ratelimit-reset-{unit}: {show_duration(tight.reset_seconds)}\r\n"
+                )
+    return head.encode()
+
+
+def served_headers(call: Call, *, with_cost: bool) -> bytes:
+    """Return the common headers and what served the request; a stream's cost is known too late."""
+    assert call.route is not None
+    target = call.route.target
+    head = (
+        f"x-sluice-provider: {target.provider}\r\n"
+        f"x-sluice-model: {target.model}\r\n"
+        f"x-sluice-attempts: {call.attempts}\r\n"
+    )
+    if with_cost and call.price_version:
+        whole, rest = divmod(call.cost_microusd, MICROUSD_PER_USD)
+        head += f"x-sluice-cost-usd: {whole}.{rest:06d}\r\n"
+    return common_headers(call) + head.encode("latin-1", "replace")
+
+
+def error_headers(call: Call, error: ApiError) -> bytes:
+    """Return the headers of an error, with when and whether to try again."""
+    head = b""
+    if error.retry_after is not None:
+        milliseconds = max(1, ceil(error.retry_after * 1000))
+        seconds = max(1, ceil(error.retry_after))
+        head += b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (seconds, milliseconds)
+    if error.retryable is False:
+        head += b"x-should-retry: false\r\n"
+    if call.attempts and call.route is not None:
+        return served_headers(call, with_cost=False) + head
+    return common_headers(call) + head

@@ -1,0 +1,105 @@
+"""Hot path: the state of one request on its way. Owned by `serve`; nothing keeps it afterwards."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from gateway.core import record
+from gateway.core.operations import Operation
+from gateway.core.request import Request
+from gateway.core.usage import Usage
+from gateway.pipeline.catalogue import Route, Served
+from gateway.policy.access import Principal
+from gateway.store.admission import Holding, Verdict
+from gateway.upstream.connection import Flow
+from gateway.upstream.relay import Relay
+
+Deliver = Callable[[], None]
+
+NO_USAGE = Usage()
+NO_VERDICT = Verdict()
+
+
+class Client(Protocol):
+    """The client's side of a request, as `http` implements it. Header blocks end in CRLF."""
+
+    def reply(self, status: int, content_type: str, headers: bytes, body: bytes) -> None:
+        """Send a whole reply."""
+        ...
+
+    def start(self, headers: bytes) -> None:
+        """Send the head of an event stream."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send content of the stream."""
+        ...
+
+    def finish(self, data: bytes) -> None:
+        """Send the last content and end the stream."""
+        ...
+
+    def follow(self, flow: Flow | None) -> None:
+        """Pause this source while the client cannot keep up."""
+        ...
+
+    def expect(self) -> None:
+        """Know that a reply is on its way, though not yet written."""
+        ...
+
+
+class Call:
+    """One request: what came in, what was decided, what it came to. Times are loop seconds."""
+
+    __slots__ = (
+        "attempts",
+        "body",
+        "client",
+        "cost_microusd",
+        "error",
+        "finished",
+        "holding",
+        "id",
+        "leased",
+        "model",
+        "operation",
+        "outcome",
+        "price_version",
+        "principal",
+        "relay",
+        "reply_at",
+        "request",
+        "route",
+        "secret",
+        "sent_at",
+        "started_at",
+        "status",
+        "usage",
+        "usage_source",
+        "verdict",
+    )
+
+    def __init__(
+        self,
+        call_id: str,
+        operation: Operation,
+        body: bytes,
+        secret: str | None,
+        client: Client,
+        started_at: float,
+    ) -> None:
+        self.id, self.operation, self.body, self.secret = call_id, operation, body, secret
+        self.client, self.started_at = client, started_at
+        self.principal: Principal | None = None
+        self.request: Request | None = None
+        self.model: Served | None = None
+        self.holding: Holding | None = None
+        self.leased = self.finished = False
+        self.verdict = NO_VERDICT
+        self.route: Route | None = None
+        self.relay: Relay | None = None
+        self.attempts = 0
+        self.sent_at = self.reply_at = 0.0
+        self.status = 0
+        self.outcome, self.error = record.OK, ""
+        self.usage, self.usage_source = NO_USAGE, "none"
+        self.cost_microusd, self.price_version = 0, ""

@@ -1,0 +1,67 @@
+"""Settles what dead workers left behind: expired leases become usage at their estimate."""
+
+from functools import partial
+
+from gateway.core import record
+from gateway.core.record import RequestRecord
+from gateway.core.usage import Usage
+from gateway.pipeline.services import Services
+from gateway.pipeline.settle import OTHER, UNPRICED, counts, parts
+from gateway.policy.pricing import cost_microusd
+from gateway.store.admission import Holding, Settlement
+
+
+async def reap(services: Services) -> None:
+    """Settle every tenant's expired leases as aborted. Raises StoreError.
+
+    Safe from several workers at once: a lease counts once, and only then is its record emitted.
+    """
+    for tenant in await services.admission.tenants():
+        for lease, holding in await services.admission.expired(tenant):
+            _abort(services, tenant, lease, holding or _NOTHING)
+
+
+_NOTHING = Holding("unknown", OTHER, "", "", "chat", 0, 0, 0)
+
+
+def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> None:
+    usage = Usage(prompt_tokens=holding.prompt, completion_tokens=holding.output)
+    served = services.catalogue.resolve(holding.model)
+    price = served.routes[0].price_now() if served is not None else None
+    cost = cost_microusd(price, usage) if price is not None else 0
+    model = holding.model if served is not None and served.configured else OTHER
+    finished = RequestRecord(
+        id=lease,
+        time=services.admission.now(),
+        tenant=tenant,
+        key=holding.key,
+        operation=holding.operation,
+        model=model,
+        provider=holding.provider,
+        served_model=holding.served,
+        status=499,
+        outcome=record.ABORTED,
+        error="worker_lost",
+        stream=False,
+        usage=usage,
+        usage_source="reserved",
+        cost_microusd=cost,
+        price=price.version if price is not None else UNPRICED,
+        attempts=1,
+        duration_us=0,
+        first_byte_us=0,
+        upstream_us=0,
+    )
+    settlement = Settlement(
+        lease=lease,
+        tenant=tenant,
+        returns=(),
+        parts=parts(holding.key, model, holding.provider),
+        counts=counts(usage, 1, cost),
+    )
+    services.admission.settle(settlement, partial(_emit_once, services, finished))
+
+
+def _emit_once(services: Services, finished: RequestRecord, counted: bool) -> None:
+    if counted:
+        services.emit(finished)

@@ -1,0 +1,141 @@
+"""Hot path: one request from its body to its reply.
+
+authenticate -> decode -> admit -> attempt -> settle -> deliver. Settlement always runs, and runs
+before the reply leaves: what a client has seen completed has been accounted for.
+"""
+
+import asyncio
+import logging
+from functools import partial
+
+from gateway.core import record
+from gateway.core.errors import ApiError, StoreError, UpstreamError
+from gateway.formats import openai
+from gateway.pipeline.answer import error_headers
+from gateway.pipeline.attempt import attempt
+from gateway.pipeline.call import Call, Deliver
+from gateway.pipeline.services import Services
+from gateway.pipeline.settle import settle
+from gateway.policy.access import may_use
+from gateway.policy.limits import TOKENS
+from gateway.policy.retry import client_error
+from gateway.store.admission import Holding
+
+logger = logging.getLogger("sluice.pipeline")
+
+# Reserved for the answer where neither the request nor the model's configuration sets a maximum.
+DEFAULT_OUTPUT_TOKENS = 1024
+
+
+async def serve(services: Services, call: Call) -> None:
+    """Serve one request; the reply reaches the client when its settlement is on its way.
+
+    Cancelled when the client goes away: the upstream connection is closed at once and what was
+    delivered is settled.
+    """
+    try:
+        deliver = await _answer(services, call)
+    except asyncio.CancelledError:
+        call.outcome = record.DISCONNECTED
+        settle(services, call)
+        raise
+    call.client.expect()
+    settle(services, call)
+    services.admission.after_settled(deliver)
+
+
+async def _answer(services: Services, call: Call) -> Deliver:
+    """Run the stages; whatever goes wrong becomes an error in the client's protocol."""
+    try:
+        authenticate(services, call)
+        decode(services, call)
+        await admit(services, call)
+        return await attempt(services, call)
+    except ApiError as error:
+        return _refuse(call, error)
+    except UpstreamError as error:
+        provider = call.route.target.provider if call.route else "upstream"
+        return _refuse(call, client_error(error, provider))
+    except StoreError as error:
+        logger.warning("admission failed: %s", error)
+        message = "The store that decides over limits cannot be reached."
+        return _refuse(call, ApiError("store_unavailable", message, retry_after=1))
+    except Exception:
+        logger.exception("request %s failed inside the gateway", call.id)
+        return _refuse(call, ApiError("internal_error", "The gateway failed. See its log."))
+
+
+def authenticate(services: Services, call: Call) -> None:
+    """Find out who asks."""
+    call.principal = services.keyring.authenticate(call.secret)
+
+
+def decode(services: Services, call: Call) -> None:
+    """Understand the request: its model must exist, and the key must be allowed to use it."""
+    assert call.principal is not None
+    call.request = request = openai.decode(call.operation, call.body)
+    call.body = b""
+    served = services.catalogue.resolve(request.model)
+    if not may_use(call.principal, request.model):
+        message = f"This key may not use the model '{request.model}'."
+        raise ApiError("model_not_allowed", message, param="model")
+    if served is None:
+        message = f"The model '{request.model}' does not exist here."
+        raise ApiError("model_not_found", message, param="model")
+    if not any(call.operation in route.adapter.operations for route in served.routes):
+        message = f"The model '{request.model}' does not do {call.operation.value}."
+        raise ApiError("invalid_value", message, param="model")
+    call.model = served
+
+
+async def admit(services: Services, call: Call) -> None:
+    """Reserve what the request may use, under every limit that applies at once."""
+    request, served, principal = call.request, call.model, call.principal
+    assert request is not None
+    assert served is not None
+    assert principal is not None
+    output = request.max_output
+    if output is None:
+        output = served.max_output or DEFAULT_OUTPUT_TOKENS
+    target = served.routes[0].target
+    call.holding = Holding(
+        key=principal.key,
+        model=request.model,
+        provider=target.provider,
+        served=target.model,
+        operation=call.operation.value,
+        prompt=request.prompt_estimate,
+        output=output * request.choices,
+        started=int(services.admission.now()),
+    )
+    call.leased = True
+    call.verdict = verdict = await services.admission.admit(principal, call.id, call.holding)
+    if verdict.refused_by is None:
+        return
+    call.leased = False
+    bucket = verdict.refused_by
+    unit = "tokens" if bucket.unit == TOKENS else "requests"
+    text = f"Limit of {bucket.per_minute} {unit} a minute reached for this {bucket.scope}."
+    if verdict.wait_seconds is None:
+        text = (
+            f"The request needs {call.holding.tokens} tokens, more than this {bucket.scope}'s "
+            f"limit of {bucket.capacity} a minute ever allows. Lower its maximum of output tokens."
+        )
+    raise ApiError(
+        "rate_limit_exceeded",
+        text,
+        retry_after=verdict.wait_seconds,
+        retryable=None if verdict.wait_seconds is not None else False,
+    )
+
+
+def _refuse(call: Call, error: ApiError) -> Deliver:
+    """Answer with an error: as a reply, or on a stream that is open as its last event."""
+    call.status, call.error = error.status, error.code
+    call.outcome = record.ERROR if call.leased else record.REFUSED
+    if call.relay is not None and call.relay.started:
+        call.client.follow(None)
+        return partial(call.client.finish, openai.error_event(error))
+    body = openai.error_body(error)
+    headers = error_headers(call, error)
+    return partial(call.client.reply, error.status, "application/json", headers, body)

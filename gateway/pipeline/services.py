@@ -1,0 +1,25 @@
+"""What a request needs from the worker around it. Built once in `gateway.app`."""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.config.schema import Config
+from gateway.core.record import RequestRecord
+from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.keyring import Keyring
+from gateway.store.admission import Admission
+from gateway.upstream.pool import Transport
+
+
+class Services(msgspec.Struct, frozen=True):
+    """The worker's own parts; `emit` takes each finished request's record."""
+
+    loop: asyncio.AbstractEventLoop
+    config: Config
+    keyring: Keyring
+    catalogue: Catalogue
+    admission: Admission
+    transport: Transport
+    emit: Callable[[RequestRecord], None]

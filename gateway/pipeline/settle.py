@@ -1,0 +1,143 @@
+"""Hot path: turns a finished request into usage, money and one record. Runs for every request."""
+
+from gateway.core import record
+from gateway.core.record import RequestRecord
+from gateway.core.usage import Usage
+from gateway.pipeline.call import NO_USAGE, Call
+from gateway.pipeline.services import Services
+from gateway.policy.limits import TOKENS
+from gateway.policy.pricing import cost_microusd
+from gateway.policy.tokens import count_tokens
+from gateway.store.admission import Settlement
+
+MICROSECONDS = 1_000_000
+OTHER = "other"  # stands for names that a client made up: counters must not grow with them
+UNPRICED = "unpriced"
+
+_PROMPT_FIELDS = ("messages", "prompt", "input")
+
+
+def measure(call: Call, content: bytes | None = None) -> None:
+    """Find out what was used: from the provider's figure, or by our own count; then its cost.
+
+    `content` is a whole reply's body; without it the call's stream tells. Idempotent.
+    """
+    assert call.route is not None
+    assert call.request is not None
+    adapter = call.route.adapter
+    relay = call.relay
+    usage = adapter.parse_usage(content) if content is not None else None
+    if relay is not None:
+        usage = relay.usage
+    if usage is not None:
+        call.usage, call.usage_source = usage, "provider"
+    else:
+        text_tokens = relay.delivered_tokens() if relay is not None else 0
+        if content is not None and text_tokens == 0:
+            text_tokens = count_tokens(adapter.parse_text(content))
+        call.usage = Usage(prompt_tokens=_count_prompt(call), completion_tokens=text_tokens)
+        call.usage_source = "estimated" if call.finished else "partial"
+    price = call.route.price_now()
+    if price is None:
+        call.cost_microusd, call.price_version = 0, ""
+    else:
+        call.cost_microusd = cost_microusd(price, call.usage)
+        call.price_version = price.version
+
+
+def settle(services: Services, call: Call) -> None:
+    """Close the lease with what was used, and emit the record."""
+    if call.outcome == record.DISCONNECTED and call.sent_at and not call.finished:
+        measure(call)
+    if call.leased:
+        _close_lease(services, call)
+    services.emit(_record(services, call))
+
+
+def _close_lease(services: Services, call: Call) -> None:
+    principal, holding = call.principal, call.holding
+    assert principal is not None
+    assert holding is not None
+    usage = call.usage
+    surplus = holding.tokens - usage.prompt_tokens - usage.completion_tokens
+    failed = 1 if call.outcome == record.ERROR else 0
+    services.admission.settle(
+        Settlement(
+            lease=call.id,
+            tenant=principal.tenant,
+            returns=tuple([(b, surplus) for b in principal.buckets if b.unit == TOKENS]),
+            parts=parts(principal.key, _model_label(call), _provider(call)),
+            counts=counts(usage, failed, call.cost_microusd),
+        )
+    )
+
+
+def parts(key: str, model: str, provider: str) -> tuple[str, ...]:
+    """Return the names of the counters a request adds to; the first is the tenant's total."""
+    named = ("", f"model:{model}", f"key:{key}")
+    return (*named, f"provider:{provider}") if provider else named
+
+
+def counts(usage: Usage, failed: int, cost: int) -> tuple[int, ...]:
+    """Return a request's counters in the order of `settle.lua`."""
+    return (
+        1,
+        failed,
+        0,
+        usage.prompt_tokens,
+        usage.cached_tokens,
+        usage.completion_tokens,
+        usage.reasoning_tokens,
+        cost,
+    )
+
+
+def _record(services: Services, call: Call) -> RequestRecord:
+    now = services.loop.time()
+    request, principal, route = call.request, call.principal, call.route
+    waited = (call.reply_at or now) - call.sent_at if call.sent_at else 0.0
+    first = call.relay.first_event_at if call.relay is not None else call.reply_at
+    return RequestRecord(
+        id=call.id,
+        time=services.admission.now(),
+        tenant=principal.tenant if principal else "",
+        key=principal.key if principal else "",
+        operation=call.operation.value,
+        model=_model_label(call),
+        provider=_provider(call),
+        served_model=route.target.model if route else "",
+        status=call.status or 499,  # nginx's figure for a client that went away
+        outcome=call.outcome,
+        error=call.error,
+        stream=request.stream if request else False,
+        usage=call.usage,
+        usage_source=call.usage_source,
+        cost_microusd=call.cost_microusd,
+        price=call.price_version or (UNPRICED if call.usage is not NO_USAGE else ""),
+        attempts=call.attempts,
+        duration_us=int((now - call.started_at) * MICROSECONDS),
+        first_byte_us=int((first - call.started_at) * MICROSECONDS) if first else 0,
+        upstream_us=int(waited * MICROSECONDS),
+    )
+
+
+def _model_label(call: Call) -> str:
+    served = call.model
+    if served is None:
+        return OTHER
+    return served.name if served.configured or call.finished else OTHER
+
+
+def _provider(call: Call) -> str:
+    return call.route.target.provider if call.route else ""
+
+
+def _count_prompt(call: Call) -> int:
+    """Count the prompt from the request's own JSON; a file inside it is estimated instead."""
+    request = call.request
+    assert request is not None
+    for name in _PROMPT_FIELDS:
+        raw = request.fields.get(name)
+        if raw is not None and len(bytes(raw)) // 4 <= request.prompt_estimate:
+            return count_tokens(bytes(raw).decode(errors="replace"))
+    return request.prompt_estimate

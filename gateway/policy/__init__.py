@@ -1,0 +1,1 @@
+"""Pure decisions: routing, retry, breaker, limits, pricing."""

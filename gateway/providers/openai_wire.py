@@ -1,0 +1,119 @@
+"""Hot path: the parts of OpenAI's replies that the gateway reads, as msgspec structs.
+
+Lenient on purpose: what many compatible servers leave out or send as null must not fail a reply.
+"""
+
+import msgspec
+
+from gateway.core.usage import Usage
+
+
+class PromptDetails(msgspec.Struct, gc=False):
+    """`usage.prompt_tokens_details`."""
+
+    cached_tokens: int | None = None
+
+
+class CompletionDetails(msgspec.Struct, gc=False):
+    """`usage.completion_tokens_details`."""
+
+    reasoning_tokens: int | None = None
+
+
+class WireUsage(msgspec.Struct, gc=False):
+    """`usage`; DeepSeek names cached tokens `prompt_cache_hit_tokens`."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+    prompt_cache_hit_tokens: int | None = None
+
+    def counted(self) -> Usage:
+        """Convert to the gateway's counts."""
+        cached = self.prompt_cache_hit_tokens or 0
+        if self.prompt_tokens_details is not None:
+            cached = self.prompt_tokens_details.cached_tokens or cached
+        reasoning = 0
+        if self.completion_tokens_details is not None:
+            reasoning = self.completion_tokens_details.reasoning_tokens or 0
+        return Usage(self.prompt_tokens or 0, cached, 0, self.completion_tokens or 0, reasoning)
+
+
+class Function(msgspec.Struct, gc=False):
+    """A tool call's name and (partial) arguments."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(msgspec.Struct, gc=False):
+    """One entry of `tool_calls`."""
+
+    function: Function | None = None
+
+
+class Message(msgspec.Struct, gc=False):
+    """A message or a stream's delta."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+    def generated(self) -> str:
+        """Return all that the model wrote in it."""
+        text = self.content or ""
+        if self.reasoning_content:
+            text += self.reasoning_content
+        if self.refusal:
+            text += self.refusal
+        for call in self.tool_calls or ():
+            if call.function is not None:
+                text += (call.function.name or "") + (call.function.arguments or "")
+        return text
+
+
+class Choice(msgspec.Struct, gc=False):
+    """One choice of a reply or of a stream's chunk."""
+
+    delta: Message | None = None
+    message: Message | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+    def generated(self) -> str:
+        """Return the text of whichever form this choice has."""
+        part = self.delta or self.message
+        return part.generated() if part is not None else self.text or ""
+
+
+class Chunk(msgspec.Struct, gc=False):
+    """One event of a stream, or a whole reply with its choices."""
+
+    choices: list[Choice] | None = None
+    usage: WireUsage | None = None
+    error: msgspec.Raw | None = None
+
+
+class UsageOnly(msgspec.Struct, gc=False):
+    """A whole reply of which only the usage matters."""
+
+    usage: WireUsage | None = None
+
+
+class ErrorFields(msgspec.Struct, gc=False):
+    """`error` of an error reply."""
+
+    message: str | None = None
+
+
+class ErrorReply(msgspec.Struct, gc=False):
+    """An error reply."""
+
+    error: ErrorFields
+
+
+decode_chunk = msgspec.json.Decoder(Chunk).decode
+decode_usage = msgspec.json.Decoder(UsageOnly).decode
+decode_error = msgspec.json.Decoder(ErrorReply).decode

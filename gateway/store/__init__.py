@@ -1,0 +1,1 @@
+"""Redis: the multiplexed connection, the Lua functions, admission and settlement, key names."""

@@ -1,0 +1,336 @@
+"""Hot path: leases. A request is admitted by taking one and settled by turning it into usage.
+
+What is asked in one turn of the event loop goes to Redis as one call a tenant. Replies to clients
+wait for `after_settled`: they leave when the settlement that pays for them has left this process.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from gateway.core.errors import StoreError
+from gateway.policy.access import Principal
+from gateway.policy.limits import TOKENS, Bucket, Standing
+from gateway.store import names, scripts
+from gateway.store.client import Client
+from gateway.store.connection import Reply
+
+# A worker extends the leases it serves every third of this, so a live stream keeps its lease
+# through two missed turns, and a killed worker's leases return within this time.
+LEASE_SECONDS = 30
+MAX_BATCH = 256  # Lua's unpack and Redis's attention are both finite
+# Settlements kept while Redis is away; beyond this the oldest are lost, and counted as such.
+MAX_UNSETTLED = 100_000
+
+
+class Holding(msgspec.Struct, frozen=True, gc=False):
+    """What a lease holds, enough to account for it if its worker dies. Amounts are estimates."""
+
+    key: str
+    model: str
+    provider: str
+    served: str
+    operation: str
+    prompt: int
+    output: int
+    started: int
+
+    @property
+    def tokens(self) -> int:
+        """Return what is reserved in token buckets."""
+        return self.prompt + self.output
+
+
+class Verdict(msgspec.Struct, frozen=True, gc=False):
+    """The answer to an admission; `wait_seconds` is None where waiting cannot help."""
+
+    standings: tuple[Standing, ...] = ()
+    refused_by: Bucket | None = None
+    wait_seconds: float | None = 0
+
+
+class Settlement(msgspec.Struct, frozen=True, gc=False):
+    """What became of a lease. `counts` are the counters of `settle.lua`, in its order."""
+
+    lease: str
+    tenant: str
+    returns: tuple[tuple[Bucket, int], ...]
+    parts: tuple[str, ...]
+    counts: tuple[int, ...]
+
+
+class _Ask(msgspec.Struct, frozen=True, gc=False):
+    lease: str
+    holding: bytes
+    amounts: tuple[tuple[Bucket, int], ...]
+    future: asyncio.Future[Verdict] | None
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_to_json = msgspec.json.Encoder().encode
+_unpack_verdicts = msgspec.msgpack.Decoder(tuple[int, list[list[int]]]).decode
+_unpack_counted = msgspec.msgpack.Decoder(list[int]).decode
+
+_T = TypeVar("_T")
+Applied = Callable[[bool], None]
+
+
+def amounts(principal: Principal, tokens: int) -> tuple[tuple[Bucket, int], ...]:
+    """Return what a request takes from each bucket."""
+    return tuple([(b, tokens if b.unit == TOKENS else 1) for b in principal.buckets])
+
+
+class Admission:
+    """The worker's side of the leases: asks, settles, extends."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._loop = asyncio.get_running_loop()
+        self._asks: dict[str, list[_Ask]] = {}
+        self._settlements: dict[str, list[tuple[Settlement, Applied | None]]] = {}
+        self._after: list[Callable[[], None]] = []
+        self._unsettled: deque[tuple[Settlement, Applied | None]] = deque()
+        self._open: dict[str, tuple[str, float]] = {}
+        self._tenants: set[str] = set()
+        self._scheduled = False
+        self._clock_offset = 0.0
+        self.lost_settlements = 0
+        client.on_connect = self._replay
+
+    @property
+    def open_leases(self) -> int:
+        """Return how many leases this worker holds."""
+        return len(self._open)
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many settlements wait for Redis to come back."""
+        return len(self._unsettled)
+
+    async def admit(self, principal: Principal, lease: str, holding: Holding) -> Verdict:
+        """Take a lease if every limit allows it. Raises StoreError.
+
+        A limitless principal need not wait. Whoever calls this settles the lease, whatever
+        happens, also when it raises or is cancelled: the lease may have been taken.
+        """
+        future = self._loop.create_future() if principal.buckets else None
+        wanted = amounts(principal, holding.tokens)
+        self._asks.setdefault(principal.tenant, []).append(
+            _Ask(lease, _to_json(holding), wanted, future)
+        )
+        self._open[lease] = (principal.tenant, self._loop.time())
+        self._schedule()
+        if future is None:
+            return Verdict()
+        verdict: Verdict = await future
+        if verdict.refused_by is not None:
+            self._open.pop(lease, None)
+        return verdict
+
+    def settle(self, settlement: Settlement, applied: Applied | None = None) -> None:
+        """Turn a lease into usage; `applied` learns whether it was this call that counted."""
+        self._open.pop(settlement.lease, None)
+        self._settlements.setdefault(settlement.tenant, []).append((settlement, applied))
+        self._schedule()
+
+    def after_settled(self, deliver: Callable[[], None]) -> None:
+        """Run `deliver` once every settlement so far is out of this process."""
+        self._after.append(deliver)
+        self._schedule()
+
+    async def expired(self, tenant: str, most: int = 100) -> list[tuple[str, Holding | None]]:
+        """Return a tenant's leases that nobody extends any more. Raises StoreError."""
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        keys = list(names.leases(tenant))
+        self._client.run(scripts.EXPIRED, keys, (b"%d" % most,), _resolver(future))
+        flat = await future
+        return [(flat[i].decode(), _holding(flat[i + 1])) for i in range(0, len(flat), 2)]
+
+    def extend_open(self) -> None:
+        """Move the deadlines of this worker's leases that are not brand new."""
+        old = self._loop.time() - LEASE_SECONDS / 3
+        by_tenant: dict[str, list[bytes]] = {}
+        for lease, (tenant, since) in self._open.items():
+            if since < old:
+                by_tenant.setdefault(tenant, []).append(lease.encode())
+        for tenant, leases in by_tenant.items():
+            for part in _batches(leases):
+                args = (b"%d" % (LEASE_SECONDS * 1000), *part)
+                self._client.run(scripts.EXTEND, [names.leases(tenant)[0]], args, lambda _: None)
+
+    async def tenants(self) -> set[str]:
+        """Return every tenant that ever used this store. Raises StoreError."""
+        return {name.decode() for name in await self._client.call("SMEMBERS", names.TENANTS)}
+
+    def retry_unsettled(self) -> None:
+        """Send again what Redis refused while it was reachable."""
+        if self._unsettled and self._client.connected:
+            self._replay()
+
+    async def aclose(self, seconds: float) -> None:
+        """Send what is left and wait for Redis's answer, so long at most. Idempotent."""
+        self.retry_unsettled()
+        self._flush()
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._client.call("PING")
+
+    def now(self) -> float:
+        """Return Unix seconds by Redis's clock, as far as this worker knows it."""
+        return time.time() + self._clock_offset
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        asks, self._asks = self._asks, {}
+        for tenant, waiting in asks.items():
+            if tenant not in self._tenants:
+                self._tenants.add(tenant)
+                self._client.post("SADD", names.TENANTS, tenant)
+            for part in _batches(waiting):
+                self._send_asks(tenant, part)
+        settlements, self._settlements = self._settlements, {}
+        for tenant, due in settlements.items():
+            for batch in _batches(due):
+                self._send_settlements(tenant, batch)
+        self._client.flush()
+        after, self._after = self._after, []
+        for deliver in after:
+            deliver()
+
+    def _send_asks(self, tenant: str, asks: list[_Ask]) -> None:
+        keys, specs = [*names.leases(tenant)], []
+        numbers: dict[str, int] = {}
+        requests = []
+        for ask in asks:
+            wants = []
+            for bucket, amount in ask.amounts:
+                number = numbers.get(bucket.name)
+                if number is None:
+                    keys.append(bucket.name)
+                    specs.append((bucket.capacity, bucket.per_minute))
+                    number = numbers[bucket.name] = len(specs)
+                wants.append((number, amount))
+            requests.append((ask.lease, ask.holding.decode(), wants))
+
+        def done(reply: Reply | Exception) -> None:
+            self._answer(asks, reply)
+
+        data = _pack((LEASE_SECONDS * 1000, specs, requests))
+        self._client.run(scripts.ADMIT, keys, (data,), done)
+
+    def _answer(self, asks: list[_Ask], reply: Reply | Exception) -> None:
+        if not isinstance(reply, bytes):
+            error = reply if isinstance(reply, StoreError) else StoreError(f"Redis: {reply}")
+            for ask in asks:
+                if ask.future is not None and not ask.future.done():
+                    ask.future.set_exception(error)
+            return
+        now_us, verdicts = _unpack_verdicts(reply)
+        self._clock_offset = now_us / 1e6 - time.time()
+        for ask, (refusing, wait_us, *levels) in zip(asks, verdicts, strict=True):
+            if ask.future is None or ask.future.done():
+                continue
+            standings = tuple(
+                [Standing(b, level) for (b, _), level in zip(ask.amounts, levels, strict=True)]
+            )
+            if refusing:
+                # A bucket's number is its place among those of the whole batch; the refusing one
+                # is the request's own first that has too little.
+                bucket = _refusing(ask, levels)
+                wait = None if wait_us < 0 else wait_us / 1e6
+                ask.future.set_result(Verdict(standings, bucket, wait))
+            else:
+                ask.future.set_result(Verdict(standings))
+
+    def _send_settlements(self, tenant: str, due: list[tuple[Settlement, Applied | None]]) -> None:
+        bucket_numbers: dict[str, int] = {}
+        bucket_keys, specs = [], []
+        usage_numbers: dict[str, int] = {}
+        entries = []
+        for settlement, _ in due:
+            gives = []
+            for bucket, amount in settlement.returns:
+                number = bucket_numbers.get(bucket.name)
+                if number is None:
+                    bucket_keys.append(bucket.name)
+                    specs.append((bucket.capacity, bucket.per_minute))
+                    number = bucket_numbers[bucket.name] = len(specs)
+                gives.append((number, amount))
+            hashes = [usage_numbers.setdefault(p, len(usage_numbers)) for p in settlement.parts]
+            entries.append((settlement.lease, gives, hashes, settlement.counts))
+        day, month = names.periods(self.now())
+        keys = [*names.leases(tenant), *bucket_keys]
+        for part in usage_numbers:
+            keys += (names.usage(tenant, day, part), names.usage(tenant, month, part))
+
+        def done(reply: Reply | Exception) -> None:
+            if isinstance(reply, bytes):
+                for (_, applied), counted in zip(due, _unpack_counted(reply), strict=True):
+                    if applied is not None:
+                        applied(bool(counted))
+            else:
+                self._keep(due)
+
+        data = _pack((specs, names.DAY_TTL_SECONDS, names.MONTH_TTL_SECONDS, entries))
+        self._client.run(scripts.SETTLE, keys, (data,), done)
+
+    def _keep(self, due: list[tuple[Settlement, Applied | None]]) -> None:
+        """Keep what Redis did not take; settling again is safe, a lease counts once."""
+        self._unsettled.extend(due)
+        while len(self._unsettled) > MAX_UNSETTLED:
+            self._unsettled.popleft()
+            self.lost_settlements += 1
+
+    def _replay(self) -> None:
+        while self._unsettled:
+            settlement, applied = self._unsettled.popleft()
+            self._settlements.setdefault(settlement.tenant, []).append((settlement, applied))
+        self._tenants.clear()
+        self._schedule()
+
+
+def _refusing(ask: _Ask, levels: list[int]) -> Bucket:
+    """Return the bucket with the longest wait among those that had too little."""
+    short = [
+        ((amount - level) / bucket.per_minute if amount <= bucket.capacity else float("inf"), i)
+        for i, ((bucket, amount), level) in enumerate(zip(ask.amounts, levels, strict=True))
+        if amount > level
+    ]
+    return ask.amounts[max(short)[1]][0]
+
+
+def _resolver(future: asyncio.Future[Reply]) -> Callable[[Reply | Exception], None]:
+    def done(reply: Reply | Exception) -> None:
+        if future.done():
+            return
+        if isinstance(reply, Exception):
+            future.set_exception(
+                reply if isinstance(reply, StoreError) else StoreError(f"Redis: {reply}")
+            )
+        else:
+            future.set_result(reply)
+
+    return done
+
+
+def _holding(data: bytes) -> Holding | None:
+    try:
+        return msgspec.json.decode(data, type=Holding)
+    except msgspec.DecodeError:
+        return None
+
+
+def _batches(items: list[_T]) -> list[list[_T]]:
+    if len(items) <= MAX_BATCH:
+        return [items]
+    return [items[i : i + MAX_BATCH] for i in range(0, len(items), MAX_BATCH)]

@@ -1,0 +1,157 @@
+"""The worker's Redis client: keeps one multiplexed connection up, with the Lua functions loaded."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+
+import hiredis
+
+from gateway.core.errors import StoreError
+from gateway.store import scripts
+from gateway.store.connection import Callback, Connection, Reply, pack
+from gateway.store.location import Location
+from gateway.store.scripts import Script
+
+FIRST_BACKOFF_SECONDS = 0.05
+LAST_BACKOFF_SECONDS = 2.0
+
+
+class Client:
+    """Sends commands on whatever connection is up; while none is, each fails at once."""
+
+    def __init__(self, location: Location, timeout: float, name: str) -> None:
+        self._location, self._timeout, self._name = location, timeout, name
+        self._loop = asyncio.get_running_loop()
+        self._connection: Connection | None = None
+        self._lost = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self.on_connect: Callable[[], None] = lambda: None
+
+    @property
+    def connected(self) -> bool:
+        """Tell whether commands can be sent now."""
+        return self._connection is not None
+
+    async def start(self) -> None:
+        """Connect once, raising StoreError, then stay connected in the background."""
+        self._connection = await self._connect()
+        self._keeper = self._loop.create_task(self._keep_connected(), name="redis")
+
+    async def aclose(self) -> None:
+        """Close the connection; idempotent."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def call(self, *args: bytes | str | int) -> asyncio.Future[Reply]:
+        """Send a command; the future raises StoreError where it fails."""
+        if self._connection is None:
+            future: asyncio.Future[Reply] = self._loop.create_future()
+            future.set_exception(StoreError("Redis is not reachable"))
+            return future
+        return self._connection.call(*args)
+
+    def post(self, *args: bytes | str | int) -> None:
+        """Send a command whose reply does not matter."""
+        if self._connection is not None:
+            self._connection.send(pack(args), lambda _: None)
+
+    def run(self, script: Script, keys: list[str], args: tuple[bytes, ...], done: Callback) -> None:
+        """Run a Lua function; `done` gets its reply or an exception, always once."""
+        connection = self._connection
+        if connection is None:
+            done(StoreError("Redis is not reachable"))
+            return
+
+        def answered(reply: Reply | Exception) -> None:
+            if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+                # Somebody flushed the scripts: EVAL runs it all the same and loads it again.
+                command: tuple[bytes | str | int, ...] = (
+                    "EVAL",
+                    script.source,
+                    len(keys),
+                    *keys,
+                    *args,
+                )
+                connection.send(pack(command), done)
+            else:
+                done(reply)
+
+        command: tuple[bytes | str | int, ...] = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        connection.send(pack(command), answered)
+
+    def after_write(self, callback: Callable[[], None]) -> None:
+        """Run the callback once what was sent so far is out of this process."""
+        if self._connection is None:
+            callback()
+        else:
+            self._connection.after_write(callback)
+
+    def flush(self) -> None:
+        """Write what is queued at once."""
+        if self._connection is not None:
+            self._connection.flush()
+
+    def _on_lost(self, connection: Connection) -> None:
+        if connection is self._connection:
+            self._connection = None
+            connection.flush()  # runs what waited for a write that will not happen
+            self._lost.set()
+
+    async def _keep_connected(self) -> None:
+        while True:
+            await self._lost.wait()
+            self._lost.clear()
+            backoff = FIRST_BACKOFF_SECONDS
+            while self._connection is None:
+                try:
+                    self._connection = await self._connect()
+                except StoreError:
+                    await asyncio.sleep(backoff)
+                    backoff = min(backoff * 2, LAST_BACKOFF_SECONDS)
+            self.on_connect()
+
+    async def _connect(self) -> Connection:
+        def make() -> Connection:
+            return Connection(self._loop, self._timeout, self._on_lost)
+
+        place, loop = self._location, self._loop
+        try:
+            async with asyncio.timeout(self._timeout):
+                if place.unix_path is not None:
+                    _, connection = await loop.create_unix_connection(make, place.unix_path)
+                else:
+                    context = (
+                        ssl.create_default_context(cafile=place.ca_file) if place.tls else None
+                    )
+                    _, connection = await loop.create_connection(
+                        make, place.host, place.port, ssl=context
+                    )
+        except (OSError, TimeoutError) as error:
+            raise StoreError(f"cannot connect to Redis at {place}: {error or 'timeout'}") from None
+        try:
+            await self._greet(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _greet(self, connection: Connection) -> None:
+        place = self._location
+        calls = []
+        if place.password is not None:
+            user = (place.username,) if place.username else ()
+            calls.append(connection.call("AUTH", *user, place.password))
+        if place.database:
+            calls.append(connection.call("SELECT", place.database))
+        calls.append(connection.call("CLIENT", "SETNAME", self._name))
+        calls.extend(connection.call("SCRIPT", "LOAD", s.source) for s in scripts.ALL)
+        try:
+            await asyncio.gather(*calls)
+        except StoreError:
+            await asyncio.gather(*calls, return_exceptions=True)
+            raise

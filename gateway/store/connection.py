@@ -1,0 +1,165 @@
+"""Hot path: one connection to Redis that every request of a worker shares.
+
+Commands that are issued in one turn of the event loop leave in one write. Replies come back in
+order, so each waits in a queue; a cancelled wait keeps its place, and its reply is dropped. A
+command older than the timeout ends the connection: no reply can then reach another command.
+"""
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+
+from gateway.core.errors import StoreError
+
+# The library's own stub asks for a tuple of exactly one argument.
+pack: Callable[[tuple[bytes | str | int, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+Reply = Any  # what hiredis makes of a reply: bytes, int, list or None
+Callback = Callable[[Reply | Exception], None]
+
+# Commands on the way at once; past this the store is too slow to be asked more.
+MAX_PENDING = 20_000
+
+
+class Connection(asyncio.Protocol):
+    """A connected protocol. `on_lost` is called once, when it can no longer be used."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        timeout: float,
+        on_lost: "Callable[[Connection], None]",
+    ) -> None:
+        self._loop, self._timeout, self._on_lost = loop, timeout, on_lost
+        self._reader = hiredis.Reader()
+        self._waiting: deque[tuple[float, Callback]] = deque()
+        self._outgoing: list[bytes] = []
+        self._after_write: list[Callable[[], None]] = []
+        self._flush_scheduled = False
+        self._transport: asyncio.Transport | None = None
+        self._fd = -1
+        self._timer: asyncio.TimerHandle | None = None
+        self.closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; a plain socket is also written to directly."""
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        self._transport = transport  # type: ignore[assignment]  # uvloop's are not subclasses
+        if transport.get_extra_info("sslcontext") is None:
+            self._fd = transport.get_extra_info("socket").fileno()
+
+    def data_received(self, data: bytes) -> None:
+        """Hand each whole reply to the command that waits longest."""
+        self._reader.feed(data)
+        waiting = self._waiting
+        try:
+            while (reply := self._reader.gets()) is not False:
+                waiting.popleft()[1](reply)
+        except (hiredis.ProtocolError, IndexError):
+            self._end(StoreError("Redis sent what is not RESP"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail every command that waits."""
+        self._end(StoreError("the connection to Redis was lost"))
+
+    def send(self, command: bytes, callback: Callback) -> None:
+        """Queue an encoded command; the callback gets its reply or an exception, always once."""
+        if self.closed or len(self._waiting) >= MAX_PENDING:
+            callback(StoreError("Redis is not reachable" if self.closed else "Redis is too slow"))
+            return
+        self._outgoing.append(command)
+        self._waiting.append((self._loop.time() + self._timeout, callback))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout, self._check_deadline)
+        self._schedule()
+
+    def call(self, *args: bytes | str | int) -> asyncio.Future[Reply]:
+        """Send a command and return the future of its reply; errors raise StoreError."""
+        future: asyncio.Future[Reply] = self._loop.create_future()
+
+        def done(reply: Reply | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(reply, Exception):
+                future.set_exception(_translated(reply))
+            else:
+                future.set_result(reply)
+
+        self.send(pack(args), done)
+        return future
+
+    def after_write(self, callback: Callable[[], None]) -> None:
+        """Run the callback once all that is queued now has been handed to the kernel."""
+        self._after_write.append(callback)
+        self._schedule()
+
+    def flush(self) -> None:
+        """Write what is queued, then run what waited for it."""
+        self._flush_scheduled = False
+        if self._outgoing and not self.closed:
+            data = b"".join(self._outgoing)
+            self._outgoing.clear()
+            self._write(data)
+        callbacks, self._after_write = self._after_write, []
+        for callback in callbacks:
+            callback()
+
+    def close(self) -> None:
+        """Close; waiting commands fail."""
+        self._end(StoreError("the connection to Redis was closed"))
+
+    def _schedule(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def _write(self, data: bytes) -> None:
+        transport = self._transport
+        assert transport is not None
+        # uvloop sends at the end of its turn, in no set order of sockets. A direct write makes
+        # sure that a settlement has left before the reply it pays for: a worker that is killed
+        # in between would otherwise lose the usage of a request its client saw completed.
+        if self._fd >= 0 and transport.get_write_buffer_size() == 0:
+            try:
+                sent = os.write(self._fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._end(StoreError("the connection to Redis was lost"))
+                return
+            data = data[sent:]
+        if data:
+            transport.write(data)
+
+    def _check_deadline(self) -> None:
+        self._timer = None
+        if not self._waiting:
+            return
+        left = self._waiting[0][0] - self._loop.time()
+        if left <= 0:
+            self._end(StoreError(f"Redis did not answer within {self._timeout:g} s"))
+        else:
+            self._timer = self._loop.call_later(left, self._check_deadline)
+
+    def _end(self, error: StoreError) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._fd = -1
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport is not None:
+            self._transport.abort()
+        self._outgoing.clear()
+        while self._waiting:
+            self._waiting.popleft()[1](error)
+        self._on_lost(self)
+
+
+def _translated(error: Exception) -> StoreError:
+    return error if isinstance(error, StoreError) else StoreError(f"Redis answered: {error}")

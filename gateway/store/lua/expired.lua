@@ -1,0 +1,15 @@
+-- List leases whose deadline has passed: nobody serves them any more.
+--
+-- KEYS[1]  zset of the tenant's open leases; KEYS[2] hash of what they hold
+-- ARGV[1]  how many at the most
+-- returns  id, holding JSON, id, holding JSON, ...
+
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
+local found = {}
+for _, id in ipairs(ids) do
+  found[#found + 1] = id
+  found[#found + 1] = redis.call('HGET', KEYS[2], id) or ''
+end
+return found

@@ -1,0 +1,85 @@
+-- Turn a batch of one tenant's leases into usage, each exactly once.
+--
+-- KEYS[1]   zset of the tenant's open leases; KEYS[2] hash of what they hold
+-- KEYS[3..] first the token buckets, then the usage hashes
+-- ARGV[1]   msgpack [[[capacity, per_minute], ...], day_ttl_s, month_ttl_s, [settlement, ...]],
+--           one capacity a bucket, a settlement being
+--           [lease id, [[bucket number, units to give back], ...], [counter number, ...],
+--            [requests, errors, cache_hits, prompt, cached, completion, reasoning, cost_microusd]]
+--           buckets count from 1; counters from 0, each of them two hashes: its day, its month
+-- returns   msgpack [1 or 0, ...]: whether each settlement was the one that counted
+--
+-- Idempotent by lease id: a lease that is gone was settled before, by this worker or by the one
+-- that found it expired. Giving back a negative amount takes it: a reply that used more than was
+-- reserved leaves the bucket in debt.
+
+local input = cmsgpack.unpack(ARGV[1])
+local specs, day_ttl, month_ttl, settlements = input[1], input[2], input[3], input[4]
+local FIELDS = {'requests', 'errors', 'cache_hits', 'prompt_tokens', 'cached_tokens',
+  'completion_tokens', 'reasoning_tokens', 'cost_microusd'}
+
+local ids = {}
+for s, settlement in ipairs(settlements) do ids[s] = settlement[1] end
+local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(ids))
+
+local counted, returned, sums, closed, seen = {}, {}, {}, {}, {}
+for s, settlement in ipairs(settlements) do
+  local id = settlement[1]
+  if deadlines[s] and not seen[id] then
+    seen[id] = true
+    counted[s] = 1
+    closed[#closed + 1] = id
+    for _, give in ipairs(settlement[2]) do
+      returned[give[1]] = (returned[give[1]] or 0) + give[2]
+    end
+    for _, number in ipairs(settlement[3]) do
+      local sum = sums[number]
+      if sum == nil then
+        sum = {0, 0, 0, 0, 0, 0, 0, 0}
+        sums[number] = sum
+      end
+      for f, amount in ipairs(settlement[4]) do sum[f] = sum[f] + amount end
+    end
+  else
+    counted[s] = 0
+  end
+end
+
+if #closed > 0 then
+  redis.call('ZREM', KEYS[1], unpack(closed))
+  redis.call('HDEL', KEYS[2], unpack(closed))
+end
+for number, amount in pairs(returned) do
+  if amount ~= 0 then
+    local key, capacity, refill = KEYS[number + 2], specs[number][1], specs[number][2]
+    local stored = tonumber(redis.call('HGET', key, 'level'))
+    if stored then
+      local level = math.min(stored + amount, capacity)
+      redis.call('HSET', key, 'level', string.format('%.0f', level))
+      if amount < 0 then
+        redis.call('PEXPIRE', key, math.ceil((capacity - level) * 60000 / refill) + 60000)
+      end
+    elseif amount < 0 then
+      -- The bucket was full and so forgotten: what was used beyond the reservation is still owed.
+      local clock = redis.call('TIME')
+      redis.call('HSET', key, 'level', string.format('%.0f', capacity + amount),
+        'capacity', capacity, 'refill', refill,
+        'updated', string.format('%.0f', clock[1] * 1000000 + clock[2]))
+      redis.call('PEXPIRE', key, math.ceil(-amount * 60000 / refill) + 60000)
+    end
+  end
+end
+local function add(key, ttl, sum)
+  for f, amount in ipairs(sum) do
+    if amount ~= 0 then
+      local total = redis.call('HINCRBY', key, FIELDS[f], string.format('%.0f', amount))
+      if f == 1 and total == amount then redis.call('EXPIRE', key, ttl) end
+    end
+  end
+end
+for number, sum in pairs(sums) do
+  local day = 2 + #specs + 2 * number + 1
+  add(KEYS[day], day_ttl, sum)
+  add(KEYS[day + 1], month_ttl, sum)
+end
+return cmsgpack.pack(counted)

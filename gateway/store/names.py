@@ -1,0 +1,35 @@
+"""The names of Redis keys: stable API for people with redis-cli. All but two carry the tenant.
+
+Lifetimes: buckets until they are full again, leases a day after the last, day counters 400 days,
+month counters 5 years; `sluice:tenants` and `sluice:requests` (capped) stay.
+"""
+
+from datetime import UTC, datetime
+
+TENANTS = "sluice:tenants"
+REQUESTS = "sluice:requests"
+REQUESTS_KEPT = 10_000
+
+DAY_TTL_SECONDS = 400 * 86_400
+MONTH_TTL_SECONDS = 5 * 366 * 86_400
+
+
+def limit_prefix(tenant: str, scope: str) -> str:
+    """Return the common part of a scope's bucket names; scope is `tenant` or `key:ID`."""
+    return f"sluice:limit:{{{tenant}}}:{scope}"
+
+
+def leases(tenant: str) -> tuple[str, str]:
+    """Return the names of the lease deadlines and of what the leases hold."""
+    return f"sluice:leases:{{{tenant}}}", f"sluice:lease:{{{tenant}}}"
+
+
+def usage(tenant: str, period: str, part: str = "") -> str:
+    """Return a counter hash: period is a day or month, part empty or `model:NAME` and the like."""
+    return f"sluice:usage:{{{tenant}}}:{period}{':' + part if part else ''}"
+
+
+def periods(unix_seconds: float) -> tuple[str, str]:
+    """Return the UTC day and month of a moment, as they stand in usage names."""
+    day = datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d")
+    return day, day[:7]

@@ -1,0 +1,381 @@
+"""Hot path: one keep-alive HTTP/1.1 connection to a provider, one exchange at a time.
+
+A streamed body goes chunk by chunk to a sink, from the very call that read it off the socket; any
+other body is gathered up to a cap. One timer serves the connection's whole life: it is moved only
+when a deadline comes nearer, so a busy connection sets no timers.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+import httptools
+import msgspec
+
+from gateway.core.errors import Failure, UpstreamError
+from gateway.core.target import Deadlines
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_HEADERS = 200
+MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_INFORMATIONAL = 16
+IDLE_SECONDS = 30.0  # below the 60 s at which common load balancers drop an idle connection
+
+FOREVER = float("inf")
+
+
+TAIL_SECONDS = 1.0  # for the end of a message whose content is complete
+
+
+class Flow(Protocol):
+    """The source of a stream, for whoever must slow it down."""
+
+    def pause(self) -> None:
+        """Send nothing for now."""
+        ...
+
+    def resume(self) -> None:
+        """Go on."""
+        ...
+
+
+class Sink(Protocol):
+    """Takes a streamed body. Both calls may raise UpstreamError, which ends the exchange."""
+
+    def begin(self, status: int, headers: dict[bytes, bytes], flow: Flow) -> bool:
+        """See the head; False means: gather the body instead."""
+        ...
+
+    def feed(self, data: bytes) -> bool:
+        """Take the next piece of the body; True means: that was all that matters of it."""
+        ...
+
+
+class Reply(msgspec.Struct, gc=False):
+    """A finished exchange; `body` is empty where a sink took it. Header names are lower case."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+    streamed: bool
+    first_byte_at: float
+
+
+class Stale(Exception):
+    """A reused connection ended before any byte of the reply: the request was not processed."""
+
+
+class Connection(asyncio.Protocol):
+    """The protocol of one connection; `on_idle` and `on_lost` tell the pool."""
+
+    __slots__ = (
+        "_body",
+        "_body_size",
+        "_chunked_or_sized",
+        "_deadline",
+        "_deadlines",
+        "_failure",
+        "_first_byte_at",
+        "_future",
+        "_head_bytes",
+        "_headers",
+        "_headers_done",
+        "_informational",
+        "_loop",
+        "_on_idle",
+        "_on_lost",
+        "_parser",
+        "_paused",
+        "_phase",
+        "_sink",
+        "_started_at",
+        "_status",
+        "_streaming",
+        "_tail",
+        "_timer",
+        "_timer_at",
+        "_transport",
+        "_until",
+        "exchanges",
+    )
+
+    _headers: dict[bytes, bytes]
+    _headers_done: bool
+    _streaming: bool
+    _chunked_or_sized: bool
+    _tail: bool
+    _body: list[bytes]
+    _body_size: int
+    _head_bytes: int
+    _status: int
+    _informational: int
+    _first_byte_at: float
+    _failure: UpstreamError | None
+    _deadlines: Deadlines
+    _until: float
+    _started_at: float
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_idle: "Callable[[Connection], None]",
+        on_lost: "Callable[[Connection], None]",
+    ) -> None:
+        self._loop, self._on_idle, self._on_lost = loop, on_idle, on_lost
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._future: asyncio.Future[Reply] | None = None
+        self._sink: Sink | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = self._deadline = FOREVER
+        self._phase = Failure.FIRST_BYTE_TIMEOUT
+        self._paused = False
+        self.exchanges = 0
+        self._reset()
+
+    # -- one exchange ------------------------------------------------------------------------
+
+    def exchange(
+        self, data: bytes, sink: Sink | None, deadlines: Deadlines, until: float
+    ) -> asyncio.Future[Reply]:
+        """Send a whole request; the future gives its reply, or raises UpstreamError or Stale."""
+        assert self._future is None
+        assert self._transport is not None
+        self._reset()
+        self.exchanges += 1
+        self._future = self._loop.create_future()
+        self._sink, self._deadlines, self._until = sink, deadlines, until
+        self._started_at = self._loop.time()
+        self._phase = Failure.FIRST_BYTE_TIMEOUT
+        self._set_deadline(min(self._started_at + deadlines.first_byte, until))
+        self._transport.write(data)
+        return self._future
+
+    @property
+    def usable(self) -> bool:
+        """Tell whether a request can be sent now."""
+        transport = self._transport
+        return (
+            transport is not None
+            and not transport.is_closing()
+            and self._future is None
+            and not self._tail
+        )
+
+    def abort(self) -> None:
+        """Close at once; a waiting exchange is abandoned."""
+        future, self._future = self._future, None
+        if future is not None and not future.done():
+            future.cancel()
+        self._close()
+
+    def pause(self) -> None:
+        """Stop reading: whoever takes the body cannot keep up. Only `until` counts meanwhile."""
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+            self._phase = Failure.TOTAL_TIMEOUT
+            self._set_deadline(self._until)
+
+    def resume(self) -> None:
+        """Read again."""
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+            self._progress()
+
+    # -- the socket's events -----------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = transport  # type: ignore[assignment]  # uvloop's are not subclasses
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; the callbacks below do the rest."""
+        if self._future is None and not self._tail:
+            self._close()  # a reply nobody asked for: the connection is out of step
+            return
+        if self._first_byte_at == 0.0:
+            self._first_byte_at = self._loop.time()
+        if not self._headers_done:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if self._failure is None:
+                self._failure = UpstreamError(Failure.PROTOCOL, f"not HTTP/1.1: {error}")
+        if self._failure is not None:
+            self._fail(self._failure)
+        elif not self._headers_done and self._head_bytes > MAX_HEAD_BYTES:
+            self._fail(UpstreamError(Failure.PROTOCOL, "the reply's head is too large"))
+
+    def eof_received(self) -> None:
+        """End of the upstream's data: the transport closes and `connection_lost` follows."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Decide what the end means for the exchange under way."""
+        self._transport = None
+        self._clear_timer()
+        future = self._future
+        if future is not None:
+            if self._headers_done and not self._chunked_or_sized and exc is None:
+                self.on_message_complete()  # framed by the close (RFC 9112 section 6.3)
+            elif self._first_byte_at == 0.0 and self.exchanges > 1:
+                self._future = None
+                if not future.done():
+                    future.set_exception(Stale())
+            else:
+                self._fail(UpstreamError(Failure.RESET, "the connection ended before the reply"))
+        self._on_lost(self)
+
+    # -- httptools' callbacks ----------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Gather the head."""
+        headers = self._headers
+        if self._headers_done:
+            return  # a trailer
+        if len(headers) >= MAX_HEADERS:
+            self._failure = UpstreamError(Failure.PROTOCOL, "the reply has too many headers")
+            return
+        headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Decide where the body goes."""
+        self._status = status = self._parser.get_status_code()
+        if 100 <= status < 200:
+            self._informational += 1
+            if status == 101 or self._informational > MAX_INFORMATIONAL:
+                self._failure = UpstreamError(Failure.PROTOCOL, f"unexpected status {status}")
+            return
+        headers = self._headers
+        self._headers_done = True
+        self._chunked_or_sized = (
+            b"content-length" in headers
+            or b"chunked" in headers.get(b"transfer-encoding", b"").lower()
+            or status in (204, 304)
+        )
+        if self._sink is not None and self._failure is None:
+            try:
+                self._streaming = self._sink.begin(status, headers, self)
+            except UpstreamError as error:
+                self._failure = error
+
+    def on_body(self, data: bytes) -> None:
+        """Pass a piece on, or keep it."""
+        if self._failure is not None or self._tail or self._future is None:
+            return
+        if self._streaming:
+            assert self._sink is not None
+            try:
+                ended = self._sink.feed(data)
+            except UpstreamError as error:
+                self._failure = error
+                return
+            if ended:
+                self._finish_early()
+            elif not self._paused:
+                self._progress()
+            return
+        self._body_size += len(data)
+        if self._body_size > MAX_BODY_BYTES:
+            self._failure = UpstreamError(Failure.PROTOCOL, "the reply's body is too large")
+            return
+        self._body.append(data)
+        self._progress()
+
+    def on_message_complete(self) -> None:
+        """Give the reply to whoever waits, and the connection back to the pool."""
+        if self._failure is not None:
+            return
+        if not self._headers_done:  # a 1xx: the real reply follows
+            self._headers = {}
+            return
+        if self._tail:
+            self._tail = False
+        elif self._future is None:
+            return
+        else:
+            self._answer()
+        if (
+            self._transport is not None
+            and self._chunked_or_sized
+            and self._parser.should_keep_alive()
+            and not self._paused
+        ):
+            self._set_deadline(self._loop.time() + IDLE_SECONDS)
+            self._on_idle(self)
+        else:
+            self._close()
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _reset(self) -> None:
+        self._headers = {}
+        self._headers_done = self._streaming = self._chunked_or_sized = self._tail = False
+        self._body = []
+        self._body_size = self._head_bytes = self._status = self._informational = 0
+        self._first_byte_at = 0.0
+        self._failure = None
+
+    def _answer(self) -> None:
+        future, self._future = self._future, None
+        assert future is not None
+        if not future.done():
+            body = b"" if self._streaming else b"".join(self._body)
+            reply = Reply(self._status, self._headers, body, self._streaming, self._first_byte_at)
+            future.set_result(reply)
+        self._body = []
+        self._sink = None
+
+    def _finish_early(self) -> None:
+        """Answer now; the message's own end, due at once, only decides about reuse."""
+        self._answer()
+        self._tail = True
+        self._set_deadline(self._loop.time() + TAIL_SECONDS)
+
+    def _progress(self) -> None:
+        self._phase = Failure.IDLE_TIMEOUT
+        self._set_deadline(min(self._loop.time() + self._deadlines.idle, self._until))
+
+    def _set_deadline(self, at: float) -> None:
+        self._deadline = at
+        if at < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = at
+            self._timer = self._loop.call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer, self._timer_at = None, FOREVER
+        if self._loop.time() < self._deadline:
+            self._set_deadline(self._deadline)
+        elif self._future is None:
+            self._close()  # idle for too long
+        else:
+            self._fail(self._timed_out())
+
+    def _timed_out(self) -> UpstreamError:
+        if self._loop.time() >= self._until:
+            return UpstreamError(Failure.TOTAL_TIMEOUT, "the request's total deadline passed")
+        if self._phase is Failure.FIRST_BYTE_TIMEOUT:
+            seconds = self._deadlines.first_byte
+            return UpstreamError(self._phase, f"no first byte within {seconds:g} s")
+        return UpstreamError(self._phase, f"silent for {self._deadlines.idle:g} s")
+
+    def _fail(self, error: UpstreamError) -> None:
+        future, self._future = self._future, None
+        if future is not None and not future.done():
+            future.set_exception(error)
+        self._close()
+
+    def _close(self) -> None:
+        self._sink = None
+        self._clear_timer()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _clear_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = None, FOREVER

@@ -1,0 +1,124 @@
+"""Opening a connection to an origin: names, happy eyeballs, a proxy's tunnel, verified TLS."""
+
+import asyncio
+import base64
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import aiohappyeyeballs
+
+from gateway.core.errors import Failure, UpstreamError
+from gateway.core.target import Origin
+from gateway.upstream.connection import Connection
+
+HAPPY_EYEBALLS_SECONDS = 0.25  # RFC 8305 section 5
+NAMES_SECONDS = 30.0
+MAX_PROXY_HEAD_BYTES = 16 * 1024
+
+AddressInfo = list[Any]  # what getaddrinfo returns
+
+
+class Dialer:
+    """Opens connections to one origin; remembers its addresses and its TLS context."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._loop = asyncio.get_running_loop()
+        self._names: tuple[float, AddressInfo] = (0.0, [])
+        self._tls = _tls_context(origin) if origin.scheme == "https" else None
+
+    async def dial(self, make: Callable[[], Connection], seconds: float) -> Connection:
+        """Return a connected protocol. Raises UpstreamError saying how it failed."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._dial(make)
+        except TimeoutError:
+            raise UpstreamError(
+                Failure.CONNECT_TIMEOUT, f"no connection within {seconds:g} s"
+            ) from None
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or error.reason or error
+            raise UpstreamError(Failure.TLS, f"TLS failed: {reason}") from None
+        except (OSError, UnicodeError) as error:
+            raise UpstreamError(Failure.CONNECT, f"cannot connect: {_reason(error)}") from None
+
+    async def _dial(self, make: Callable[[], Connection]) -> Connection:
+        origin, loop = self._origin, self._loop
+        if origin.unix_path is not None:
+            _, connection = await loop.create_unix_connection(make, origin.unix_path)
+            return connection
+        sock = await self._socket()
+        try:
+            if origin.proxy is not None and self._tls is not None:
+                await _tunnel(loop, sock, origin)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            name = origin.host if self._tls is not None else None
+            _, connection = await loop.create_connection(
+                make, sock=sock, ssl=self._tls, server_hostname=name
+            )
+        except BaseException:
+            sock.close()
+            raise
+        return connection
+
+    async def _socket(self) -> socket.socket:
+        host, port = self._origin.host, self._origin.port
+        if self._origin.proxy is not None:
+            proxy = urlsplit(self._origin.proxy)
+            host, port = proxy.hostname or "", proxy.port or 3128
+        fresh_until, addresses = self._names
+        if self._loop.time() >= fresh_until:
+            addresses = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            self._names = (self._loop.time() + NAMES_SECONDS, addresses)
+        try:
+            return await aiohappyeyeballs.start_connection(
+                addresses,
+                happy_eyeballs_delay=HAPPY_EYEBALLS_SECONDS,
+                interleave=1,
+                loop=self._loop,
+            )
+        except OSError:
+            self._names = (0.0, [])  # the name may point elsewhere by now
+            raise
+
+
+def _tls_context(origin: Origin) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=origin.ca_file)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+async def _tunnel(loop: asyncio.AbstractEventLoop, sock: socket.socket, origin: Origin) -> None:
+    """Ask a forward proxy for a tunnel (RFC 9110 section 9.3.6)."""
+    host = f"[{origin.host}]" if ":" in origin.host else origin.host
+    place = f"{host}:{origin.port}"
+    proxy = urlsplit(origin.proxy or "")
+    head = f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n"
+    if proxy.username:
+        pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+        head += f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
+    await loop.sock_sendall(sock, f"{head}\r\n".encode())
+    answer = b""
+    # Byte by byte at the end: what follows the head belongs to TLS.
+    while not answer.endswith(b"\r\n\r\n"):
+        piece = await loop.sock_recv(sock, 1)
+        if not piece or len(answer) > MAX_PROXY_HEAD_BYTES:
+            raise OSError("the proxy closed the connection")
+        answer += piece
+    status = answer.split(b" ", 2)[1:2]
+    if status != [b"200"]:
+        shown = answer.split(b"\r\n", 1)[0].decode(errors="replace")
+        raise OSError(f"the proxy answered {shown}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, socket.gaierror):
+        return "the name does not resolve"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__

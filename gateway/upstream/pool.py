@@ -1,0 +1,164 @@
+"""Hot path: the keep-alive connections to one origin, bounded, newest first."""
+
+import asyncio
+from collections import deque
+
+from gateway.core.errors import Failure, UpstreamError
+from gateway.core.target import Deadlines, Origin
+from gateway.upstream.connection import Connection, Reply, Sink, Stale
+from gateway.upstream.dial import Dialer
+
+# Requests that may wait for a connection of a full pool; the next one is told at once.
+MAX_WAITING = 1000
+# A server that closes an idle connection does so within a round trip of our request. A death
+# later than this may be a crash while it worked on the request: sending that again would be paid
+# for twice.
+STALE_SECONDS = 1.0
+
+
+class Pool:
+    """Owns every connection to its origin."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._loop = asyncio.get_running_loop()
+        self._dialer = Dialer(origin)
+        self._idle: deque[Connection] = deque()
+        self._all: set[Connection] = set()
+        self._opening = 0
+        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+
+    @property
+    def size(self) -> int:
+        """Return how many connections are open or being opened."""
+        return len(self._all) + self._opening
+
+    async def send(
+        self, data: bytes, sink: Sink | None, deadlines: Deadlines, until: float
+    ) -> Reply:
+        """Send a request and return its reply. Raises UpstreamError.
+
+        A reused connection that turns out dead before any byte of the reply is replaced by a
+        fresh one, once. Cancelling closes the connection at once.
+        """
+        connection = self._take()
+        if connection is None:
+            connection = await self._acquire(deadlines, until)
+        started = self._loop.time()
+        try:
+            return await connection.exchange(data, sink, deadlines, until)
+        except Stale:
+            if self._loop.time() - started > STALE_SECONDS:
+                message = "the connection ended before the reply"
+                raise UpstreamError(Failure.RESET, message) from None
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
+        connection = await self._open(deadlines, until)
+        try:
+            return await connection.exchange(data, sink, deadlines, until)
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
+
+    def close(self) -> None:
+        """Close every connection; exchanges under way fail. Idempotent."""
+        for connection in tuple(self._all):
+            connection.abort()
+        while self._waiting:
+            self._waiting.popleft().cancel()
+
+    def _take(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    async def _acquire(self, deadlines: Deadlines, until: float) -> Connection:
+        if self.size < self._origin.max_connections:
+            return await self._open(deadlines, until)
+        if len(self._waiting) >= MAX_WAITING:
+            raise UpstreamError(Failure.BUSY, "too many requests wait for a connection")
+        future: asyncio.Future[Connection | None] = self._loop.create_future()
+        self._waiting.append(future)
+        seconds = min(deadlines.first_byte, until - self._loop.time())
+        try:
+            async with asyncio.timeout(seconds):
+                connection = await future
+        except TimeoutError:
+            raise UpstreamError(Failure.BUSY, "no connection became free in time") from None
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                given = future.result()
+                if given is not None:
+                    self._release(given)
+            raise
+        finally:
+            if future in self._waiting:
+                self._waiting.remove(future)
+        if connection is not None and connection.usable:
+            return connection
+        return await self._open(deadlines, until)
+
+    async def _open(self, deadlines: Deadlines, until: float) -> Connection:
+        seconds = min(deadlines.connect, until - self._loop.time())
+        if seconds <= 0:
+            raise UpstreamError(Failure.TOTAL_TIMEOUT, "the request's total deadline passed")
+        self._opening += 1
+        try:
+            connection = await self._dialer.dial(self._make, seconds)
+        except BaseException:
+            self._opening -= 1
+            self._wake_one(None)
+            raise
+        self._opening -= 1
+        self._all.add(connection)
+        return connection
+
+    def _make(self) -> Connection:
+        return Connection(self._loop, self._release, self._discard)
+
+    def _release(self, connection: Connection) -> None:
+        if not self._wake_one(connection):
+            self._idle.append(connection)
+
+    def _discard(self, connection: Connection) -> None:
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._wake_one(None)
+
+    def _wake_one(self, connection: Connection | None) -> bool:
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(connection)
+                return True
+        return False
+
+
+class Transport:
+    """The pools of a worker, one an origin; origins come from the configuration alone."""
+
+    def __init__(self) -> None:
+        self._pools: dict[Origin, Pool] = {}
+
+    async def send(
+        self, origin: Origin, data: bytes, sink: Sink | None, deadlines: Deadlines, until: float
+    ) -> Reply:
+        """Send a request to an origin and return its reply. Raises UpstreamError."""
+        pool = self._pools.get(origin)
+        if pool is None:
+            pool = self._pools[origin] = Pool(origin)
+        return await pool.send(data, sink, deadlines, until)
+
+    @property
+    def connections(self) -> int:
+        """Return how many upstream connections there are."""
+        return sum(pool.size for pool in self._pools.values())
+
+    def close(self) -> None:
+        """Close every pool."""
+        for pool in self._pools.values():
+            pool.close()

@@ -1,0 +1,110 @@
+"""Hot path: a stream on its way from a provider to a client, written as it is read.
+
+Nothing reaches the client before the first event that it may see, so a failure up to there can
+still be handed to another target. The end marker stays here until the request is settled.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from gateway.core.errors import Failure, UpstreamError
+from gateway.core.usage import Usage
+from gateway.providers.adapter import StreamDecoder
+from gateway.upstream.connection import Flow
+
+# Text kept for a count where no usage arrives; beyond it the count so far is kept instead.
+FOLD_CHARS = 16 * 1024
+
+
+class StreamClient(Protocol):
+    """The client's side of a stream."""
+
+    def start(self, headers: bytes) -> None:
+        """Send the head."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send content."""
+        ...
+
+    def follow(self, flow: Flow | None) -> None:
+        """Pause this source while the client cannot keep up."""
+        ...
+
+
+class Relay:
+    """A sink that decodes and forwards. `count` counts the tokens of generated text."""
+
+    __slots__ = ("_client", "_clock", "_count", "_decoder", "_folded", "_headers", "first_event_at")
+
+    def __init__(
+        self,
+        decoder: StreamDecoder,
+        client: StreamClient,
+        headers: Callable[[], bytes],
+        count: Callable[[str], int],
+        clock: Callable[[], float],
+    ) -> None:
+        self._decoder, self._client, self._headers = decoder, client, headers
+        self._count, self._clock = count, clock
+        self._folded = 0
+        self.first_event_at = 0.0
+
+    @property
+    def started(self) -> bool:
+        """Tell whether the client has had any of it."""
+        return self.first_event_at != 0.0
+
+    @property
+    def usage(self) -> Usage | None:
+        """Return the provider's own figure, where it came."""
+        return self._decoder.usage
+
+    def begin(self, status: int, headers: dict[bytes, bytes], flow: Flow) -> bool:
+        """Take event streams; leave errors and whole replies to be gathered."""
+        if status != 200 or not headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+            return False
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise UpstreamError(Failure.PROTOCOL, "the stream is compressed though not asked to be")
+        self._client.follow(flow)
+        return True
+
+    def feed(self, data: bytes) -> bool:
+        """Forward what the client may have; True at the end marker."""
+        decoder = self._decoder
+        out = decoder.feed(data)
+        if out:
+            if self.first_event_at == 0.0:
+                self._start()
+            self._client.write(out)
+        if decoder.failure is not None:
+            raise UpstreamError(Failure.STREAM_ERROR, decoder.failure)
+        if decoder.text_size > FOLD_CHARS:
+            self._fold()
+        return decoder.done
+
+    def end(self) -> bytes:
+        """Return the stream's last bytes for the client. Raises UpstreamError if it was cut."""
+        decoder = self._decoder
+        self._client.follow(None)
+        if not (decoder.done or decoder.finished):
+            raise UpstreamError(Failure.STREAM_CUT, "the stream ended before its end")
+        if self.first_event_at == 0.0:
+            self._start()
+        return decoder.finish()
+
+    def delivered_tokens(self) -> int:
+        """Return how many tokens the text so far has, by our own count."""
+        self._fold()
+        return self._folded
+
+    def _start(self) -> None:
+        self.first_event_at = self._clock()
+        self._client.start(self._headers())
+
+    def _fold(self) -> None:
+        decoder = self._decoder
+        if decoder.text:
+            self._folded += self._count("".join(decoder.text))
+            decoder.text.clear()
+            decoder.text_size = 0

@@ -1,0 +1,1 @@
+"""Tests of plain functions over bytes and values, without a socket."""

@@ -1,0 +1,1 @@
+"""Process lifecycle: the supervisor and its workers, listeners, heartbeat, the embedded store."""

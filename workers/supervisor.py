@@ -1,0 +1,398 @@
+"""The supervisor: forks workers, keeps them alive, replaces them on reload, ends them in order.
+
+Synchronous and single-threaded, so that it may fork at any time. It serves nothing itself: it owns
+the listeners, the store's keeper and the shared scoreboard, and waits.
+"""
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import NoReturn
+
+from gateway.config.load import Loaded, state_directory
+from gateway.config.schema import Config
+from gateway.core.errors import ConfigError
+from gateway.observe.scoreboard import RETIRED, SEGMENTS, Scoreboard
+from gateway.policy.tokens import preload
+from gateway.store.location import Location, parse_url
+from workers import settings
+from workers.cores import worker_count
+from workers.listeners import Listeners
+from workers.prices import load_prices
+from workers.process import Phase, Process
+from workers.settings import Flags
+from workers.state import StateDirectory
+from workers.store_server import EmbeddedStore
+from workers.systemd import Notifier
+from workers.worker import DRAIN, LAME, READY, ROLL, Assignment, run
+
+# A worker that lived this long was well: its successor starts at once.
+HEALTHY_SECONDS = 5.0
+FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 0.1, 10.0
+EXIT_SLACK_SECONDS = 5.0  # beyond the grace, for closing
+MAX_DRAINING_GENERATIONS = 3
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+
+class Supervisor:
+    """Runs the gateway until it is told to stop; `run` returns the exit code."""
+
+    def __init__(self, flags: Flags, environ: Mapping[str, str]) -> None:
+        self._flags, self._environ = flags, environ
+        self._notifier = Notifier(environ)
+        self._loaded: Loaded = settings.read(flags, environ)
+        self._state = StateDirectory(state_directory(self._config, environ))
+        self._prices = load_prices(self._state.path)
+        settings.verify(self._loaded, self._prices)
+        self._store: EmbeddedStore | None = None
+        self._listeners = Listeners(self._config.server.address or "")
+        self._retired_listeners: list[Listeners] = []
+        self._scoreboard = Scoreboard()
+        self._segments = set(range(RETIRED + 1, SEGMENTS))
+        self._workers: dict[int, Process] = {}
+        self._generation = 0
+        self._serving = 0  # the generation that serves; the newest one may be starting
+        self._due: dict[int, float] = {}  # slot -> when to fork its next worker
+        self._backoff: dict[int, float] = {}
+        self._store_due = 0.0
+        self._store_backoff = FIRST_BACKOFF_SECONDS
+        self._reload_asked = self._booted = False
+        self._stopping_at: float | None = None
+        self._failed = False
+        self._next_watchdog = 0.0
+
+    @property
+    def _config(self) -> Config:
+        return self._loaded.config
+
+    @property
+    def _slots(self) -> int:
+        return worker_count(self._config.server.workers)
+
+    # -- life --------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until told to stop; return the exit code. Raises ConfigError before serving."""
+        wake_read, wake_write = self._catch_signals()
+        location = self._open_store()
+        try:
+            self._listeners.grow(self._slots)
+            preload()
+            gc.collect()
+            gc.freeze()  # what is shared stays shared: no collection in a worker touches it
+            self._location = location
+            self._begin_generation()
+            while not self._finished():
+                self._wait(wake_read)
+                self._reap()
+                self._advance(time.monotonic())
+        finally:
+            for process in self._workers.values():
+                process.kill(signal.SIGKILL)
+            self._listeners.close()
+            if self._store is not None:
+                self._store.stop()
+            os.close(wake_write)
+        return 1 if self._failed else 0
+
+    def _catch_signals(self) -> tuple[int, int]:
+        reading, writing = os.pipe()
+        for fd in (reading, writing):
+            os.set_blocking(fd, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for signum in SIGNALS:
+            signal.signal(signum, lambda *_: None)  # the wakeup pipe carries the number
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        return reading, writing
+
+    def _open_store(self) -> Location:
+        if self._config.redis.url:
+            return parse_url(self._config.redis.url)
+        self._store = EmbeddedStore(self._state, self._config.redis.memory_mb)
+        self._store.start()
+        return parse_url(self._store.url)
+
+    def _finished(self) -> bool:
+        return self._stopping_at is not None and not self._workers
+
+    # -- one turn ----------------------------------------------------------------------------
+
+    def _wait(self, wake_read: int) -> None:
+        channels = {p.channel.fileno(): p for p in self._workers.values()}
+        # Signals and channels wake it at once; otherwise it looks after pings and deadlines.
+        due = [at - time.monotonic() for at in self._due.values()]
+        ready, _, _ = select.select([wake_read, *channels], [], [], max(0.0, min([0.5, *due])))
+        for fd in ready:
+            if fd == wake_read:
+                for signum in os.read(wake_read, 4096):
+                    self._on_signal(signal.Signals(signum))
+            else:
+                self._on_word(channels[fd])
+
+    def _on_signal(self, signum: signal.Signals) -> None:
+        if signum is signal.SIGHUP:
+            self._reload_asked = True
+        elif signum in (signal.SIGTERM, signal.SIGINT):
+            if self._stopping_at is None:
+                self._stop()
+            else:
+                for process in self._workers.values():  # asked twice: now
+                    process.kill(signal.SIGKILL)
+
+    def _on_word(self, process: Process) -> None:
+        try:
+            said = process.channel.recv(256)
+        except OSError:
+            return
+        if not said:
+            return  # it died: SIGCHLD tells
+        process.heard_at = time.monotonic()
+        if READY in said and process.phase is Phase.STARTING:
+            process.phase = Phase.READY
+            self._on_ready()
+
+    def _advance(self, now: float) -> None:
+        """Do what time brings: pings, deadlines, backoffs, a reload, the lame duck's end."""
+        for process in self._workers.values():
+            if (trouble := process.tick(now)) is not None:
+                self._report(f"worker {process.slot} (pid {process.pid}) {trouble}: aborting it")
+        for slot, at in list(self._due.items()):
+            if now >= at and self._stopping_at is None:
+                del self._due[slot]
+                self._fork(slot, self._serving)
+        if self._store is not None and self._store_due and now >= self._store_due:
+            self._store_due = 0.0
+            self._store.spawn()
+        if self._stopping_at is not None and now >= self._stopping_at:
+            self._drain_all(now)
+        if self._reload_asked and self._may_reload():
+            self._reload_asked = False
+            self._reload()
+        every = self._notifier.watchdog_seconds
+        if every is not None and now >= self._next_watchdog:
+            self._next_watchdog = now + every
+            self._notifier.watchdog()
+
+    # -- generations -------------------------------------------------------------------------
+
+    def _begin_generation(self) -> None:
+        self._generation += 1
+        if not self._booted:
+            self._serving = self._generation
+        for slot in range(self._slots):
+            self._fork(slot, self._generation)
+
+    def _fork(self, slot: int, generation: int) -> None:
+        process = Process(slot, generation, min(self._segments))
+        self._segments.discard(process.segment)
+
+        def child(channel: socket.socket) -> NoReturn:
+            for other in self._workers.values():
+                other.channel.close()
+            own = self._listeners.of_slot(slot, self._slots)
+            for sock in self._listeners.sockets:
+                if sock not in own:
+                    sock.close()
+            run(
+                Assignment(
+                    config=self._config,
+                    location=self._location,
+                    prices=self._prices,
+                    scoreboard=self._scoreboard,
+                    segment=process.segment,
+                    slot=slot,
+                    generation=generation,
+                    sockets=own,
+                    channel=channel,
+                    demo_directory=os.path.dirname(self._state.socket_path("demo-0000000.sock")),
+                )
+            )
+
+        process.fork(child)
+        self._workers[process.pid] = process
+
+    def _of(self, generation: int) -> list[Process]:
+        return [p for p in self._workers.values() if p.generation == generation]
+
+    def _on_ready(self) -> None:
+        newest = self._of(self._generation)
+        whole = len(newest) == self._slots and all(p.phase is Phase.READY for p in newest)
+        if not whole or (self._booted and self._serving == self._generation):
+            return
+        if self._booted:
+            for process in self._workers.values():
+                if process.generation != self._generation and process.phase is not Phase.HUNG:
+                    self._end_worker(process, ROLL)
+            self._retire_listeners()
+        self._serving, self._booted = self._generation, True
+        self._announce()
+
+    def _announce(self) -> None:
+        tls = "https" if self._config.server.tls else "http"
+        store = "embedded store" if self._store else "redis"
+        guard = "keys required" if self._config.auth.enabled else "no keys: this machine only"
+        place = f"{tls}://{self._listeners.url_host}"
+        status = f"serving on {place} ({self._slots} workers, {store}, {guard})"
+        self._report(status)
+        self._notifier.ready(status)
+
+    def _may_reload(self) -> bool:
+        """Wait for a reload under way, and bound how many old generations drain at once."""
+        draining = {p.generation for p in self._workers.values() if p.phase is Phase.DRAINING}
+        settled = self._booted and self._serving == self._generation
+        return (
+            settled
+            and self._stopping_at is None
+            and len(draining) < MAX_DRAINING_GENERATIONS
+            and len(self._segments) >= 2 * self._slots
+        )
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        old_loaded, old_listeners = self._loaded, self._listeners
+        try:
+            loaded = settings.read(self._flags, self._environ)
+            settings.verify(loaded, self._prices)
+            self._refuse_what_cannot_change(loaded.config)
+            self._loaded = loaded
+            if loaded.config.server.address != old_listeners.address:
+                self._listeners = Listeners(loaded.config.server.address or "")
+            self._listeners.grow(self._slots)
+        except ConfigError as error:
+            if self._listeners is not old_listeners:
+                self._listeners.close()
+            self._loaded, self._listeners = old_loaded, old_listeners
+            self._report(f"reload refused, the old configuration goes on: {error}")
+            self._announce()
+            return
+        if self._listeners is not old_listeners:
+            self._retired_listeners.append(old_listeners)
+        self._previous = (old_loaded, old_listeners)
+        self._due.clear()
+        gc.collect()
+        gc.freeze()
+        self._begin_generation()
+
+    def _refuse_what_cannot_change(self, config: Config) -> None:
+        if config.redis != self._config.redis:
+            raise ConfigError("changes of redis need a restart", field="redis")
+        if config.server.state_dir != self._config.server.state_dir:
+            raise ConfigError("a change needs a restart", field="server.state_dir")
+
+    def _abandon_generation(self) -> None:
+        """A worker of the new generation did not start: keep the old one."""
+        self._report("reload failed, the old workers go on")
+        for process in self._of(self._generation):
+            process.kill(signal.SIGKILL)
+        self._loaded, listeners = self._previous
+        if listeners is not self._listeners:
+            self._listeners.close()
+            self._listeners = listeners
+            self._retired_listeners.clear()
+        self._generation += 1  # its workers' ends are nobody's loss
+        for process in self._of(self._serving):
+            process.generation = self._generation
+        self._serving = self._generation
+        for slot in set(range(self._slots)) - {p.slot for p in self._of(self._serving)}:
+            self._due[slot] = time.monotonic()
+        self._announce()
+
+    def _retire_listeners(self) -> None:
+        for listeners in self._retired_listeners:
+            listeners.close()
+        self._retired_listeners.clear()
+
+    # -- ends --------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if self._store is not None and pid == self._store.keeper_pid:
+                self._on_store_end()
+            elif (process := self._workers.pop(pid, None)) is not None:
+                self._on_worker_end(process, status)
+
+    def _on_worker_end(self, process: Process, status: int) -> None:
+        process.channel.close()
+        self._scoreboard.retire(process.segment)
+        self._segments.add(process.segment)
+        path = self._state.socket_path("demo-0000000.sock").replace("0000000", str(process.pid))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        if process.phase is Phase.DRAINING or self._stopping_at is not None:
+            return
+        how = _how_it_ended(status)
+        self._report(f"worker {process.slot} (pid {process.pid}) {how}")
+        if not self._booted:
+            self._failed = True
+            self._report("the first start failed")
+            self._stop()
+        elif process.generation == self._serving:
+            self._replace(process)
+        elif process.generation == self._generation:
+            self._abandon_generation()
+
+    def _replace(self, process: Process) -> None:
+        now = time.monotonic()
+        if now - process.started_at >= HEALTHY_SECONDS:
+            self._backoff.pop(process.slot, None)
+        delay = self._backoff.get(process.slot, 0.0)
+        self._backoff[process.slot] = min(
+            max(delay * 2, FIRST_BACKOFF_SECONDS), LAST_BACKOFF_SECONDS
+        )
+        self._due[process.slot] = now + delay
+
+    def _on_store_end(self) -> None:
+        assert self._store is not None
+        self._store.keeper_pid = 0
+        if self._stopping_at is None or self._workers:
+            self._report("the embedded store ended: starting it again")
+            self._store_due = time.monotonic() + self._store_backoff
+            self._store_backoff = min(self._store_backoff * 2, LAST_BACKOFF_SECONDS)
+
+    def _stop(self) -> None:
+        self._notifier.stopping()
+        self._due.clear()
+        self._reload_asked = False
+        self._stopping_at = time.monotonic() + self._config.server.drain.lame_duck
+        for process in self._workers.values():
+            process.say(LAME)
+
+    def _drain_all(self, now: float) -> None:
+        self._listeners.close()
+        self._retire_listeners()
+        for process in self._workers.values():
+            if process.phase is Phase.STARTING:
+                process.kill(signal.SIGKILL)
+            elif process.phase is Phase.READY:
+                self._end_worker(process, DRAIN)
+            elif process.phase is Phase.DRAINING and process.deadline > now:
+                process.say(DRAIN)
+
+    def _end_worker(self, process: Process, word: bytes) -> None:
+        process.say(word)
+        if process.phase is not Phase.DRAINING:
+            process.phase = Phase.DRAINING
+            grace = self._config.server.drain.grace
+            process.deadline = time.monotonic() + grace + EXIT_SLACK_SECONDS
+
+    def _report(self, text: str) -> None:
+        print(f"sluice: {text}", file=sys.stderr, flush=True)
+
+
+def _how_it_ended(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exited with code {os.WEXITSTATUS(status)}"

@@ -1,0 +1,152 @@
+"""One worker process: an event loop, the gateway, its listeners, and a channel to the supervisor.
+
+The channel carries single bytes. The supervisor asks PING and the loop itself answers PONG; it
+says LAME, DRAIN or ROLL; the worker says READY. Its end means the supervisor is gone: drain, exit.
+"""
+
+import asyncio
+import contextlib
+import faulthandler
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+import msgspec
+import uvloop
+
+from gateway.app import Gateway, Resources, tls_context
+from gateway.config.schema import Config
+from gateway.core.errors import SluiceError
+from gateway.observe.log import LineWriter, route_logging
+from gateway.observe.scoreboard import Scoreboard
+from gateway.policy.pricing import PriceTable
+from gateway.store.location import Location
+
+PING, PONG, READY, LAME, DRAIN, ROLL = b"p", b"P", b"R", b"l", b"d", b"r"
+
+# When a reload replaces a worker, idle connections stay open this long: a client that is about
+# to send on one must not find it closed.
+ROLL_LINGER_SECONDS = 10.0
+# When the gateway stops, only for what is on the wire already.
+STOP_LINGER_SECONDS = 0.2
+BACKLOG = 2048
+
+logger = logging.getLogger("sluice.worker")
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """What a worker is forked with."""
+
+    config: Config
+    location: Location
+    prices: PriceTable
+    scoreboard: Scoreboard
+    segment: int
+    slot: int
+    generation: int
+    sockets: list[socket.socket]
+    channel: socket.socket
+    demo_directory: str
+
+
+def run(assignment: Assignment) -> NoReturn:
+    """Be a worker until told to end; never returns into the supervisor's code."""
+    code = 1
+    try:
+        _reset_signals()
+        faulthandler.enable()  # SIGABRT, the supervisor's word for hung, dumps every stack
+        gc.set_threshold(10_000, 50, 100)  # requests free by reference count; cycles are rare
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(_Worker(assignment).live())
+    except SluiceError as error:
+        print(f"sluice: worker {assignment.slot}: {error}", file=sys.stderr, flush=True)
+    except BaseException:
+        logging.getLogger("sluice.worker").exception("the worker failed")
+    finally:
+        os._exit(code)
+
+
+def _reset_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)  # the supervisor's to act on
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+class _Worker:
+    def __init__(self, assignment: Assignment) -> None:
+        self._assignment = assignment
+        self._ending: asyncio.Future[float] | None = None
+        self._gateway: Gateway | None = None
+
+    async def live(self) -> int:
+        """Start, serve until the channel says otherwise, drain, close."""
+        given, loop = self._assignment, asyncio.get_running_loop()
+        self._ending = loop.create_future()
+        writer = LineWriter(sys.stdout.fileno())
+        route_logging(writer, given.config.log.level)
+        given.channel.setblocking(False)
+        loop.add_reader(given.channel.fileno(), self._on_channel)
+        loop.add_signal_handler(signal.SIGTERM, self._end, STOP_LINGER_SECONDS)
+        name = f"sluice-{given.slot}"
+        demo = os.path.join(given.demo_directory, f"demo-{os.getpid()}.sock")
+        self._gateway = Gateway(
+            given.config,
+            Resources(
+                given.location, given.prices, given.scoreboard, given.segment, writer, demo, name
+            ),
+        )
+        try:
+            servers = await self._listen(self._gateway)
+            self._say(READY)
+            linger = await self._ending
+            for server in servers:
+                server.close()
+            await self._gateway.drain(given.config.server.drain.grace, linger)
+        finally:
+            await self._gateway.aclose()
+            writer.close()
+        return 0
+
+    async def _listen(self, gateway: Gateway) -> list[asyncio.Server]:
+        given, loop = self._assignment, asyncio.get_running_loop()
+        factory = await gateway.start()
+        tls = given.config.server.tls
+        context = tls_context(tls) if tls is not None else None
+        return [
+            await loop.create_server(factory, sock=sock, ssl=context, backlog=BACKLOG)
+            for sock in given.sockets
+        ]
+
+    def _on_channel(self) -> None:
+        try:
+            said = self._assignment.channel.recv(64)
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        if not said:
+            asyncio.get_running_loop().remove_reader(self._assignment.channel.fileno())
+            logger.warning("the supervisor is gone: draining")
+            self._end(STOP_LINGER_SECONDS)
+            return
+        if PING in said:
+            self._say(PONG)
+        if LAME in said and self._gateway is not None:
+            self._gateway.lame_duck()
+        if DRAIN in said:
+            self._end(STOP_LINGER_SECONDS)
+        if ROLL in said:
+            self._end(ROLL_LINGER_SECONDS)
+
+    def _say(self, word: bytes) -> None:
+        with contextlib.suppress(OSError):  # gone: its end is read next
+            self._assignment.channel.send(word)
+
+    def _end(self, linger: float) -> None:
+        if self._ending is not None and not self._ending.done():
+            self._ending.set_result(linger)
