@@ -76,7 +76,9 @@ class ClientWriter:
 
     def write(self, data: bytes) -> None:
         """Send content of the stream."""
-        self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        transport = self._peer.transport
+        if transport is not None:
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def finish(self, data: bytes) -> None:
         """Send the last content and end the stream."""

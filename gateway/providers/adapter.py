@@ -21,18 +21,22 @@ class StreamDecoder(Protocol):
     """Reads one attempt's stream, event by event, in the client's own dialect.
 
     `done`: the end marker was seen; `finished`: the model said it is finished; `failure`: the text
-    of an error event. `text` gathers what was generated, for a count where no usage arrives.
+    of an error event. `attention` is set when one of these, or a lot of untaken text, wants
+    looking at.
     """
 
     usage: Usage | None
     done: bool
     finished: bool
+    attention: bool
     failure: str | None
-    text: list[str]
-    text_size: int
 
     def feed(self, data: bytes) -> bytes:
         """Take any split of the stream; return what the client may have now."""
+        ...
+
+    def take_text(self) -> str:
+        """Return the text generated since the last call, for a count where no usage arrives."""
         ...
 
     def finish(self) -> bytes:

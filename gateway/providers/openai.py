@@ -61,7 +61,7 @@ class OpenAI:
             reply: Chunk = decode_chunk(body)
         except (msgspec.DecodeError, RecursionError):
             return ""
-        return "".join(choice.generated() for choice in reply.choices or ())
+        return "".join(choice.generated() or "" for choice in reply.choices or ())
 
     def parse_error(self, body: bytes) -> str | None:
         """Return `error.message`."""

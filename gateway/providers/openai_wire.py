@@ -61,13 +61,11 @@ class Message(msgspec.Struct, gc=False):
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
 
-    def generated(self) -> str:
+    def generated(self) -> str | None:
         """Return all that the model wrote in it."""
-        text = self.content or ""
-        if self.reasoning_content:
-            text += self.reasoning_content
-        if self.refusal:
-            text += self.refusal
+        if self.tool_calls is None and self.reasoning_content is None and self.refusal is None:
+            return self.content
+        text = (self.content or "") + (self.reasoning_content or "") + (self.refusal or "")
         for call in self.tool_calls or ():
             if call.function is not None:
                 text += (call.function.name or "") + (call.function.arguments or "")
@@ -82,10 +80,10 @@ class Choice(msgspec.Struct, gc=False):
     text: str | None = None
     finish_reason: str | None = None
 
-    def generated(self) -> str:
+    def generated(self) -> str | None:
         """Return the text of whichever form this choice has."""
         part = self.delta or self.message
-        return part.generated() if part is not None else self.text or ""
+        return part.generated() if part is not None else self.text
 
 
 class Chunk(msgspec.Struct, gc=False):

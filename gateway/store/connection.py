@@ -6,7 +6,6 @@ command older than the timeout ends the connection: no reply can then reach anot
 """
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -41,16 +40,13 @@ class Connection(asyncio.Protocol):
         self._after_write: list[Callable[[], None]] = []
         self._flush_scheduled = False
         self._transport: asyncio.Transport | None = None
-        self._fd = -1
         self._timer: asyncio.TimerHandle | None = None
         self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport; a plain socket is also written to directly."""
+        """Keep the transport."""
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
         self._transport = transport  # type: ignore[assignment]  # uvloop's are not subclasses
-        if transport.get_extra_info("sslcontext") is None:
-            self._fd = transport.get_extra_info("socket").fileno()
 
     def data_received(self, data: bytes) -> None:
         """Hand each whole reply to the command that waits longest."""
@@ -103,7 +99,10 @@ class Connection(asyncio.Protocol):
         if self._outgoing and not self.closed:
             data = b"".join(self._outgoing)
             self._outgoing.clear()
-            self._write(data)
+            # uvloop sends at once what it can. So a settlement has left before the reply that
+            # waits for it: a worker killed in between loses no usage of a completed request.
+            assert self._transport is not None
+            self._transport.write(data)
         callbacks, self._after_write = self._after_write, []
         for callback in callbacks:
             callback()
@@ -116,24 +115,6 @@ class Connection(asyncio.Protocol):
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self.flush)
-
-    def _write(self, data: bytes) -> None:
-        transport = self._transport
-        assert transport is not None
-        # uvloop sends at the end of its turn, in no set order of sockets. A direct write makes
-        # sure that a settlement has left before the reply it pays for: a worker that is killed
-        # in between would otherwise lose the usage of a request its client saw completed.
-        if self._fd >= 0 and transport.get_write_buffer_size() == 0:
-            try:
-                sent = os.write(self._fd, data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                self._end(StoreError("the connection to Redis was lost"))
-                return
-            data = data[sent:]
-        if data:
-            transport.write(data)
 
     def _check_deadline(self) -> None:
         self._timer = None
@@ -149,7 +130,6 @@ class Connection(asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
-        self._fd = -1
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

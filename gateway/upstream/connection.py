@@ -7,6 +7,7 @@ when a deadline comes nearer, so a busy connection sets no timers.
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic  # the clock of every event loop, without a call into it
 from typing import Protocol
 
 import httptools
@@ -80,6 +81,7 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_headers",
         "_headers_done",
+        "_heard_at",
         "_informational",
         "_loop",
         "_on_idle",
@@ -107,6 +109,7 @@ class Connection(asyncio.Protocol):
     _body: list[bytes]
     _body_size: int
     _head_bytes: int
+    _heard_at: float
     _status: int
     _informational: int
     _first_byte_at: float
@@ -145,7 +148,7 @@ class Connection(asyncio.Protocol):
         self.exchanges += 1
         self._future = self._loop.create_future()
         self._sink, self._deadlines, self._until = sink, deadlines, until
-        self._started_at = self._loop.time()
+        self._started_at = monotonic()
         self._phase = Failure.FIRST_BYTE_TIMEOUT
         self._set_deadline(min(self._started_at + deadlines.first_byte, until))
         self._transport.write(data)
@@ -182,7 +185,7 @@ class Connection(asyncio.Protocol):
         if self._paused and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()
-            self._progress()
+            self._watch_idle()
 
     # -- the socket's events -----------------------------------------------------------------
 
@@ -196,7 +199,7 @@ class Connection(asyncio.Protocol):
             self._close()  # a reply nobody asked for: the connection is out of step
             return
         if self._first_byte_at == 0.0:
-            self._first_byte_at = self._loop.time()
+            self._first_byte_at = monotonic()
         if not self._headers_done:
             self._head_bytes += len(data)
         try:
@@ -204,6 +207,8 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if self._failure is None:
                 self._failure = UpstreamError(Failure.PROTOCOL, f"not HTTP/1.1: {error}")
+        if self._body and self._streaming:
+            self._feed_sink()
         if self._failure is not None:
             self._fail(self._failure)
         elif not self._headers_done and self._head_bytes > MAX_HEAD_BYTES:
@@ -265,27 +270,22 @@ class Connection(asyncio.Protocol):
         """Pass a piece on, or keep it."""
         if self._failure is not None or self._tail or self._future is None:
             return
+        if self._phase is Failure.FIRST_BYTE_TIMEOUT:
+            self._watch_idle()
         if self._streaming:
-            assert self._sink is not None
-            try:
-                ended = self._sink.feed(data)
-            except UpstreamError as error:
-                self._failure = error
-                return
-            if ended:
-                self._finish_early()
-            elif not self._paused:
-                self._progress()
+            self._body.append(data)
             return
         self._body_size += len(data)
         if self._body_size > MAX_BODY_BYTES:
             self._failure = UpstreamError(Failure.PROTOCOL, "the reply's body is too large")
             return
         self._body.append(data)
-        self._progress()
+        self._heard_at = monotonic()
 
     def on_message_complete(self) -> None:
         """Give the reply to whoever waits, and the connection back to the pool."""
+        if self._body and self._streaming:
+            self._feed_sink()
         if self._failure is not None:
             return
         if not self._headers_done:  # a 1xx: the real reply follows
@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
             and self._parser.should_keep_alive()
             and not self._paused
         ):
-            self._set_deadline(self._loop.time() + IDLE_SECONDS)
+            self._set_deadline(monotonic() + IDLE_SECONDS)
             self._on_idle(self)
         else:
             self._close()
@@ -317,6 +317,22 @@ class Connection(asyncio.Protocol):
         self._body_size = self._head_bytes = self._status = self._informational = 0
         self._first_byte_at = 0.0
         self._failure = None
+
+    def _feed_sink(self) -> None:
+        """Pass on what one read brought, however many chunks it was: one write, not one each."""
+        body = self._body
+        data = body[0] if len(body) == 1 else b"".join(body)
+        body.clear()
+        if self._sink is None or self._failure is not None:
+            return
+        try:
+            ended = self._sink.feed(data)
+        except UpstreamError as error:
+            self._failure = error
+            return
+        self._heard_at = monotonic()
+        if ended:
+            self._finish_early()
 
     def _answer(self) -> None:
         future, self._future = self._future, None
@@ -332,11 +348,13 @@ class Connection(asyncio.Protocol):
         """Answer now; the message's own end, due at once, only decides about reuse."""
         self._answer()
         self._tail = True
-        self._set_deadline(self._loop.time() + TAIL_SECONDS)
+        self._set_deadline(monotonic() + TAIL_SECONDS)
 
-    def _progress(self) -> None:
+    def _watch_idle(self) -> None:
+        """From now on the deadline follows the last byte of the body, `_heard_at`."""
         self._phase = Failure.IDLE_TIMEOUT
-        self._set_deadline(min(self._loop.time() + self._deadlines.idle, self._until))
+        self._heard_at = monotonic()
+        self._set_deadline(min(self._heard_at + self._deadlines.idle, self._until))
 
     def _set_deadline(self, at: float) -> None:
         self._deadline = at
@@ -348,7 +366,10 @@ class Connection(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         self._timer, self._timer_at = None, FOREVER
-        if self._loop.time() < self._deadline:
+        if self._phase is Failure.IDLE_TIMEOUT and self._future is not None:
+            # No timer is set for each piece of a body; here is where its arrival counts.
+            self._deadline = min(self._heard_at + self._deadlines.idle, self._until)
+        if monotonic() < self._deadline:
             self._set_deadline(self._deadline)
         elif self._future is None:
             self._close()  # idle for too long
@@ -356,7 +377,7 @@ class Connection(asyncio.Protocol):
             self._fail(self._timed_out())
 
     def _timed_out(self) -> UpstreamError:
-        if self._loop.time() >= self._until:
+        if monotonic() >= self._until:
             return UpstreamError(Failure.TOTAL_TIMEOUT, "the request's total deadline passed")
         if self._phase is Failure.FIRST_BYTE_TIMEOUT:
             seconds = self._deadlines.first_byte

@@ -12,9 +12,6 @@ from gateway.core.usage import Usage
 from gateway.providers.adapter import StreamDecoder
 from gateway.upstream.connection import Flow
 
-# Text kept for a count where no usage arrives; beyond it the count so far is kept instead.
-FOLD_CHARS = 16 * 1024
-
 
 class StreamClient(Protocol):
     """The client's side of a stream."""
@@ -35,7 +32,16 @@ class StreamClient(Protocol):
 class Relay:
     """A sink that decodes and forwards. `count` counts the tokens of generated text."""
 
-    __slots__ = ("_client", "_clock", "_count", "_decoder", "_folded", "_headers", "first_event_at")
+    __slots__ = (
+        "_client",
+        "_clock",
+        "_count",
+        "_decoder",
+        "_folded",
+        "_headers",
+        "_write",
+        "first_event_at",
+    )
 
     def __init__(
         self,
@@ -47,6 +53,7 @@ class Relay:
     ) -> None:
         self._decoder, self._client, self._headers = decoder, client, headers
         self._count, self._clock = count, clock
+        self._write = client.write
         self._folded = 0
         self.first_event_at = 0.0
 
@@ -76,12 +83,18 @@ class Relay:
         if out:
             if self.first_event_at == 0.0:
                 self._start()
-            self._client.write(out)
+            self._write(out)
+        return self._attend() if decoder.attention else False
+
+    def _attend(self) -> bool:
+        decoder = self._decoder
         if decoder.failure is not None:
             raise UpstreamError(Failure.STREAM_ERROR, decoder.failure)
-        if decoder.text_size > FOLD_CHARS:
-            self._fold()
-        return decoder.done
+        if decoder.done:
+            return True
+        decoder.attention = False
+        self._fold()
+        return False
 
     def end(self) -> bytes:
         """Return the stream's last bytes for the client. Raises UpstreamError if it was cut."""
@@ -103,8 +116,4 @@ class Relay:
         self._client.start(self._headers())
 
     def _fold(self) -> None:
-        decoder = self._decoder
-        if decoder.text:
-            self._folded += self._count("".join(decoder.text))
-            decoder.text.clear()
-            decoder.text_size = 0
+        self._folded += self._count(self._decoder.take_text())

@@ -1,0 +1,165 @@
+"""SIGHUP: a new generation of workers takes over and no request notices."""
+
+import asyncio
+import json
+import signal
+import time
+from typing import Any
+
+from tests.support.config import KEY, chat, config, digest
+from tests.support.gateway import Gateway, running
+from tests.support.load import Ask, once, steady
+from tests.support.upstream import Exchange, Upstream, delta, like_openai, usage
+
+RELOADS = 20
+OTHER_KEY = "sk-other-0123456789"
+
+
+def served_count(gateway: Gateway) -> int:
+    """How often the supervisor said that it serves."""
+    return gateway.errors.count("serving on ")
+
+
+async def reload(gateway: Gateway, seconds: float = 40.0) -> None:
+    """Ask for a reload and wait for its end, good or bad."""
+    before, deadline = served_count(gateway), time.monotonic() + seconds
+    gateway.signal(signal.SIGHUP)
+    while served_count(gateway) == before:
+        assert time.monotonic() < deadline, f"no reload:\n{gateway.errors}"
+        await asyncio.sleep(0.01)
+
+
+def rewrite(gateway: Gateway, text: str) -> None:
+    gateway.config_file.write_text(text)
+
+
+def keys(*named: tuple[str, str]) -> dict[str, Any]:
+    return {"keys": [{"name": n, "tenant": "acme", "sha256": digest(key)} for n, key in named]}
+
+
+async def paced(exchange: Exchange) -> None:
+    """Stream for two seconds; answer anything else at once."""
+    if not exchange.request.json.get("stream"):
+        await like_openai(exchange)
+        return
+    await exchange.start_stream()
+    for _ in range(20):
+        await exchange.event(delta("word "))
+        await asyncio.sleep(0.1)
+    await exchange.event(delta(None, "stop"))
+    await exchange.event({**delta(None), "choices": [], "usage": usage(7, 20)})
+    await exchange.event("[DONE]")
+    await exchange.end_stream()
+
+
+async def test_twenty_reloads_under_load_fail_no_request(upstream: Upstream) -> None:
+    upstream.behaviour = paced
+    streamed = Ask(chat(stream=True))
+    with running(config(upstream.url), workers=2) as gateway:
+        first = set(gateway.worker_pids)
+        async with (
+            steady(gateway.port, Ask, connections=12) as unary,
+            # Slower than a reload: such a connection is idle most of the time, across several.
+            steady(gateway.port, Ask, connections=6, pause=0.7) as lazy,
+            steady(gateway.port, lambda: streamed, connections=6) as streams,
+        ):
+            for _ in range(RELOADS):
+                await reload(gateway)
+        outcomes = [*unary, *lazy, *streams]
+        print(f"{len(unary)} unary, {len(lazy)} lazy, {len(streams)} streams")
+        assert [(o.status, o.failure) for o in outcomes if o.status != 200 or o.failure] == []
+        assert all(o.events[-1] == "[DONE]" and len(o.events) == 22 for o in streams)
+        assert not first & set(gateway.worker_pids)
+        assert served_count(gateway) == RELOADS + 1
+        gateway.settled()
+        used = gateway.usage("acme")
+        assert used["requests"] == len(outcomes)
+        assert used["completion_tokens"] == 5 * (len(unary) + len(lazy)) + 20 * len(streams)
+        records = gateway.records(len(outcomes))
+        assert len({r["id"] for r in records}) == len(records) == len(outcomes)
+
+
+async def test_a_bad_configuration_is_refused_and_the_old_one_goes_on(upstream: Upstream) -> None:
+    good = json.dumps(json.loads(config(upstream.url)), indent=1)
+    with running(good, workers=2) as gateway:
+        before = gateway.worker_pids
+        for bad, field in (
+            (good.replace('"name": "k"', '"nam": "k"'), "auth.keys"),
+            (good.replace('"kind": "openai"', '"kind": "nobody"'), "providers.p0.kind"),
+            (good.replace('"priority": 1', '"priority": "first"'), "models.m.targets"),
+        ):
+            wrong = {x for x in bad.splitlines() if x not in good.splitlines()}
+            numbers = [n for n, x in enumerate(bad.splitlines(), 1) if x in wrong]
+            rewrite(gateway, bad)
+            start = len(gateway.errors)
+            await reload(gateway)
+            said = gateway.errors[start:]
+            assert "reload refused" in said
+            # The nearest line that names the field: the field's own, or its entry's first.
+            lines = [n for n in range(numbers[0] - 1, numbers[0] + 1) if f"yaml:{n}: " in said]
+            assert lines, said
+            assert f": {field}" in said
+            assert (await once(gateway.port)).status == 200
+            assert gateway.worker_pids == before
+        rewrite(gateway, "{ not: yaml: at all")
+        await reload(gateway)
+        assert "sluice.yaml:1: not YAML" in gateway.errors
+        assert (await once(gateway.port)).status == 200
+        rewrite(gateway, good)
+        await reload(gateway)
+        assert (await once(gateway.port)).status == 200
+        assert not set(before) & set(gateway.worker_pids)
+
+
+async def test_a_changed_configuration_takes_effect(upstream: Upstream) -> None:
+    with running(config(upstream.url, auth=keys(("k", KEY))), workers=2) as gateway:
+        assert (await once(gateway.port, Ask(key=OTHER_KEY))).status == 401
+        rewrite(gateway, config(upstream.url, auth=keys(("o", OTHER_KEY))))
+        await reload(gateway)
+        answers = await asyncio.gather(
+            *(once(gateway.port, Ask(key=key)) for key in (KEY, OTHER_KEY) for _ in range(10))
+        )
+        assert [o.status for o in answers] == [401] * 10 + [200] * 10
+        gateway.settled()
+        assert gateway.usage("acme", part="key:o")["requests"] == 10
+
+
+async def test_limits_and_usage_outlive_a_reload(upstream: Upstream) -> None:
+    limited = keys(("k", KEY))
+    limited["keys"][0] |= {"rpm": 1, "burst": 3}
+    with running(config(upstream.url, auth=limited), workers=2) as gateway:
+        assert [(await once(gateway.port)).status for _ in range(2)] == [200, 200]
+        await reload(gateway)
+        assert [(await once(gateway.port)).status for _ in range(2)] == [200, 429]
+        gateway.settled()
+        assert gateway.usage("acme")["requests"] == 3
+
+
+async def test_a_reload_changes_the_number_of_workers(upstream: Upstream) -> None:
+    def with_workers(count: int) -> str:
+        return config(upstream.url, server={"workers": count})
+
+    with running(with_workers(2), workers=None) as gateway:
+        assert len(gateway.worker_pids) == 2
+        for count in (4, 1, 3):
+            async with steady(gateway.port, Ask, connections=12) as outcomes:
+                rewrite(gateway, with_workers(count))
+                await reload(gateway)
+                await asyncio.sleep(0.3)
+            assert [o.failure for o in outcomes if o.status != 200 or o.failure] == []
+            deadline = time.monotonic() + 20  # the old generation drains
+            while len(gateway.worker_pids) != count:
+                assert time.monotonic() < deadline, gateway.worker_pids
+                await asyncio.sleep(0.05)
+            answers = await asyncio.gather(*(once(gateway.port) for _ in range(40)))
+            assert [(o.status, o.failure) for o in answers] == [(200, "")] * 40
+            assert f"({count} workers," in gateway.errors.splitlines()[-1]
+
+
+async def test_a_reload_that_changes_the_store_is_refused(upstream: Upstream) -> None:
+    with running(config(upstream.url)) as gateway:
+        rewrite(gateway, config(upstream.url, redis={"memory_mb": 64}))
+        await reload(gateway)
+        assert "reload refused" in gateway.errors
+        assert "redis: changes of redis need a restart" in gateway.errors
+        assert (await once(gateway.port)).status == 200

@@ -1,0 +1,125 @@
+"""TLS at the listener: modern protocols only, and a certificate that a reload replaces."""
+
+import asyncio
+import signal
+import ssl
+import warnings
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.support.config import chat, config
+from tests.support.gateway import Gateway, running
+from tests.support.load import Ask, Client, once
+from tests.support.upstream import Upstream
+
+
+class Certificates:
+    """A CA, and the files from which the gateway serves."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ca = trustme.CA()
+        self.certificate, self.key = directory / "cert.pem", directory / "key.pem"
+        self.issue()
+
+    def issue(self) -> None:
+        """Write a new certificate over the old one."""
+        issued = self.ca.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(self.key)
+        self.certificate.write_bytes(b"".join(p.bytes() for p in issued.cert_chain_pems))
+
+    @property
+    def server(self) -> dict[str, object]:
+        """The configuration's section."""
+        return {"tls": {"certificate": str(self.certificate), "key": str(self.key)}}
+
+    def context(self, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+        """A client's context, for just one protocol version if given."""
+        context = ssl.create_default_context()
+        self.ca.configure_trust(context)
+        if version is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                context.set_ciphers("ALL:@SECLEVEL=0")
+                context.minimum_version = context.maximum_version = version
+        return context
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path)
+
+
+async def serial(gateway: Gateway, context: ssl.SSLContext) -> object:
+    """The serial number of the certificate that a new connection is shown."""
+    async with Client(gateway.port, tls=context) as client:
+        await client.connect()
+        assert client.writer is not None
+        return client.writer.get_extra_info("peercert")["serialNumber"]
+
+
+async def reloaded(gateway: Gateway) -> None:
+    before = gateway.errors.count("serving on ")
+    gateway.signal(signal.SIGHUP)
+    while gateway.errors.count("serving on ") == before:
+        await asyncio.sleep(0.01)
+
+
+async def test_requests_and_streams_over_tls(upstream: Upstream, certificates: Certificates) -> None:
+    text = config(upstream.url, server=certificates.server)
+    with running(text, workers=2) as gateway:
+        assert "serving on https://" in gateway.errors
+        context = certificates.context()
+        outcome = await once(gateway.port, tls=context)
+        assert (outcome.status, outcome.failure) == (200, "")
+        outcome = await once(gateway.port, Ask(chat(stream=True)), tls=context)
+        assert outcome.events[-1] == "[DONE]"
+        plain = await once(gateway.port)
+        assert plain.failure or plain.status == 400
+
+
+async def test_old_protocols_are_refused(upstream: Upstream, certificates: Certificates) -> None:
+    old = certificates.context(ssl.TLSVersion.TLSv1_1)
+    # The same client is served by a listener that allows the old version: it can speak it.
+    lenient = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    lenient.load_cert_chain(certificates.certificate, certificates.key)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        lenient.set_ciphers("ALL:@SECLEVEL=0")
+        lenient.minimum_version = ssl.TLSVersion.TLSv1_1
+    async with Upstream(tls=lenient) as other, Client(other.port, tls=old) as client:
+        await client.connect()
+        assert client.writer is not None
+        assert client.writer.get_extra_info("ssl_object").version() == "TLSv1.1"
+
+    with running(config(upstream.url, server=certificates.server)) as gateway:
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await Client(gateway.port, tls=old).connect()
+        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            outcome = await once(gateway.port, tls=certificates.context(version))
+            assert outcome.status == 200
+
+
+async def test_a_reload_serves_the_new_certificate_and_cuts_nobody(
+    upstream: Upstream, certificates: Certificates
+) -> None:
+    context = certificates.context()
+    with running(config(upstream.url, server=certificates.server), workers=2) as gateway:
+        old = await serial(gateway, context)
+        async with Client(gateway.port, tls=context) as kept:
+            assert (await kept.ask()).status == 200
+            certificates.issue()
+            assert await serial(gateway, context) == old, "not before it is asked to"
+            await reloaded(gateway)
+            outcome = await kept.ask()
+            assert (outcome.status, outcome.failure) == (200, "")
+        serials = {await serial(gateway, context) for _ in range(10)}
+        assert len(serials) == 1
+        assert old not in serials
+
+        certificates.key.write_text("not a key")
+        await reloaded(gateway)
+        assert "reload refused" in gateway.errors
+        assert "server.tls" in gateway.errors
+        assert {await serial(gateway, context)} == serials

@@ -1,0 +1,211 @@
+"""Runs the real gateway: supervisor, workers and embedded store, on free loopback ports."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+PASSED_ON = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYTHONPATH")
+
+
+class Gateway:
+    """A started gateway. `environ` adds to a clean environment; `config` is YAML text."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: str = "",
+        *,
+        workers: int | None = 1,
+        environ: dict[str, str] | None = None,
+        port: int = 0,
+        wait: bool = True,
+    ) -> None:
+        self.directory = directory
+        self.state = directory / "state"
+        self.config_file = directory / "sluice.yaml"
+        self.config_file.write_text(config)
+        self.log_file = directory / "stdout.log"
+        self.error_file = directory / "stderr.log"
+        self._environ = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        self._environ |= {"SLUICE_STATE_DIR": str(self.state), **(environ or {})}
+        self._command = [sys.executable, "-m", "workers", "serve", "--host", "127.0.0.1"]
+        self._command += ["--port", str(port)]
+        if workers is not None:
+            self._command += ["--workers", str(workers)]
+        if config:
+            self._command += ["--config", str(self.config_file)]
+        self.start(wait=wait)
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start (again, on the same state directory)."""
+        with self.log_file.open("ab") as log, self.error_file.open("wb") as errors:
+            self.process = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                env=self._environ,
+                stdout=log,
+                stderr=errors,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        if wait:
+            self.port = int(self.wait_for(r"serving on https?://\S+?:(\d+) ")[1])
+
+    @property
+    def url(self) -> str:
+        """The gateway's base URL."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def errors(self) -> str:
+        """What the supervisor printed."""
+        return self.error_file.read_text(errors="replace")
+
+    def wait_for(self, pattern: str, seconds: float = START_SECONDS) -> re.Match[str]:
+        """Wait until the supervisor has printed a pattern."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if found := re.search(pattern, self.errors):
+                return found
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.01)
+        raise AssertionError(f"never printed {pattern!r}:\n{self.errors}")
+
+    def records(self, count: int = 0, seconds: float = 5.0) -> list[dict[str, Any]]:
+        """The request records logged so far; waits until there are `count`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            lines = [json.loads(x) for x in self.log_file.read_text().splitlines() if x]
+            found = [line for line in lines if line["event"] == "request"]
+            if len(found) >= count or time.monotonic() > deadline:
+                return found
+            time.sleep(0.02)
+
+    @property
+    def store(self) -> "redis.Redis":
+        """A client of the gateway's own store."""
+        return redis.Redis(
+            unix_socket_path=str(self.state / "redis.sock"), decode_responses=True
+        )
+
+    def usage(self, tenant: str, period: str | None = None, part: str = "") -> dict[str, int]:
+        """A usage hash, today's by default."""
+        day = period or time.strftime("%Y-%m-%d", time.gmtime())
+        key = f"sluice:usage:{{{tenant}}}:{day}" + (f":{part}" if part else "")
+        with contextlib.closing(self.store) as store:
+            return {name: int(value) for name, value in store.hgetall(key).items()}
+
+    def settled(self, seconds: float = 10.0) -> None:
+        """Wait until no lease is open in any tenant."""
+        deadline = time.monotonic() + seconds
+        with contextlib.closing(self.store) as store:
+            while True:
+                leases = [
+                    lease
+                    for tenant in store.smembers("sluice:tenants")
+                    for lease in store.zrange(f"sluice:leases:{{{tenant}}}", 0, -1)
+                ]
+                if not leases:
+                    return
+                assert time.monotonic() < deadline, f"leases still open: {leases}"
+                time.sleep(0.02)
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The workers: forked children that are not the store's keeper."""
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a worker may die at any moment
+                if not child.children() and child.status() != psutil.STATUS_ZOMBIE:
+                    found.append(child.pid)
+        return sorted(found)
+
+    @property
+    def store_pid(self) -> int:
+        """The store's server process."""
+        everyone = psutil.Process(self.process.pid).children(recursive=True)
+        return next(c.pid for c in everyone if "valkey-server" in " ".join(c.cmdline()))
+
+    @property
+    def family(self) -> list[psutil.Process]:
+        """Every process of this gateway, orphans too: all carry its state directory."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                mine = process.environ().get("SLUICE_STATE_DIR") == str(self.state)
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def gone(self, seconds: float = STOP_SECONDS) -> bool:
+        """Wait until no process of this gateway is left; tell whether that came."""
+        deadline = time.monotonic() + seconds
+        while self.family:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+        """GET a path; return status and body, also of an error."""
+        request = urllib.request.Request(self.url + path, headers=headers or {})
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                return response.status, response.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def signal(self, signum: signal.Signals) -> None:
+        """Send the supervisor a signal."""
+        self.process.send_signal(signum)
+
+    def stop(self) -> int:
+        """End it in order; return the exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"did not stop:\n{self.errors}") from None
+
+    def kill(self) -> None:
+        """End everything it started, at once."""
+        for process in self.family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def running(config: str = "", **options: Any) -> Iterator[Gateway]:
+    """Run a gateway for the length of a block, and see that it stops without leftovers."""
+    with tempfile.TemporaryDirectory(prefix="sluice-test-") as directory:
+        gateway = Gateway(Path(directory), config, **options)
+        try:
+            yield gateway
+            if gateway.process.poll() is None:
+                assert gateway.stop() == 0, gateway.errors
+            assert gateway.gone(5), f"left running: {gateway.family}"
+        finally:
+            gateway.kill()

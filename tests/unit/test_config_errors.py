@@ -1,0 +1,149 @@
+"""Every error of a configuration file names the file, the line and the field."""
+
+import hashlib
+
+import pytest
+
+from gateway.config.document import MAX_DOCUMENT_BYTES
+from gateway.config.load import load_text
+from gateway.core.errors import ConfigError
+
+SHA = hashlib.sha256(b"sk-a-client-key").hexdigest()
+OTHER = hashlib.sha256(b"another key").hexdigest()
+
+
+def refused(text: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load_text(text, "sluice.yaml", {"SHORT": "1234567", "SAME": "sk-a-client-key"})
+    return caught.value
+
+
+PLACED = {
+    "unknown section": ("log: {}\nservers: {}\n", 2, "servers"),
+    "unknown field": ("server:\n  adress: x\n", 2, "server.adress"),
+    "unknown field deep": (
+        "models:\n  m:\n    targets:\n      - provider: demo\n        weight: 2\n",
+        5,
+        "models.m.targets[0].weight",
+    ),
+    "unknown field beside a dot": (
+        "models:\n  gpt-4.1:\n    target: []\n",
+        3,
+        "models.gpt-4.1.target",
+    ),
+    "wrong type": ("server:\n\n  max_request_size: big\n", 3, "server.max_request_size"),
+    "wrong section": ("log: {}\nserver: 5\n", 2, "server"),
+    "not positive": ("server:\n  timeouts:\n    connect: 0\n", 3, "server.timeouts.connect"),
+    "not a number": ("server:\n  timeouts:\n    idle: .nan\n", 3, "server.timeouts.idle"),
+    "no workers": ("server:\n  workers: 0\n", 2, "server.workers"),
+    "wrong choice": ("log:\n  level: loud\n", 2, "log.level"),
+    "little memory": ("redis:\n  memory_mb: 1\n", 2, "redis.memory_mb"),
+    "null where a value must be": ("server:\n  workers: null\n", 2, "server.workers"),
+    "no target": ("models:\n  m:\n    targets: []\n", 3, "models.m.targets"),
+    "targets missing": ("log: {}\nmodels:\n  m: {}\n", 3, "models.m"),
+    "kind missing": ("providers:\n  p: {api_key: x}\n", 2, "providers.p"),
+    "unknown provider": (
+        "providers: {p: {kind: demo}}\nmodels:\n  m:\n    targets:\n      - provider: p\n"
+        "      - provider: q\n",
+        6,
+        "models.m.targets[1].provider",
+    ),
+    "tenant's name": ("tenants:\n  ok: {}\n  -bad: {}\n", 3, "tenants.-bad"),
+    "model's name": (
+        "providers: {p: {kind: demo}}\nmodels:\n  1: {targets: [{provider: p}]}\n",
+        3,
+        "models.1",
+    ),
+    "section's name": ("log: {}\n1: 2\n", 2, "1"),
+    "header's value": (
+        "providers:\n  p:\n    kind: demo\n    headers:\n      X: 5\n",
+        5,
+        "providers.p.headers.X",
+    ),
+    "key without digest": ("auth:\n  keys:\n    - name: a\n", 3, "auth.keys[0]"),
+    "key and digest": (
+        f"auth:\n  keys:\n    - {{name: a, sha256: {SHA}, key: sk-a-client-key}}\n",
+        3,
+        "auth.keys[0]",
+    ),
+    "short key": (
+        f"auth:\n  keys:\n    - {{name: b, sha256: {OTHER}}}\n    - name: a\n      key: env:SHORT\n",
+        5,
+        "auth.keys[1].key",
+    ),
+    "not a digest": ("auth:\n  keys:\n    - name: a\n      sha256: ABC\n", 4, "auth.keys[0].sha256"),
+    "key's name": (f"auth:\n  keys:\n    - name: a b\n      sha256: {SHA}\n", 3, "auth.keys[0].name"),
+    "two of a name": (
+        f"auth:\n  keys:\n    - {{name: a, sha256: {SHA}}}\n    - name: a\n      sha256: {OTHER}\n",
+        4,
+        "auth.keys[1].name",
+    ),
+    "a key twice": (
+        f"auth:\n  keys:\n    - {{name: a, sha256: {SHA}}}\n    - {{name: b, key: env:SAME}}\n",
+        4,
+        "auth.keys[1]",
+    ),
+    "no key": ("auth:\n  enabled: true\n", 2, "auth.enabled"),
+    "keys not a list": ("auth:\n  keys: 5\n", 2, "auth.keys"),
+    "burst alone": ("tenants:\n  acme:\n    burst: 5\n", 3, "tenants.acme.burst"),
+    "burst alone in the default": (
+        "limits:\n  default:\n    burst: 5\n",
+        3,
+        "limits.default.burst",
+    ),
+    "burst alone of a key": (
+        f"auth:\n  keys:\n    - name: a\n      sha256: {SHA}\n      burst: 1\n",
+        5,
+        "auth.keys[0].burst",
+    ),
+    "not an address": ("server:\n  address: nonsense\n", 2, "server.address"),
+    "open address": ("server:\n  address: 0.0.0.0:80\n", 2, "server.address"),
+    "env not set": ("redis:\n  url: env:NOWHERE\n", 2, "redis.url"),
+    "given twice": ("log: {}\nserver:\n  workers: 1\n  workers: 2\n", 4, "server.workers"),
+    "section given twice": ("log: {}\nserver: {}\nlog: {}\n", 3, "log"),
+    "given twice in a list": (
+        "auth:\n  keys:\n    - name: a\n      tenant: b\n      name: c\n",
+        5,
+        "auth.keys[0].name",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "field"), PLACED.values(), ids=PLACED)
+def test_an_error_names_file_line_and_field(text: str, line: int, field: str) -> None:
+    error = refused(text)
+    assert (error.source, error.line, error.field) == ("sluice.yaml", line, field)
+    assert str(error) == f"sluice.yaml:{line}: {field}: {error.message}"
+
+
+NOT_YAML = {
+    "unclosed": ("server: {\n", 2),
+    "a tab": ("server:\n\tworkers: 1\n", 2),
+    "no mapping": ("- a\n- b\n", 1),
+    "a word": ("hello", 1),
+    "unknown alias": ("log: {}\nserver: *nowhere\n", 2),
+    "two documents": ("log: {}\n---\nlog: {}\n", 2),
+    "a list as a name": ("log: {}\n? [a]\n: b\n", 2),
+    "a tag": ("log: {}\nserver: !!python/object:os.system {}\n", 2),
+    "no such day": ("log: {}\nserver: {address: 2024-99-99}\n", 2),
+    "a control character": ("log: {}\nserver: \x00\n", 2),
+}
+
+
+@pytest.mark.parametrize(("text", "line"), NOT_YAML.values(), ids=NOT_YAML)
+def test_what_is_not_a_configuration_is_refused_with_its_line(text: str, line: int) -> None:
+    error = refused(text)
+    assert (error.source, error.line) == ("sluice.yaml", line)
+
+
+def test_a_document_that_holds_itself_is_refused() -> None:
+    assert refused("server: &a [*a]\n").source == "sluice.yaml"
+
+
+def test_a_document_past_the_cap_is_refused() -> None:
+    assert "4 MiB" in refused("#" * (MAX_DOCUMENT_BYTES + 1)).message
+
+
+def test_a_secret_is_not_quoted() -> None:
+    error = refused("auth:\n  keys:\n    - name: a\n      key: env:SHORT\n")
+    assert "1234567" not in str(error)

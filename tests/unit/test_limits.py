@@ -1,0 +1,109 @@
+"""Token buckets: which apply to a key, how full they are, and how that is shown."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.policy.limits import (
+    REQUESTS,
+    TOKENS,
+    Bucket,
+    Rates,
+    Standing,
+    buckets,
+    show_duration,
+    tightest,
+)
+
+
+@pytest.mark.parametrize(
+    ("own", "default", "expected"),
+    [
+        (Rates(), Rates(), Rates()),
+        (Rates(), Rates(5, 9, 100), Rates(5, 9, 100)),
+        (Rates(rpm=7), Rates(5, 9, 100), Rates(7, None, 100)),
+        (Rates(rpm=7, burst=8), Rates(5, 9), Rates(7, 8)),
+        (Rates(tpm=50), Rates(5, 9, 100), Rates(5, 9, 50)),
+        (Rates(rpm=7), Rates(), Rates(7)),
+    ],
+)
+def test_each_kind_of_limit_falls_back_by_itself(
+    own: Rates, default: Rates, expected: Rates
+) -> None:
+    assert own.or_default(default) == expected
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        (Rates(), ()),
+        (Rates(rpm=60), (Bucket("p:rpm", REQUESTS, 60, 60, "key"),)),
+        (Rates(rpm=60, burst=5), (Bucket("p:rpm", REQUESTS, 5, 60, "key"),)),
+        (Rates(tpm=900), (Bucket("p:tpm", TOKENS, 900, 900, "key"),)),
+        (
+            Rates(60, 200, 900),
+            (
+                Bucket("p:rpm", REQUESTS, 200, 60, "key"),
+                Bucket("p:tpm", TOKENS, 900, 900, "key"),
+            ),
+        ),
+    ],
+)
+def test_rates_become_buckets(rates: Rates, expected: tuple[Bucket, ...]) -> None:
+    assert buckets("key", "p", rates) == expected
+
+
+@pytest.mark.parametrize(
+    ("level", "seconds"), [(100, 0.0), (50, 10.0), (0, 20.0), (-100, 40.0), (101, 0.0)]
+)
+def test_the_time_until_a_bucket_is_full(level: int, seconds: float) -> None:
+    assert Standing(Bucket("b", TOKENS, 100, 300, "key"), level).reset_seconds == seconds
+
+
+def test_the_tightest_bucket_of_a_unit_is_the_one_with_the_least_left() -> None:
+    def standing(unit: str, level: int, scope: str) -> Standing:
+        return Standing(Bucket(f"{scope}:{unit}", unit, 100, 100, scope), level)
+
+    roomy, tight = standing(REQUESTS, 50, "key"), standing(REQUESTS, 3, "tenant")
+    debt = standing(TOKENS, -5, "key")
+    assert tightest((roomy, tight, debt), REQUESTS) is tight
+    assert tightest((roomy, tight, debt), TOKENS) is debt
+    assert tightest((roomy, tight), TOKENS) is None
+    assert tightest((), REQUESTS) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0ms"),
+        (0.0001, "1ms"),
+        (0.012, "12ms"),
+        (0.9991, "1s"),
+        (1, "1s"),
+        (1.5, "1.5s"),
+        (1.51, "1.6s"),
+        (9, "9s"),
+        (59.9, "59.9s"),
+        (59.91, "1m0s"),
+        (60, "1m0s"),
+        (60.2, "1m1s"),
+        (360, "6m0s"),
+        (3599.5, "1h0m0s"),
+        (7265, "2h1m5s"),
+    ],
+)
+def test_durations_are_written_as_openai_does(seconds: float, shown: str) -> None:
+    assert show_duration(seconds) == shown
+
+
+@given(st.floats(0, 10_000))
+def test_a_shown_duration_is_never_too_short_and_hardly_too_long(seconds: float) -> None:
+    shown = show_duration(seconds)
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+    parts = re.findall(r"([\d.]+)(ms|h|m|s)", shown)
+    assert "".join(number + unit for number, unit in parts) == shown
+    told = sum(float(number) * units[unit] for number, unit in parts)
+    assert seconds <= told + 1e-9
+    assert told - seconds <= (0.001 if seconds < 0.999 else 0.1 if seconds < 59.9 else 1) + 1e-9

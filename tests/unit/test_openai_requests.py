@@ -1,0 +1,249 @@
+"""Requests of OpenAI's API: what is understood, what is kept raw, and what is refused and how."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.core.errors import ApiError
+from gateway.core.operations import Operation
+from gateway.formats.openai import decode, error_body, error_event, estimate_prompt
+
+FIXTURES = Path(
+    os.environ.get("SLUICE_FIXTURES")
+    or Path(__file__).resolve().parents[2].parent / "shared" / "fixtures"
+)
+JSON_SUITE = sorted((FIXTURES / "json-parsing" / "test_parsing").glob("*.json"))
+CHAT = b'{"model":"m","messages":[{"role":"user","content":"hi"}]'
+
+
+def chat(rest: bytes = b"") -> bytes:
+    return CHAT + rest + b"}"
+
+
+def refused(operation: Operation, body: bytes) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        decode(operation, body)
+    assert caught.value.status == 400
+    return caught.value
+
+
+# --- Understood ----------------------------------------------------------------------------------
+
+
+def test_a_chat_is_decoded_and_every_field_kept_as_written() -> None:
+    body = chat(b', "n" : 2,"max_tokens":9,"unheard_of": {"a" : 1.50e400 ,"b":"\\u00e9"}')
+    request = decode(Operation.CHAT, body)
+    assert (request.model, request.stream, request.wants_usage) == ("m", False, False)
+    assert (request.max_output, request.choices) == (9, 2)
+    assert {name: bytes(raw).strip() for name, raw in request.fields.items()} == {
+        "model": b'"m"',
+        "messages": b'[{"role":"user","content":"hi"}]',
+        "n": b"2",
+        "max_tokens": b"9",
+        "unheard_of": b'{"a" : 1.50e400 ,"b":"\\u00e9"}',
+    }
+
+
+@pytest.mark.parametrize(
+    ("rest", "stream", "wants_usage"),
+    [
+        (b"", False, False),
+        (b',"stream":null,"stream_options":null', False, False),
+        (b',"stream":true', True, False),
+        (b',"stream":true,"stream_options":{}', True, False),
+        (b',"stream":true,"stream_options":{"include_usage":null}', True, False),
+        (b',"stream":true,"stream_options":{"include_usage":false}', True, False),
+        (b',"stream":true,"stream_options":{"include_usage":true,"x":1}', True, True),
+    ],
+)
+def test_streams_and_whether_they_want_usage(rest: bytes, stream: bool, wants_usage: bool) -> None:
+    request = decode(Operation.CHAT, chat(rest))
+    assert (request.stream, request.wants_usage) == (stream, wants_usage)
+
+
+@pytest.mark.parametrize(
+    ("rest", "max_output"),
+    [
+        (b"", None),
+        (b',"max_tokens":0', 0),
+        (b',"max_tokens":5', 5),
+        (b',"max_completion_tokens":6', 6),
+        (b',"max_tokens":5,"max_completion_tokens":6', 6),
+        (b',"max_tokens":5,"max_completion_tokens":0', 0),
+        (b',"max_tokens":5,"max_completion_tokens":null', 5),
+    ],
+)
+def test_the_maximum_of_output_tokens(rest: bytes, max_output: int | None) -> None:
+    assert decode(Operation.CHAT, chat(rest)).max_output == max_output
+
+
+@pytest.mark.parametrize("prompt", [b'"hi"', b'["a","b"]', b"[1,2]", b"[[1],[2]]"])
+def test_completions_take_every_form_of_prompt(prompt: bytes) -> None:
+    body = b'{"model":"m","max_tokens":3,"prompt":' + prompt + b"}"
+    request = decode(Operation.COMPLETIONS, body)
+    assert (request.operation, request.max_output) == (Operation.COMPLETIONS, 3)
+    assert bytes(request.fields["prompt"]) == prompt
+
+
+def test_embeddings_generate_nothing_and_never_stream() -> None:
+    request = decode(Operation.EMBEDDINGS, b'{"model":"e","input":["a"],"stream":true,"n":7}')
+    assert (request.stream, request.max_output, request.choices) == (False, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"a","messages":[1],"model":"b"}',
+        b'{"model":"a","messages":[1],"mod\\u0065l":"b"}',
+    ],
+)
+def test_a_field_given_twice_is_one_field_with_the_value_that_was_judged(body: bytes) -> None:
+    request = decode(Operation.CHAT, body)
+    assert request.model == "b"
+    assert list(request.fields) == ["model", "messages"]
+    assert bytes(request.fields["model"]) == b'"b"'
+
+
+def test_naughty_strings_come_back_byte_for_byte() -> None:
+    path = FIXTURES / "naughty-strings" / "blns.json"
+    if not path.is_file():
+        pytest.skip(f"no strings at {path} (set SLUICE_FIXTURES)")
+    for text in json.loads(path.read_bytes()):
+        for ascii_only in (True, False):
+            raw = json.dumps(text, ensure_ascii=ascii_only).encode()
+            request = decode(Operation.CHAT, chat(b',"x":' + raw))
+            assert bytes(request.fields["x"]) == raw
+
+
+# --- Refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"{}", "model"),
+        (b'{"messages":[1]}', "model"),
+        (b'{"model":"m"}', "messages"),
+    ],
+)
+def test_a_missing_field_is_named(body: bytes, param: str) -> None:
+    error = refused(Operation.CHAT, body)
+    assert (error.code, error.param) == ("missing_required_parameter", param)
+    assert error.message == f"Missing required parameter: '{param}'."
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "param"),
+    [
+        (Operation.CHAT, b'{"model":5,"messages":[1]}', "model"),
+        (Operation.CHAT, b'{"model":null,"messages":[1]}', "model"),
+        (Operation.CHAT, b'{"model":"","messages":[1]}', "model"),
+        (Operation.CHAT, b'{"model":"' + b"m" * 257 + b'","messages":[1]}', "model"),
+        (Operation.CHAT, b'{"model":"m","messages":[]}', "messages"),
+        (Operation.CHAT, b'{"model":"m","messages":"hi"}', "messages"),
+        (Operation.CHAT, chat(b',"stream":"yes"'), "stream"),
+        (Operation.CHAT, chat(b',"stream_options":[]'), "stream_options"),
+        (
+            Operation.CHAT,
+            chat(b',"stream_options":{"include_usage":1}'),
+            "stream_options.include_usage",
+        ),
+        (Operation.CHAT, chat(b',"max_tokens":-1'), "max_tokens"),
+        (Operation.CHAT, chat(b',"max_tokens":1.5'), "max_tokens"),
+        (Operation.CHAT, chat(b',"max_tokens":99999999999999999999999'), "max_tokens"),
+        (Operation.CHAT, chat(b',"max_completion_tokens":"9"'), "max_completion_tokens"),
+        (Operation.CHAT, chat(b',"n":0'), "n"),
+        (Operation.CHAT, chat(b',"n":129'), "n"),
+        (Operation.COMPLETIONS, b'{"model":"m","prompt":5}', "prompt"),
+        (Operation.EMBEDDINGS, b'{"model":"m","input":{}}', "input"),
+        (Operation.CHAT, b"[]", None),
+        (Operation.CHAT, b'"hi"', None),
+        (Operation.CHAT, b"null", None),
+    ],
+)
+def test_a_wrong_field_is_named(operation: Operation, body: bytes, param: str | None) -> None:
+    error = refused(operation, body)
+    assert (error.code, error.param) == ("invalid_value", param)
+    assert f"'{param or 'the body'}'" in error.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"hello",
+        chat() + b"x",
+        chat(b",}"),
+        b"\xef\xbb\xbf" + chat(),
+        chat(b',"x":"\xff"'),
+        chat(b',"x":"\xed\xa0\x80"'),
+        chat(b',"\xff":1'),
+        chat(b',"x":' + b"[" * 100_000 + b"]" * 100_000),
+        chat().decode().encode("utf-16"),
+        b"\0" * 100,
+    ],
+)
+def test_what_is_not_json_is_refused(body: bytes) -> None:
+    error = refused(Operation.CHAT, body)
+    assert (error.code, error.param) == ("invalid_json", None)
+
+
+@pytest.mark.skipif(not JSON_SUITE, reason=f"no JSONTestSuite at {FIXTURES} (set SLUICE_FIXTURES)")
+@pytest.mark.parametrize("path", JSON_SUITE, ids=lambda path: path.stem)
+def test_json_inside_a_field_that_is_not_looked_at(path: Path) -> None:
+    content = path.read_bytes()
+    body = chat(b',"x":' + content)
+    if path.name.startswith("y_"):
+        assert bytes(decode(Operation.CHAT, body).fields["x"]).strip() == content.strip()
+    elif path.name.startswith("n_"):
+        refused(Operation.CHAT, body)
+    else:
+        try:
+            decode(Operation.CHAT, body)
+        except ApiError as error:
+            assert error.status == 400
+
+
+# --- Estimates -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 4, 400, 4001])
+def test_a_prompt_is_estimated_by_its_length(size: int) -> None:
+    assert estimate_prompt(b"a" * size) == size // 4 + 1
+
+
+def test_files_inside_a_prompt_count_flat_whatever_their_size() -> None:
+    def body(size: int) -> bytes:
+        image = b'{"url":"data:image/png;base64,' + b"A" * size + b'"}'
+        return b"[" + image + b",{}," + image + b"]"
+
+    assert estimate_prompt(body(4_000_000)) == estimate_prompt(body(4000))
+    assert 2000 < estimate_prompt(body(4000)) < 2050
+    assert estimate_prompt(b'x;base64,"y;base64,AAAA') == 2000 // 2 + (23 - 8) // 4 + 1
+
+
+def test_the_estimate_of_a_request_is_that_of_its_body() -> None:
+    body = chat(b',"x":"' + b"a" * 4000 + b'"')
+    assert decode(Operation.CHAT, body).prompt_estimate == estimate_prompt(body) > 1000
+
+
+# --- Errors as the API writes them ---------------------------------------------------------------
+
+
+def test_errors_have_openais_shape() -> None:
+    error = ApiError("model_not_found", 'no "x"', param="model")
+    expected: dict[str, Any] = {
+        "error": {
+            "message": 'no "x"',
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
+    }
+    assert json.loads(error_body(error)) == expected
+    assert error_event(error) == b"data: " + error_body(error) + b"\n\n"
+    assert json.loads(error_body(ApiError("overloaded", "later")))["error"]["param"] is None
