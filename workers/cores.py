@@ -7,13 +7,27 @@ from pathlib import Path
 CGROUP = Path("/sys/fs/cgroup")
 
 
+OWN_CGROUP = Path("/proc/self/cgroup")
+
+
 def worker_count(configured: str | int) -> int:
     """Return the configured number, or one a core that this process may really use."""
     if isinstance(configured, int):
         return configured
-    quota = cpu_quota(CGROUP)
-    cores = _cores()
-    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+    quotas = [cpu_quota(folder) for folder in own_cgroups(CGROUP, OWN_CGROUP)]
+    limits = [math.ceil(quota) for quota in quotas if quota is not None]
+    return max(1, min([_cores(), *limits]))
+
+
+def own_cgroups(root: Path, own: Path) -> list[Path]:
+    """Return this process's cgroup and all above it: each may hold a limit (a systemd unit's)."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return [root]
+    path = next((line.split(":", 2)[2] for line in lines if line.startswith("0::")), "/")
+    below = root / path.lstrip("/")
+    return [root, *(folder for folder in (below, *below.parents) if root in folder.parents)]
 
 
 def cpu_quota(cgroup: Path) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import msgspec
 
 from gateway.app import check
-from gateway.config.load import Loaded, load
+from gateway.config.load import Listen, Loaded, load
 from gateway.core.errors import ConfigError
 from gateway.policy.pricing import PriceTable
 
@@ -22,15 +22,9 @@ class Flags(msgspec.Struct, frozen=True):
 def read(flags: Flags, environ: Mapping[str, str]) -> Loaded:
     """Read the configuration. Raises ConfigError."""
     combined = dict(environ)
-    if flags.host is not None or flags.port is not None:
-        address = load(flags.config, environ).config.server.address or ""
-        host, _, port = address.rpartition(":")
-        host = flags.host if flags.host is not None else host
-        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
-        combined["SERVER_ADDRESS"] = f"{shown}:{flags.port if flags.port is not None else port}"
     if flags.workers is not None:
         combined["SLUICE_WORKERS"] = flags.workers
-    return load(flags.config, combined)
+    return load(flags.config, combined, Listen(flags.host, flags.port))
 
 
 def verify(loaded: Loaded, prices: PriceTable) -> None:

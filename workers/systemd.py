@@ -14,7 +14,9 @@ class Notifier:
         micros = environ.get("WATCHDOG_USEC", "")
         addressed = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         # Half the interval, as sd_watchdog_enabled(3) advises.
-        self.watchdog_seconds = int(micros) / 2e6 if micros.isdecimal() and addressed else None
+        self.watchdog_seconds = (
+            int(micros) / 2e6 if micros.isdecimal() and int(micros) and addressed else None
+        )
 
     def ready(self, status: str) -> None:
         """Say that the service works."""

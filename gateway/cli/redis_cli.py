@@ -1,15 +1,18 @@
 """`sluice redis-cli`: redis-cli where it is installed, and otherwise enough of it to read usage."""
 
+import contextlib
 import os
 import shlex
 import shutil
+import socket
+import ssl
 import sys
 from typing import Any
 
-import redis
-from redis.exceptions import RedisError
-
+from gateway.core.errors import StoreError
 from gateway.store.location import Location, parse_url
+
+CONNECT_SECONDS = 5.0
 
 
 def redis_cli(url: str, command: list[str]) -> int:
@@ -21,9 +24,94 @@ def redis_cli(url: str, command: list[str]) -> int:
         if place.password:
             environ["REDISCLI_AUTH"] = place.password  # not in argv: others may read that
         os.execve(binary, [binary, *_options(place), *command], environ)  # noqa: S606  found above
-    client = redis.Redis.from_url(url, decode_responses=True)
-    if command:
-        return _run(client, command)
+    try:
+        server = Wire(place)
+    except (OSError, StoreError) as error:
+        reason = getattr(error, "strerror", None) or error
+        print(f"Could not connect to {place}: {reason}. Is the gateway running?", file=sys.stderr)
+        return 1
+    with contextlib.closing(server):
+        return _answer(server, command) if command else _converse(server, place)
+
+
+class Status(str):
+    """A simple string of the protocol, shown without quotes."""
+
+
+class Wire:
+    """A connection that gives replies as the protocol has them (RESP 2). Raises StoreError."""
+
+    def __init__(self, place: Location) -> None:
+        if place.unix_path is not None:
+            sock: socket.socket = _unix_socket(place.unix_path)
+        else:
+            sock = socket.create_connection((place.host, place.port), CONNECT_SECONDS)
+        if place.tls:
+            context = ssl.create_default_context(cafile=place.ca_file)
+            sock = context.wrap_socket(sock, server_hostname=place.host)
+        sock.settimeout(None)  # a command may block for as long as its user likes
+        self._socket = sock
+        self._file = sock.makefile("rb")
+        if place.password is not None:
+            self._greet("AUTH", *([place.username] if place.username else []), place.password)
+        if place.database:
+            self._greet("SELECT", str(place.database))
+
+    def call(self, words: list[str]) -> Any:
+        """Send a command and return its reply; an error is a StoreError among the values."""
+        parts = [word.encode("utf-8", "surrogateescape") for word in words]
+        data = b"*%d\r\n" % len(parts)
+        data += b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+        self._socket.sendall(data)
+        return self._read()
+
+    def close(self) -> None:
+        """Close. Idempotent."""
+        self._file.close()
+        self._socket.close()
+
+    def _greet(self, *words: str) -> None:
+        reply = self.call(list(words))
+        if isinstance(reply, StoreError):
+            raise reply
+
+    def _read(self) -> Any:
+        line = self._file.readline()
+        if not line.endswith(b"\r\n"):
+            raise StoreError("the server closed the connection")
+        kind, text = line[:1], line[1:-2]
+        if kind == b"+":
+            return Status(text.decode(errors="replace"))
+        if kind == b"-":
+            return StoreError(text.decode(errors="replace"))
+        if kind == b":":
+            return int(text)
+        if kind == b"$":
+            return None if text == b"-1" else self._file.read(int(text) + 2)[:-2]
+        return None if text == b"-1" else [self._read() for _ in range(int(text))]
+
+
+def _unix_socket(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(CONNECT_SECONDS)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _answer(server: Wire, words: list[str]) -> int:
+    try:
+        reply = server.call(words)
+    except (OSError, StoreError) as error:
+        reply = StoreError(str(error))
+    print(show(reply))
+    return int(isinstance(reply, StoreError))
+
+
+def _converse(server: Wire, place: Location) -> int:
     code = 0
     prompt = f"{place}> " if sys.stdin.isatty() else ""
     while True:
@@ -31,13 +119,13 @@ def redis_cli(url: str, command: list[str]) -> int:
             words = shlex.split(input(prompt))
         except EOFError:
             return code
-        except ValueError as error:
-            print(f"(error) {error}")
+        except ValueError:
+            print("Invalid argument(s)")
             continue
         if words and words[0].lower() in ("quit", "exit"):
             return code
         if words:
-            code = _run(client, words)
+            code = _answer(server, words)
 
 
 def _options(place: Location) -> list[str]:
@@ -51,40 +139,38 @@ def _options(place: Location) -> list[str]:
     return [*options, "-n", str(place.database)] if place.database else options
 
 
-def _run(client: redis.Redis, words: list[str]) -> int:
-    try:
-        # Straight to the wire: the answer is shown as Redis gives it, not as redis-py shapes it.
-        connection = client.connection_pool.get_connection()
-        try:
-            connection.send_command(*words)  # type: ignore[no-untyped-call]
-            reply = connection.read_response()
-        finally:
-            client.connection_pool.release(connection)
-    except RedisError as error:
-        print(f"(error) {error}")
-        return 1
-    print(show(reply))
-    return 0
+_ESCAPES = {0x22: '\\"', 0x5C: "\\\\", 0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t", 7: "\\a", 8: "\\b"}
+
+
+def _quoted(data: bytes) -> str:
+    shown = (
+        _ESCAPES.get(byte) or (chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}")
+        for byte in data
+    )
+    return f'"{"".join(shown)}"'
 
 
 def show(reply: Any, indent: str = "") -> str:
     """Write a reply as redis-cli does."""
     if reply is None:
         return "(nil)"
+    if isinstance(reply, StoreError):
+        return f"(error) {reply}"
+    if isinstance(reply, Status):
+        return str(reply)
     if isinstance(reply, int):
         return f"(integer) {reply}"
+    if isinstance(reply, bytes | str):
+        return _quoted(reply if isinstance(reply, bytes) else reply.encode())
     if isinstance(reply, dict):
         reply = [part for pair in reply.items() for part in pair]
-    if isinstance(reply, set | tuple):
-        reply = list(reply)
-    if isinstance(reply, list):
-        if not reply:
-            return "(empty array)"
-        width = len(str(len(reply)))
-        lines = []
-        for number, part in enumerate(reply, 1):
-            label = f"{number:>{width}}) "
-            inner = show(part, indent + " " * len(label))
-            lines.append(("" if number == 1 else indent) + label + inner)
-        return "\n".join(lines)
-    return f'"{reply}"'
+    if not reply:
+        return "(empty array)"
+    parts = list(reply)
+    width = len(str(len(parts)))
+    lines = []
+    for number, part in enumerate(parts, 1):
+        label = f"{number:>{width}}) "
+        inner = show(part, indent + " " * len(label))
+        lines.append(("" if number == 1 else indent) + label + inner)
+    return "\n".join(lines)

@@ -10,6 +10,16 @@ from gateway.core.errors import ConfigError
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads dates as text: no field is one, and a wrong one would be an error without a place."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class Document:
     """Parsed values plus the line of every field (`server.tls.key`, `auth.keys[0].name`)."""
 
@@ -18,7 +28,11 @@ class Document:
         self._lines: dict[str, int] = {}
         if len(text) > MAX_DOCUMENT_BYTES:
             raise ConfigError("the file is larger than 4 MiB", source=source)
-        loader = yaml.SafeLoader(text)
+        try:
+            loader = _Loader(text)
+        except yaml.reader.ReaderError as error:
+            line = text[: error.position].count("\n") + 1
+            raise ConfigError("holds a control character", source=source, line=line) from None
         try:
             root = loader.get_single_node()
             if root is not None:
@@ -29,9 +43,12 @@ class Document:
             line = mark.line + 1 if mark else 0
             raise ConfigError(f"not YAML: {error.problem}", source=source, line=line) from None
         except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise ConfigError(f"not YAML: {error}", source=source) from None
+            line = loader.line + 1 if isinstance(error, ValueError) else 0
+            raise ConfigError(f"not YAML: {error}", source=source, line=line) from None
         finally:
             loader.dispose()
+        if value is None:
+            value = {}
         if not isinstance(value, dict):
             raise ConfigError("expected a mapping of sections at the top", source=source, line=1)
         self.value: dict[str, Any] = value

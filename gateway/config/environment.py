@@ -54,8 +54,12 @@ VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
 }
 
 
-def apply(raw: Raw, environ: Mapping[str, str]) -> None:
-    """Write the variables that are set and not empty into the raw configuration."""
+def apply(raw: Raw, environ: Mapping[str, str]) -> dict[str, str]:
+    """Write the variables that are set and not empty into the raw configuration.
+
+    Returns which variable set which field, for errors that are found later.
+    """
+    origins = {}
     for variable, (field, read) in VARIABLES.items():
         text = environ.get(variable, "")
         if text:
@@ -64,14 +68,23 @@ def apply(raw: Raw, environ: Mapping[str, str]) -> None:
             except ValueError as error:
                 raise ConfigError(str(error), source=f"environment {variable}") from None
             assign(raw, field, value)
+            origins[field] = variable
     if keys := [part.strip() for part in environ.get("API_KEYS", "").split(",") if part.strip()]:
-        auth = raw.setdefault("auth", {})
-        auth["keys"] = [*(auth.get("keys") or []), *map(_key_entry, keys[:MAX_KEYS])]
-    if environ.get("ENABLE_TRACING") and boolean(environ["ENABLE_TRACING"]):
+        if len(keys) > MAX_KEYS:
+            raise ConfigError(f"more than {MAX_KEYS} keys", source="environment API_KEYS")
+        first = _add_keys(raw, [_key_entry(key) for key in keys])
+        origins |= {f"auth.keys[{first + i}]": "API_KEYS" for i in range(len(keys))}
+        origins |= {f"{field}.name": "API_KEYS" for field in tuple(origins) if "keys[" in field}
+    try:
+        traced = boolean(environ.get("ENABLE_TRACING") or "false")
+    except ValueError as error:
+        raise ConfigError(str(error), source="environment ENABLE_TRACING") from None
+    if traced:
         raise ConfigError(
             "this version exports no traces; unset it or set it to false",
             source="environment ENABLE_TRACING",
         )
+    return origins
 
 
 def assign(raw: Raw, field: str, value: object) -> None:
@@ -99,6 +112,22 @@ def resolve(node: object, environ: Mapping[str, str], field: str = "") -> Any:
             raise ConfigError(f"environment variable {name} is not set", field=field)
         return environ[name]
     return node
+
+
+def _add_keys(raw: Raw, entries: list[Raw]) -> int:
+    """Add keys behind those of the file; return the first one's place.
+
+    What is not a list there is for the schema to refuse.
+    """
+    if raw.get("auth") is None:
+        raw["auth"] = {}
+    auth = raw["auth"]
+    if isinstance(auth, dict):
+        present = auth.get("keys") or []
+        if isinstance(present, list):
+            auth["keys"] = [*present, *entries]
+            return len(present)
+    return 0
 
 
 def _key_entry(key: str) -> Raw:

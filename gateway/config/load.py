@@ -12,14 +12,19 @@ import msgspec
 from gateway.config import environment
 from gateway.config.address import is_loopback, parse_address
 from gateway.config.document import Document
-from gateway.config.schema import DEFAULT_PORT, Config, Key, Limit, Model, Provider, Tenant
+from gateway.config.schema import DEFAULT_PORT, Config, Key, Limit, Model, Name, Provider, Tenant
 from gateway.core.errors import ConfigError
 
 # The usual variable of a provider's key -> the provider's kind, for a start without a file.
 KEY_VARIABLES = {"OPENAI_API_KEY": "openai"}
 BASE_URL_VARIABLES = {"openai": "OPENAI_BASE_URL"}
 
-NAMED_SECTIONS: dict[str, type] = {"tenants": Tenant, "providers": Provider, "models": Model}
+# Section -> what its names and its entries must be.
+NAMED_SECTIONS: dict[str, tuple[Any, type]] = {
+    "tenants": (Name, Tenant),
+    "providers": (Name, Provider),
+    "models": (str, Model),
+}
 
 _T = TypeVar("_T")
 
@@ -31,33 +36,47 @@ class Loaded(msgspec.Struct, frozen=True):
     document: Document
 
 
-def load(path: str | None, environ: Mapping[str, str]) -> Loaded:
+class Listen(msgspec.Struct, frozen=True):
+    """The command line's host and port, which are above every other word on the address."""
+
+    host: str | None = None
+    port: int | None = None
+
+
+ANYWHERE = Listen()
+
+
+def load(path: str | None, environ: Mapping[str, str], listen: Listen = ANYWHERE) -> Loaded:
     """Read a file, or with None the environment alone. Raises ConfigError."""
     if path is None:
-        return _load("", "environment", environ)
+        return _load("", "environment", environ, listen)
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", source=path) from None
     except UnicodeDecodeError:
         raise ConfigError("is not UTF-8", source=path) from None
-    return _load(text, path, environ)
+    return _load(text, path, environ, listen)
 
 
 def load_text(text: str, source: str, environ: Mapping[str, str]) -> Config:
     """Read a configuration from YAML text. Raises ConfigError."""
-    return _load(text, source, environ).config
+    return _load(text, source, environ, ANYWHERE).config
 
 
-def _load(text: str, source: str, environ: Mapping[str, str]) -> Loaded:
+def _load(text: str, source: str, environ: Mapping[str, str], listen: Listen) -> Loaded:
     document = Document(text, source)
+    origins: dict[str, str] = {}
     try:
         raw = environment.resolve(document.value, environ)
-        environment.apply(raw, environ)
+        origins = environment.apply(raw, environ)
         if not raw.get("providers"):
             raw["providers"] = _providers_from(environ)
-        config = finish(_convert(raw))
+        config = finish(_convert(raw), listen)
     except ConfigError as error:
+        if variable := origins.get(error.field):
+            source = f"environment {variable}"
+            raise ConfigError(error.message, source=source, field=error.field) from None
         raise document.locate(error) from None
     return Loaded(config, document)
 
@@ -76,27 +95,37 @@ def _providers_from(environ: Mapping[str, str]) -> dict[str, Any]:
 def _convert(raw: dict[str, Any]) -> Config:
     # An empty section (`tenants:` with nothing below it) is YAML's null: the same as absent.
     present = {name: value for name, value in raw.items() if value is not None}
-    for section, kind in NAMED_SECTIONS.items():
+    for name in present:
+        if not isinstance(name, str):
+            raise ConfigError("a section's name is text", field=str(name))
+    for section, (name_kind, kind) in NAMED_SECTIONS.items():
         entries = present.get(section)
         if isinstance(entries, dict):
             # Entry by entry: msgspec's own path does not say which name of a mapping is meant.
             for name, value in entries.items():
+                _checked(name, name_kind, f"{section}.{name}")
+                if isinstance(value, dict) and isinstance(value.get("headers"), dict):
+                    for header, text in value["headers"].items():
+                        _checked(text, str, f"{section}.{name}.headers.{header}")
                 _checked(value, kind, f"{section}.{name}")
     return _checked(present, Config, "")
 
 
 def _checked(value: object, kind: type[_T], field: str) -> _T:
     try:
-        return msgspec.convert(value, kind)
+        checked: _T = msgspec.convert(value, kind)
+    except RecursionError:
+        raise ConfigError("is nested too deeply", field=field) from None
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at ")
         inner = place.strip("`").removeprefix("$").replace("[...]", "")
         if unknown := re.search(r"unknown field `(.*)`", message):
             inner, message = f"{inner}.{unknown[1]}", "unknown field"
         raise ConfigError(message, field=f"{field}{inner}".lstrip(".")) from None
+    return checked
 
 
-def finish(config: Config) -> Config:
+def finish(config: Config, listen: Listen = ANYWHERE) -> Config:
     """Check what no single field shows, and settle the defaults that depend on others."""
     keys = tuple(_hashed(key, f"auth.keys[{i}]") for i, key in enumerate(config.auth.keys))
     _refuse_twins(keys)
@@ -119,26 +148,32 @@ def finish(config: Config) -> Config:
     return msgspec.structs.replace(
         config,
         auth=msgspec.structs.replace(config.auth, keys=keys, enabled=enabled),
-        server=msgspec.structs.replace(config.server, address=_address(config, enabled)),
+        server=msgspec.structs.replace(config.server, address=_address(config, enabled, listen)),
     )
 
 
-def _address(config: Config, guarded: bool) -> str:
+def _address(config: Config, guarded: bool, listen: Listen) -> str:
     """Listen everywhere once there are keys; without any, this machine alone may call.
 
     An operator who says `auth.enabled: false` in so many words may listen where they like.
     """
+    everywhere = "0.0.0.0"  # noqa: S104  keys guard it
     address = config.server.address
-    if address is None:
-        return f"{'0.0.0.0' if guarded else '127.0.0.1'}:{DEFAULT_PORT}"  # noqa: S104  keys guard it
-    host, _ = parse_address(address)
+    host, port = everywhere if guarded else "127.0.0.1", DEFAULT_PORT
+    if address is not None:
+        host, port = parse_address(address)
+    host = host if listen.host is None else listen.host.strip("[]")
+    port = port if listen.port is None else listen.port
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if address is not None and listen == ANYWHERE:
+        shown = address
     if not guarded and config.auth.enabled is None and not is_loopback(host):
         raise ConfigError(
-            f"{address} is open to other machines and there is no key: set API_KEYS or auth.keys, "
+            f"{shown} is open to other machines and there is no key: set API_KEYS or auth.keys, "
             "or allow it with AUTH_ENABLED=false",
             field="server.address",
         )
-    return address
+    return shown
 
 
 def _hashed(key: Key, field: str) -> Key:

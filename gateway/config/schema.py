@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 Count = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=7 * 86_400)]
 Weight = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -36,8 +36,8 @@ class Timeouts(Section, frozen=True):
 class Drain(Section, frozen=True):
     """`lame_duck`: unready but still accepting; `grace`: then, for what is in flight."""
 
-    lame_duck: Annotated[float, Meta(ge=0)] = 0
-    grace: Annotated[float, Meta(ge=0)] = 30
+    lame_duck: Annotated[float, Meta(ge=0, le=3600)] = 0
+    grace: Annotated[float, Meta(ge=0, le=86_400)] = 30
 
 
 class Tls(Section, frozen=True):

@@ -11,9 +11,13 @@ from gateway.observe.series import Totals, decode, encode
 
 SEGMENTS = 128  # a generation of workers, the one it replaces, and then some; 0 is the retired sum
 SEGMENT_BYTES = 512 * 1024  # untouched pages cost nothing
+HALF_BYTES = SEGMENT_BYTES // 2
 RETIRED = 0
 
-_HEADER = struct.Struct("<QQ")  # version (odd while being written), length
+# A version and a length for each half. The newest content is in half `version % 2`; a writer fills
+# the other one and then raises the version, so one that dies while writing has changed nothing.
+_VERSION = struct.Struct("<Q")
+_HEADER = struct.Struct("<QQQ")
 _READ_TRIES = 100
 
 
@@ -27,26 +31,30 @@ class Scoreboard:
         """Replace a segment's content; False if it does not fit."""
         data = encode(totals)
         start = segment * SEGMENT_BYTES
-        if len(data) > SEGMENT_BYTES - _HEADER.size:
+        if len(data) > HALF_BYTES - _HEADER.size:
             return False
-        version, _ = _HEADER.unpack_from(self._memory, start)
-        writing = version + 1 + version % 2
-        _HEADER.pack_into(self._memory, start, writing, len(data))
-        self._memory[start + _HEADER.size : start + _HEADER.size + len(data)] = data
-        _HEADER.pack_into(self._memory, start, writing + 1, len(data))
+        version, *lengths = _HEADER.unpack_from(self._memory, start)
+        half = (version + 1) % 2
+        at = start + _HEADER.size + half * (HALF_BYTES - _HEADER.size)
+        self._memory[at : at + len(data)] = data
+        lengths[half] = len(data)
+        _HEADER.pack_into(self._memory, start, version, *lengths)
+        _VERSION.pack_into(self._memory, start, version + 1)
         return True
 
     def read(self, segment: int) -> Totals | None:
         """Return a segment's totals; None where it is empty."""
         start = segment * SEGMENT_BYTES
         for _ in range(_READ_TRIES):
-            version, length = _HEADER.unpack_from(self._memory, start)
-            if version == 0 or length == 0:
+            version, *lengths = _HEADER.unpack_from(self._memory, start)
+            half = version % 2
+            if version == 0 or lengths[half] == 0:
                 return None
-            data = self._memory[start + _HEADER.size : start + _HEADER.size + length]
-            if version % 2 == 0 and _HEADER.unpack_from(self._memory, start)[0] == version:
+            at = start + _HEADER.size + half * (HALF_BYTES - _HEADER.size)
+            data = self._memory[at : at + lengths[half]]
+            if _VERSION.unpack_from(self._memory, start)[0] == version:
                 return decode(data)
-        return None  # its writer died while writing
+        return None
 
     def sum(self, own: int, own_totals: Totals) -> Totals:
         """Return the sum over all processes, with the caller's newest figures for itself."""
@@ -69,4 +77,4 @@ class Scoreboard:
 
     def clear(self, segment: int) -> None:
         """Empty a segment."""
-        _HEADER.pack_into(self._memory, segment * SEGMENT_BYTES, 0, 0)
+        _HEADER.pack_into(self._memory, segment * SEGMENT_BYTES, 0, 0, 0)

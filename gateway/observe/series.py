@@ -64,9 +64,11 @@ class Totals(msgspec.Struct):
             mine = self.histograms.setdefault(name, {})
             for labels, cells in histogram.items():
                 own = mine.get(labels)
-                mine[labels] = (
-                    cells[:] if own is None else [a + b for a, b in zip(own, cells, strict=True)]
-                )
+                if own is not None:
+                    mine[labels] = [a + b for a, b in zip(own, cells, strict=True)]
+                elif self.size < MAX_SERIES:
+                    self.size += 1
+                    mine[labels] = cells[:]
         for name, value in other.gauges.items():
             self.gauges[name] = self.gauges.get(name, 0) + value
 

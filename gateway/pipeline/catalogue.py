@@ -1,5 +1,6 @@
 """What the configuration offers, compiled: models, and for each the routes that can serve it."""
 
+import re
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ from gateway.providers import PROVIDERS, Adapter
 
 # Names made up by clients (`provider/anything`) that are compiled and kept.
 MAX_DYNAMIC_MODELS = 1000
+# Of these, how many get counters of their own, once a provider has answered for them.
+MAX_DYNAMIC_LABELS = 200
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -55,6 +58,7 @@ class Catalogue:
     def __init__(self, config: schema.Config, prices: PriceTable, demo_socket: str) -> None:
         self._config, self._prices, self._demo_socket = config, prices, demo_socket
         self._dynamic: dict[str, Served] = {}
+        self._labels: set[str] = set()
         for name, provider in config.providers.items():
             _check_provider(name, provider)
         self._models = {name: self._configured(name, m) for name, m in config.models.items()}
@@ -62,6 +66,12 @@ class Catalogue:
     def resolve(self, model: str) -> Served | None:
         """Return what serves a model name: configured, `provider/model`, or claimed by one."""
         return self._models.get(model) or self._dynamic.get(model) or self._claimed(model)
+
+    def may_label(self, model: str) -> bool:
+        """Tell whether counters may carry a name that a client made up: the first few may."""
+        if model not in self._labels and len(self._labels) < MAX_DYNAMIC_LABELS:
+            self._labels.add(model)
+        return model in self._labels
 
     def listed(self) -> list[Served]:
         """Return every model that can be named: configured ones, and literal claims."""
@@ -84,6 +94,8 @@ class Catalogue:
         return owners[0] if len(owners) == 1 else None
 
     def _claimed(self, model: str) -> Served | None:
+        if not model.isprintable():
+            return None
         provider, slash, rest = model.partition("/")
         if slash and rest and provider in self._config.providers:
             owner, own_name = provider, rest
@@ -180,6 +192,13 @@ def _head(adapter: Adapter, operation: Operation, target: Target) -> bytes:
     return "\r\n".join(lines).encode("latin-1")
 
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.1, token
+# Framing and connection are the transport's to say.
+_OUR_HEADERS = frozenset(
+    {"content-length", "transfer-encoding", "connection", "host", "content-type", "te", "upgrade"}
+)
+
+
 def _check_provider(name: str, provider: schema.Provider) -> None:
     field = f"providers.{name}"
     kind = PROVIDERS.get(provider.kind)
@@ -194,9 +213,12 @@ def _check_provider(name: str, provider: schema.Provider) -> None:
     _check_url(url, ("http", "https", "unix", "demo"), f"{field}.base_url")
     if provider.proxy is not None:
         _check_url(provider.proxy, ("http",), f"{field}.proxy")
-    for text in (provider.api_key or "", *provider.headers, *provider.headers.values()):
+    for text in (provider.api_key or "", *provider.headers.values()):
         if not text.isascii() or not text.isprintable():
             raise ConfigError("a key or header holds characters that HTTP forbids", field=field)
+    for header in provider.headers:
+        if not _HEADER_NAME.fullmatch(header) or header.lower() in _OUR_HEADERS:
+            raise ConfigError(f"{header!r} cannot be set", field=field)
 
 
 def _check_url(url: str, schemes: tuple[str, ...], field: str) -> None:

@@ -66,7 +66,7 @@ def _close_lease(services: Services, call: Call) -> None:
             lease=call.id,
             tenant=principal.tenant,
             returns=tuple([(b, surplus) for b in principal.buckets if b.unit == TOKENS]),
-            parts=parts(principal.key, _model_label(call), _provider(call)),
+            parts=parts(principal.key, _model_label(services, call), _provider(call)),
             counts=counts(usage, failed, call.cost_microusd),
         )
     )
@@ -103,7 +103,7 @@ def _record(services: Services, call: Call) -> RequestRecord:
         tenant=principal.tenant if principal else "",
         key=principal.key if principal else "",
         operation=call.operation.value,
-        model=_model_label(call),
+        model=_model_label(services, call),
         provider=_provider(call),
         served_model=route.target.model if route else "",
         status=call.status or 499,  # nginx's figure for a client that went away
@@ -121,11 +121,12 @@ def _record(services: Services, call: Call) -> RequestRecord:
     )
 
 
-def _model_label(call: Call) -> str:
+def _model_label(services: Services, call: Call) -> str:
     served = call.model
     if served is None:
         return OTHER
-    return served.name if served.configured or call.finished else OTHER
+    known = served.configured or (call.finished and services.catalogue.may_label(served.name))
+    return served.name if known else OTHER
 
 
 def _provider(call: Call) -> str:

@@ -63,9 +63,12 @@ def tightest(standings: tuple[Standing, ...], unit: str) -> Standing | None:
 
 def show_duration(seconds: float) -> str:
     """Write a duration as OpenAI's headers do: 12ms, 1.5s, 6m0s."""
-    if seconds < 1:
-        return f"{ceil(seconds * 1000)}ms"
-    if seconds < 60:
-        return f"{ceil(seconds * 10) / 10:g}s"
-    minutes, rest = divmod(ceil(seconds), 60)
-    return f"{minutes}m{rest}s"
+    milliseconds = ceil(seconds * 1000)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    if milliseconds <= 59_900:
+        return f"{ceil(milliseconds / 100) / 10:g}s"
+    minutes, rest = divmod(ceil(milliseconds / 1000), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest}s"
+    return f"{minutes // 60}h{minutes % 60}m{rest}s"

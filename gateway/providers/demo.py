@@ -41,7 +41,7 @@ class Ask(msgspec.Struct):
 
 def tokens(text: str) -> list[str]:
     """Split a text so that joining the parts gives it back."""
-    return re.findall(r"\s*\S+", text)
+    return re.findall(r"\s*\S+(?:\s+$)?|^\s+$", text)
 
 
 def answer(ask: Ask) -> tuple[list[str], int, str]:

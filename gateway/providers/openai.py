@@ -13,7 +13,13 @@ from gateway.core.target import Target
 from gateway.core.usage import Usage
 from gateway.providers.adapter import Endpoint
 from gateway.providers.openai_stream import OpenAIStream
-from gateway.providers.openai_wire import Chunk, decode_chunk, decode_error, decode_usage
+from gateway.providers.openai_wire import (
+    UNREADABLE,
+    Chunk,
+    decode_chunk,
+    decode_error,
+    decode_usage,
+)
 
 _PATHS = {
     Operation.CHAT: "/chat/completions",
@@ -51,7 +57,7 @@ class OpenAI:
         """Read `usage`; None where it is absent or not of the known shape."""
         try:
             usage = decode_usage(body).usage
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             return None
         return None if usage is None else usage.counted()
 
@@ -59,7 +65,7 @@ class OpenAI:
         """Return the text of every choice."""
         try:
             reply: Chunk = decode_chunk(body)
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             return ""
         return "".join(choice.generated() or "" for choice in reply.choices or ())
 
@@ -67,7 +73,7 @@ class OpenAI:
         """Return `error.message`."""
         try:
             return decode_error(body).error.message or ""
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             return None
 
     def decoder(self, request: Request) -> OpenAIStream:

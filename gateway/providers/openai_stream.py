@@ -4,18 +4,17 @@ Only whole events pass. The end marker is held back for `finish`, so that nothin
 before it is accounted for; a usage event the client did not ask for is kept from it.
 """
 
-import msgspec
-
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.usage import Usage
-from gateway.providers.openai_wire import Chunk, decode_chunk
+from gateway.providers.openai_wire import UNREADABLE, Chunk, decode_chunk
 
 # A single event holds one delta; images in deltas reach some hundred kilobytes.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
+# Text kept for a count where no usage arrives; past it whoever counts is asked to take it.
+KEPT_CHARS = 16 * 1024
+KEPT_BYTES = 16 * 1024  # the same for events that are not decoded yet
 BOM = b"\xef\xbb\xbf"
 LINE_FEED = 10
-# Events kept for a count where no usage arrives; past it whoever counts is asked to take it.
-KEPT_BYTES = 16 * 1024
 END = b"data: [DONE]\n\n"
 
 
@@ -23,12 +22,16 @@ class OpenAIStream:
     """The decoder of one attempt. Raises UpstreamError on an event past the size cap."""
 
     __slots__ = (
+        "_after_cr",
         "_keep_usage",
         "_kept",
         "_kept_size",
-        "_pending",
+        "_pieces",
+        "_pieces_size",
         "_plain",
         "_started",
+        "_text",
+        "_text_size",
         "attention",
         "done",
         "failure",
@@ -38,127 +41,167 @@ class OpenAIStream:
 
     def __init__(self, keep_usage: bool) -> None:
         self._keep_usage = keep_usage
-        self._pending = b""
+        self._pieces: list[bytes] = []  # of an event whose end has not come
+        self._pieces_size = 0
+        self._after_cr = False
         self._started = False
         self._plain = False  # at the start of an event, with nothing held and nothing over
+        self._text: list[str] = []
+        self._text_size = 0
+        self._kept: list[bytes] = []
+        self._kept_size = 0
         self.usage: Usage | None = None
         self.done = self.finished = self.attention = False
         self.failure: str | None = None
-        self._kept: list[bytes] = []
-        self._kept_size = 0
 
     def feed(self, data: bytes) -> bytes:
         """Take any split of the stream; return what the client may have now."""
-        # As providers send: one event, one line, with nothing in it but text. It is kept as it is
-        # and decoded only if it must be counted: a quarter of the cost of decoding each.
+        # As providers send: one event, one line. What does not decode (two events under other
+        # line ends, the end marker) goes the long way.
         if (
             data.find(b"\n") == len(data) - 2
             and self._plain
-            and data.find(b'"finish_reason":null') > 0
-            and (data.find(b'"usage"') < 0 or data.find(b'"usage":null') > 0)
-            and data.find(b'"error"') < 0
-            and data.startswith(b"data: ")
             and data[-1] == LINE_FEED
+            and data.startswith(b"data: ")
         ):
-            self._kept.append(data)
-            self._kept_size += len(data)
-            if self._kept_size > KEPT_BYTES:
-                self.attention = True
-            return data
+            try:
+                chunk = decode_chunk(data[6:-2])
+            except UNREADABLE:
+                pass
+            else:
+                return data if self._take_chunk(chunk, data) else b""
         out = self._feed_any(data)
-        self._plain = self._started and not (self._pending or self.done or self.failure)
+        held = self._pieces or self._after_cr
+        self._plain = self._started and not (held or self.done or self.failure)
         return out
+
+    def pass_event(self, event: bytes, start: int, end: int) -> bool:
+        """Take event[start:end] if it is one whole event with only text in it; say whether.
+
+        It is not decoded before its text must be counted, and that a batch at a time.
+        """
+        if (
+            not self._plain
+            or event.find(b"\n", start) != end - 2
+            or event.find(b'"finish_reason":null', start) < 0
+            or event.find(b'"error"', start) > 0
+            or (event.find(b'"usage"', start) > 0 and event.find(b'"usage":null', start) < 0)
+            or not event.startswith(b"data: {", start)
+        ):
+            return False
+        self._kept.append(event[start:end])
+        self._kept_size += end - start
+        if self._kept_size > KEPT_BYTES:
+            self._decode_kept()
+        return True
+
+    def take_text(self) -> str:
+        """Return what was generated since this was last called, and forget it."""
+        self._decode_kept()
+        text, self._text = self._text, []
+        self._text_size = 0
+        return "".join(text)
 
     def finish(self) -> bytes:
         """Return the end marker."""
         return END
 
-    def take_text(self) -> str:
-        """Return what was generated since this was last called, and forget it."""
+    def _decode_kept(self) -> None:
         kept, self._kept = self._kept, []
         self._kept_size = 0
-        return "".join([_generated(event) for event in kept])
+        for event in kept:
+            try:
+                self._take_chunk(decode_chunk(event[6:-2]), event)
+            except UNREADABLE:
+                continue  # not a shape we know: it was the client's to judge
 
     def _feed_any(self, data: bytes) -> bytes:
-        if self._pending:
-            data = self._pending + data
         if not self._started:
+            data = b"".join([*self._pieces, data])
+            self._pieces.clear()
             if len(data) < len(BOM) and BOM.startswith(data):
-                self._pending = data
+                self._pieces.append(data)
                 return b""
             self._started = True
             data = data.removeprefix(BOM)
-        if b"\r" in data:
-            return self._feed_other_line_ends(data)
+        if self._after_cr or b"\r" in data:
+            data = self._plain_line_ends(data)
         return self._whole_events(data)
 
+    def _plain_line_ends(self, data: bytes) -> bytes:
+        """Make every line end a LF; a CR ends a line at once, a LF right behind it is its half."""
+        if self._after_cr:
+            data = data.removeprefix(b"\n") if data else data
+        self._after_cr = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
     def _whole_events(self, data: bytes) -> bytes:
+        pieces = self._pieces
+        if pieces:
+            across = data.startswith(b"\n") and pieces[-1].endswith(b"\n")
+            if not across and b"\n\n" not in data:
+                return self._hold(data)  # only the new end was searched: time stays linear
+            data = b"".join([*pieces, data])
+            pieces.clear()
+            self._pieces_size = 0
         end = data.rfind(b"\n\n") + 2
         if end == 1:
-            if len(data) > MAX_EVENT_BYTES:
-                raise UpstreamError(Failure.PROTOCOL, "an event of the stream is too large")
-            self._pending = data
-            return b""
-        self._pending = data[end:]
+            return self._hold(data)
         if end != len(data):
+            self._hold(data[end:])
             data = data[:end]
         events = [event + b"\n\n" for event in data[:-2].split(b"\n\n")]
         return b"".join([event for event in events if self._take(event)])
 
-    def _feed_other_line_ends(self, data: bytes) -> bytes:
-        # A CR at the very end may be half of a CRLF: it waits for the next byte.
-        held = b"\r" if data.endswith(b"\r") else b""
-        plain = data[: len(data) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        out = self._whole_events(plain)
-        self._pending += held
-        return out
+    def _hold(self, data: bytes) -> bytes:
+        if data:
+            self._pieces.append(data)
+            self._pieces_size += len(data)
+            if self._pieces_size > MAX_EVENT_BYTES:
+                raise _too_large()
+        return b""
 
     def _take(self, event: bytes) -> bool:
         """Read one event; tell whether the client may see it."""
         if self.done or self.failure is not None:
             return False
+        if len(event) > MAX_EVENT_BYTES:
+            raise _too_large()
         payload = event[6:-2] if event.startswith(b"data: ") else _data_lines(event)
         if payload.find(b"\n") >= 0:
             payload = _data_lines(event)
-        try:
-            chunk = decode_chunk(payload)
-        except msgspec.DecodeError:
-            return self._take_other(payload)
-        return self._take_chunk(chunk, payload)
-
-    def _take_chunk(self, chunk: Chunk, payload: bytes) -> bool:
-        if chunk.choices:
-            if any(choice.finish_reason is not None for choice in chunk.choices):
-                self.finished = True
-            self._kept.append(payload)
-            self._kept_size += len(payload)
-            if self._kept_size > KEPT_BYTES:
-                self.attention = True
-        if chunk.usage is None and chunk.error is None:
-            return True
-        return self._take_rare(chunk, payload)
-
-    def _take_rare(self, chunk: Chunk, payload: bytes) -> bool:
-        if chunk.error is not None:
-            self.failure = payload.decode(errors="replace")
-            self._plain, self.attention = False, True
-            return False
-        if chunk.usage is not None:
-            self.usage = chunk.usage.counted()
-        return bool(chunk.choices) or self._keep_usage
-
-    def _take_other(self, payload: bytes) -> bool:
-        """Read what is not a chunk: the end marker, a comment, or the client's to judge."""
-        if payload == b"[DONE]":
+        if payload.strip() == b"[DONE]":
             self.done = self.attention = True
             return False
-        return True
+        try:
+            chunk = decode_chunk(payload)
+        except UNREADABLE:
+            return True  # a comment, or not a shape we know: the client's to judge
+        return self._take_chunk(chunk, payload)
+
+    def _take_chunk(self, chunk: Chunk, event: bytes) -> bool:
+        if chunk.choices:
+            for choice in chunk.choices:
+                if choice.finish_reason is not None:
+                    self.finished = True
+                if (text := choice.generated()) is not None:
+                    self._text.append(text)
+                    self._text_size += len(text)
+                    if self._text_size > KEPT_CHARS:
+                        self.attention = True
+        if chunk.usage is None and chunk.error is None:
+            return True
+        if chunk.error is not None:
+            self.failure = event.decode(errors="replace").removeprefix("data: ").strip()
+            self._plain, self.attention = False, True
+            return False
+        assert chunk.usage is not None
+        self.usage = chunk.usage.counted()
+        return bool(chunk.choices) or self._keep_usage
 
 
-def _generated(event: bytes) -> str:
-    """Return the text of a kept event, with or without its `data: `."""
-    chunk = decode_chunk(event.removeprefix(b"data: "))
-    return "".join([choice.generated() or "" for choice in chunk.choices or ()])
+def _too_large() -> UpstreamError:
+    return UpstreamError(Failure.PROTOCOL, "an event of the stream is too large")
 
 
 def _data_lines(event: bytes) -> bytes:

@@ -3,6 +3,8 @@
 Lenient on purpose: what many compatible servers leave out or send as null must not fail a reply.
 """
 
+from typing import Any
+
 import msgspec
 
 from gateway.core.usage import Usage
@@ -21,23 +23,28 @@ class CompletionDetails(msgspec.Struct, gc=False):
 
 
 class WireUsage(msgspec.Struct, gc=False):
-    """`usage`; DeepSeek names cached tokens `prompt_cache_hit_tokens`."""
+    """`usage`; DeepSeek and Moonshot put the cached tokens under names of their own."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
+    total_tokens: int | None = None
     prompt_cache_hit_tokens: int | None = None
+    cached_tokens: int | None = None
 
     def counted(self) -> Usage:
         """Convert to the gateway's counts."""
-        cached = self.prompt_cache_hit_tokens or 0
+        prompt, completion = self.prompt_tokens or 0, self.completion_tokens or 0
+        cached = self.prompt_cache_hit_tokens or self.cached_tokens or 0
         if self.prompt_tokens_details is not None:
             cached = self.prompt_tokens_details.cached_tokens or cached
         reasoning = 0
         if self.completion_tokens_details is not None:
             reasoning = self.completion_tokens_details.reasoning_tokens or 0
-        return Usage(self.prompt_tokens or 0, cached, 0, self.completion_tokens or 0, reasoning)
+            if reasoning and self.total_tokens == prompt + completion + reasoning:
+                completion += reasoning  # xAI reports it beside the completion, and bills both
+        return Usage(prompt, cached, 0, completion, reasoning)
 
 
 class Function(msgspec.Struct, gc=False):
@@ -56,20 +63,39 @@ class ToolCall(msgspec.Struct, gc=False):
 class Message(msgspec.Struct, gc=False):
     """A message or a stream's delta."""
 
-    content: str | None = None
+    content: str | list[Any] | None = None  # a list of parts: Mistral's reasoning models
     reasoning_content: str | None = None
+    reasoning: str | None = None  # Groq's and OpenRouter's name for it
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
 
     def generated(self) -> str | None:
         """Return all that the model wrote in it."""
+        content = self.content
+        if type(content) is list:
+            content = _part_text(content)
+        assert not isinstance(content, list)
         if self.tool_calls is None and self.reasoning_content is None and self.refusal is None:
-            return self.content
-        text = (self.content or "") + (self.reasoning_content or "") + (self.refusal or "")
+            return content if self.reasoning is None else (content or "") + self.reasoning
+        text = (content or "") + (self.reasoning_content or self.reasoning or "")
+        text += self.refusal or ""
         for call in self.tool_calls or ():
             if call.function is not None:
                 text += (call.function.name or "") + (call.function.arguments or "")
         return text
+
+
+def _part_text(parts: list[Any]) -> str:
+    """Return the text in a list of content parts, thinking included."""
+    found = []
+    for part in parts:
+        if isinstance(part, dict):
+            inner = part.get("text") or part.get("thinking")
+            if isinstance(inner, list):
+                inner = _part_text(inner)
+            if isinstance(inner, str):
+                found.append(inner)
+    return "".join(found)
 
 
 class Choice(msgspec.Struct, gc=False):
@@ -91,7 +117,7 @@ class Chunk(msgspec.Struct, gc=False):
 
     choices: list[Choice] | None = None
     usage: WireUsage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 class UsageOnly(msgspec.Struct, gc=False):
@@ -111,6 +137,9 @@ class ErrorReply(msgspec.Struct, gc=False):
 
     error: ErrorFields
 
+
+# What decoding bytes of an upstream can raise: msgspec lets the last two through.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
 decode_usage = msgspec.json.Decoder(UsageOnly).decode

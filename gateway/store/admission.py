@@ -95,6 +95,8 @@ class Admission:
         self._settlements: dict[str, list[tuple[Settlement, Applied | None]]] = {}
         self._after: list[Callable[[], None]] = []
         self._unsettled: deque[tuple[Settlement, Applied | None]] = deque()
+        # Leases of limitless keys that Redis was not there to take: opened late, then settled.
+        self._unopened: deque[tuple[str, _Ask]] = deque(maxlen=MAX_UNSETTLED)
         self._open: dict[str, tuple[str, float]] = {}
         self._tenants: set[str] = set()
         self._scheduled = False
@@ -169,7 +171,7 @@ class Admission:
 
     def retry_unsettled(self) -> None:
         """Send again what Redis refused while it was reachable."""
-        if self._unsettled and self._client.connected:
+        if (self._unsettled or self._unopened) and self._client.connected:
             self._replay()
 
     async def aclose(self, seconds: float) -> None:
@@ -223,16 +225,18 @@ class Admission:
             requests.append((ask.lease, ask.holding.decode(), wants))
 
         def done(reply: Reply | Exception) -> None:
-            self._answer(asks, reply)
+            self._answer(tenant, asks, reply)
 
         data = _pack((LEASE_SECONDS * 1000, specs, requests))
         self._client.run(scripts.ADMIT, keys, (data,), done)
 
-    def _answer(self, asks: list[_Ask], reply: Reply | Exception) -> None:
+    def _answer(self, tenant: str, asks: list[_Ask], reply: Reply | Exception) -> None:
         if not isinstance(reply, bytes):
             error = reply if isinstance(reply, StoreError) else StoreError(f"Redis: {reply}")
             for ask in asks:
-                if ask.future is not None and not ask.future.done():
+                if ask.future is None:
+                    self._unopened.append((tenant, ask))
+                elif not ask.future.done():
                     ask.future.set_exception(error)
             return
         now_us, verdicts = _unpack_verdicts(reply)
@@ -292,6 +296,9 @@ class Admission:
             self.lost_settlements += 1
 
     def _replay(self) -> None:
+        while self._unopened:
+            tenant, ask = self._unopened.popleft()
+            self._asks.setdefault(tenant, []).append(ask)
         while self._unsettled:
             settlement, applied = self._unsettled.popleft()
             self._settlements.setdefault(settlement.tenant, []).append((settlement, applied))

@@ -38,7 +38,11 @@ def parse_url(url: str) -> Location:
             password=unquote(parts.password) if parts.password else None,
             database=int(database or 0),
         )
+        if common.database < 0:
+            raise ValueError
         if parts.scheme == "unix":
+            if not parts.path.strip("/"):
+                raise ValueError
             return msgspec.structs.replace(common, unix_path=unquote(parts.path))
         if parts.scheme not in ("redis", "rediss"):
             raise ValueError

@@ -14,14 +14,16 @@ class Script(msgspec.Struct, frozen=True):
     sha: bytes
 
 
-def _read(name: str) -> Script:
-    source = files("gateway.store").joinpath("lua", f"{name}.lua").read_bytes()
+def _read(*names: str) -> Script:
+    """Put files together, what is shared first; the last one names the function."""
+    folder, name = files("gateway.store").joinpath("lua"), names[-1]
+    source = b"".join(folder.joinpath(f"{part}.lua").read_bytes() for part in names)
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()  # Redis's own choice of digest
     return Script(name, source, sha.encode())
 
 
-ADMIT = _read("admit")
-SETTLE = _read("settle")
+ADMIT = _read("bucket", "admit")
+SETTLE = _read("bucket", "settle")
 EXTEND = _read("extend")
 EXPIRED = _read("expired")
 ALL = (ADMIT, SETTLE, EXTEND, EXPIRED)

@@ -66,7 +66,9 @@ async def reloaded(gateway: Gateway) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_requests_and_streams_over_tls(upstream: Upstream, certificates: Certificates) -> None:
+async def test_requests_and_streams_over_tls(
+    upstream: Upstream, certificates: Certificates
+) -> None:
     text = config(upstream.url, server=certificates.server)
     with running(text, workers=2) as gateway:
         assert "serving on https://" in gateway.errors

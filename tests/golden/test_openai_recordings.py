@@ -116,9 +116,8 @@ def read(chunks: Iterable[dict[str, Any]]) -> Reading:
     text, reasons, usage = "", [], None
     for chunk in chunks:
         text += generated(chunk)
-        for choice in chunk.get("choices") or ():
-            if choice.get("finish_reason"):
-                reasons.append(choice["finish_reason"])
+        found = [choice.get("finish_reason") for choice in chunk.get("choices") or ()]
+        reasons += [reason for reason in found if reason]
         usage = counted(chunk.get("usage")) or usage
     return Reading(text, reasons, usage)
 
@@ -144,7 +143,7 @@ class Decoded(NamedTuple):
 def decode(pieces: Iterable[bytes], keep_usage: bool = True) -> Decoded:
     decoder = OpenAIStream(keep_usage)
     shown = b"".join([decoder.feed(piece) for piece in pieces])
-    text = "".join(decoder.text)
+    text = decoder.take_text()
     return Decoded(shown, text, decoder.usage, decoder.done, decoder.finished, decoder.failure)
 
 
@@ -194,6 +193,12 @@ def test_a_streams_usage_event_is_withheld_unless_asked_for(path: Path) -> None:
     ]
     expected = b"".join(b"data: " + line.encode() + b"\n\n" for line in kept)
     assert decode([framed(path)], keep_usage=False).shown == expected
+
+
+@EVERY_STREAM
+def test_a_stream_an_event_at_a_time_is_the_same(path: Path) -> None:
+    events = [event + b"\n\n" for event in framed(path).split(b"\n\n")[:-1]]
+    assert decode(events) == decode([framed(path)])
 
 
 @EVERY_STREAM

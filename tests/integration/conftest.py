@@ -72,7 +72,12 @@ def shared() -> Iterator[Wired]:
         urls = {"p0": first.url, "p1": second.url, "patient": first.url, "narrow": first.url}
         urls["dead"] = f"http://127.0.0.1:{unused_port()}/v1"
         providers: dict[str, dict[str, Any]] = {
-            name: {"kind": "openai", "api_key": "sk-upstream", "base_url": url, "timeouts": TIMEOUTS}
+            name: {
+                "kind": "openai",
+                "api_key": "sk-upstream",
+                "base_url": url,
+                "timeouts": TIMEOUTS,
+            }
             for name, url in urls.items()
         }
         providers["patient"]["timeouts"] = PATIENT

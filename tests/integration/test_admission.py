@@ -30,9 +30,11 @@ from tests.support.store import (
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[StoreServer]:
-    with tempfile.TemporaryDirectory(prefix="sluice-") as directory:
-        with store_server(Path(directory)) as running:
-            yield running
+    with (
+        tempfile.TemporaryDirectory(prefix="sluice-") as directory,
+        store_server(Path(directory)) as running,
+    ):
+        yield running
 
 
 @pytest.fixture(autouse=True)

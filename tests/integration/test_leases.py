@@ -36,9 +36,11 @@ PATIENCE_SECONDS = 30  # of a test that would otherwise hang
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[StoreServer]:
-    with tempfile.TemporaryDirectory(prefix="sluice-") as directory:
-        with store_server(Path(directory)) as running:
-            yield running
+    with (
+        tempfile.TemporaryDirectory(prefix="sluice-") as directory,
+        store_server(Path(directory)) as running,
+    ):
+        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -212,17 +214,15 @@ async def test_a_silent_store_ends_the_connection_and_nothing_is_lost(server: St
     who = principal(tenant, bucket(tenant, REQUESTS, 10_000, 1))
     async with leased(server, tenant, 60, timeout=0.2) as (admission, client):
         server.redis.execute_command("CLIENT", "PAUSE", 1000, "ALL")
-        sent = asyncio.gather(
-            settle_all(admission, [settlement(f"{i}", who) for i in range(30)]),
-        )
+        ends = [settlement(f"{i}", who) for i in range(30)]
+        sent = asyncio.ensure_future(settle_all(admission, ends))
         with pytest.raises(StoreError, match="did not answer within"):
             await admission.admit(who, "late", holding())
         assert not client.connected
         assert admission.unsettled == 30
         afterwards = settle_all(admission, [settlement(f"{i}", who) for i in range(30, 60)])
         assert await afterwards == [True] * 30
-        assert await sent == [[True] * 30]
-        assert client.connected
+        assert await sent == [True] * 30
         assert (admission.unsettled, admission.lost_settlements) == (0, 0)
     assert server.usage(tenant)["requests"] == 60
     assert server.usage(tenant)["cost_microusd"] == 60 * 4

@@ -18,7 +18,7 @@ MINUTE_US = 60_000_000
 TOKENS_USED = 12  # by each answer of the upstream
 
 
-def key(name: str = "k", secret: str = KEY, **limits: int) -> dict[str, Any]:
+def key(name: str = "k", secret: str = KEY, **limits: Any) -> dict[str, Any]:
     return {"name": name, "tenant": "acme", "sha256": digest(secret), **limits}
 
 
@@ -204,7 +204,8 @@ async def test_key_and_tenant_limits_hold_together(upstream: Upstream) -> None:
 async def test_what_one_limit_refuses_costs_the_other_nothing(
     upstream: Upstream, tight: str
 ) -> None:
-    small, large = {"rpm": 60, "burst": 50}, {"rpm": 1000, "burst": 1000, "tpm": 900_000}
+    small: dict[str, Any] = {"rpm": 60, "burst": 50}
+    large: dict[str, Any] = {"rpm": 1000, "burst": 1000, "tpm": 900_000}
     own, shared = (small, large) if tight == "key" else (large, small)
     with running(limited(upstream.url, key(**own), **shared), workers=4) as gateway:
         before = redis_us(gateway)

@@ -37,9 +37,11 @@ RATES = st.one_of(st.integers(1, 120), st.integers(1, 2_000_000))
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[StoreServer]:
-    with tempfile.TemporaryDirectory(prefix="sluice-") as directory:
-        with store_server(Path(directory)) as running:
-            yield running
+    with (
+        tempfile.TemporaryDirectory(prefix="sluice-") as directory,
+        store_server(Path(directory)) as running,
+    ):
+        yield running
 
 
 class Modelled:
@@ -78,7 +80,7 @@ class Modelled:
         """Give back what the newest lease did not use; what it used too much is below 0."""
         before = self._time_us()
         self._catch_up(before + self._skipped_us)
-        entry = (self.leases.pop(), [(1, surplus)], [], (1,) + (0,) * 7)
+        entry: tuple[object, ...] = (self.leases.pop(), [(1, surplus)], [], (1,) + (0,) * 7)
         keys = [*names.leases(self._tenant), self.bucket.name]
         assert self._run(scripts.SETTLE, keys, ([self._spec], 60, 60, [entry])) == [1]
         self.unsure_us += self._time_us() - before

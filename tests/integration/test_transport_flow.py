@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.conftest import Wired, wait
 from tests.support.config import KEY, chat
-from tests.support.load import Ask, Client, flood, once
+from tests.support.load import LEFT, Ask, Client, flood, once
 from tests.support.upstream import Exchange, delta, like_openai
 
 PATIENT_STREAM = Ask(chat("patient", stream=True))
@@ -107,6 +107,28 @@ async def test_a_client_that_leaves_the_queue_gives_its_place_away(wired: Wired)
     assert len(wired.first.received) == 8, "one that had left was sent"
 
 
+async def test_clients_that_leave_disturb_no_other(wired: Wired) -> None:
+    """What a cancelled request lets go of may be another's by then: it must not be cut."""
+
+    async def paced(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        for _ in range(4):
+            await exchange.event(delta("word "))
+            await asyncio.sleep(0.002)
+        await exchange.event(delta(None, "stop"))
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    wired.behave(paced)
+    body = chat("patient", stream=True)
+    asks = [Ask(body, leave_after=1 + n % 5) if n % 4 else Ask(body) for n in range(4000)]
+    outcomes = await flood(wired.port, asks, 40)
+    cut = [o for o in outcomes if o.failure not in ("", LEFT)]
+    assert len(cut) == 0, f"{len(cut)} cut, such as {cut[0]}"
+    stayed = [o for o in outcomes if o.ask.leave_after is None]
+    assert all(o.events[-1] == "[DONE]" for o in stayed)
+
+
 class Torrent:
     """A behaviour that streams as much as it can and counts what it got rid of."""
 
@@ -141,7 +163,8 @@ async def test_a_client_that_stalls_pauses_the_provider(wired: Wired) -> None:
     body = json.dumps(chat("patient", stream=True)).encode()
     writer.write(
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body
     )
     await asyncio.sleep(1.5)
     stalled_at = torrent.sent

@@ -134,7 +134,9 @@ DONE = b"data: [DONE]\n\n"
 def sends(data: bytes, pieces: int, close_framed: bool) -> Behaviour:
     async def behave(exchange: Exchange) -> None:
         kind = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-        framing = b"Connection: close\r\n\r\n" if close_framed else b"Transfer-Encoding: chunked\r\n\r\n"
+        framing = (
+            b"Connection: close\r\n\r\n" if close_framed else b"Transfer-Encoding: chunked\r\n\r\n"
+        )
         await exchange.send(kind + framing)
         for i in range(0, len(data), pieces):
             part = data[i : i + pieces]

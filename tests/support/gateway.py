@@ -34,6 +34,7 @@ class Gateway:
         *,
         workers: int | None = 1,
         environ: dict[str, str] | None = None,
+        host: str | None = "127.0.0.1",
         port: int = 0,
         wait: bool = True,
     ) -> None:
@@ -45,8 +46,9 @@ class Gateway:
         self.error_file = directory / "stderr.log"
         self._environ = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         self._environ |= {"SLUICE_STATE_DIR": str(self.state), **(environ or {})}
-        self._command = [sys.executable, "-m", "workers", "serve", "--host", "127.0.0.1"]
-        self._command += ["--port", str(port)]
+        self._command = [sys.executable, "-m", "workers", "serve", "--port", str(port)]
+        if host is not None:  # else the configuration says on which
+            self._command += ["--host", host]
         if workers is not None:
             self._command += ["--workers", str(workers)]
         if config:
@@ -100,11 +102,10 @@ class Gateway:
             time.sleep(0.02)
 
     @property
-    def store(self) -> "redis.Redis":
-        """A client of the gateway's own store."""
-        return redis.Redis(
-            unix_socket_path=str(self.state / "redis.sock"), decode_responses=True
-        )
+    def store(self) -> Any:
+        """A redis-py client of the gateway's own store; replies are text."""
+        path = str(self.state / "redis.sock")
+        return redis.Redis(unix_socket_path=path, decode_responses=True)
 
     def usage(self, tenant: str, period: str | None = None, part: str = "") -> dict[str, int]:
         """A usage hash, today's by default."""

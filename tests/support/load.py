@@ -57,9 +57,7 @@ class Outcome:
 class Client:
     """One connection at a time, kept as long as the server keeps it."""
 
-    def __init__(
-        self, port: int, *, tls: ssl.SSLContext | None = None, limit: int = 2**20
-    ) -> None:
+    def __init__(self, port: int, *, tls: ssl.SSLContext | None = None, limit: int = 2**20) -> None:
         self._port, self._tls, self._limit = port, tls, limit
         self._reader: asyncio.StreamReader
         self.writer: asyncio.StreamWriter | None = None

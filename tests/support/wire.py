@@ -44,22 +44,22 @@ class Wire:
     """One connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
+        self.reader, self.writer = reader, writer
 
     async def send(self, data: bytes) -> None:
         """Write bytes; that the other side closed meanwhile shows in what is read."""
         with contextlib.suppress(ConnectionError):
-            self._writer.write(data)
-            await self._writer.drain()
+            self.writer.write(data)
+            await self.writer.drain()
 
     def half_close(self) -> None:
         """Send FIN: nothing more will be said."""
-        self._writer.write_eof()
+        self.writer.write_eof()
 
     async def reply(self, seconds: float = WAIT_SECONDS, method: str = "POST") -> Reply:
         """Read the next reply. Raises IncompleteReadError where the connection ends first."""
         async with asyncio.timeout(seconds):
-            head = await self._reader.readuntil(b"\r\n\r\n")
+            head = await self.reader.readuntil(b"\r\n\r\n")
             first, *lines = head[:-4].decode("latin-1").split("\r\n")
             version, status, _ = first.split(" ", 2)
             headers: dict[str, str] = {}
@@ -84,7 +84,7 @@ class Wire:
         """Wait for the other side's close; False if it stays open. Data fails the test."""
         try:
             async with asyncio.timeout(seconds):
-                more = await self._reader.read(1)
+                more = await self.reader.read(1)
         except ConnectionError:
             return True
         except TimeoutError:
@@ -94,22 +94,22 @@ class Wire:
 
     async def aclose(self) -> None:
         """Close at once, with whatever was not sent."""
-        transport = self._writer.transport
+        transport = self.writer.transport
         assert isinstance(transport, asyncio.WriteTransport)
         transport.abort()
         with contextlib.suppress(ConnectionError):
-            await self._writer.wait_closed()
+            await self.writer.wait_closed()
 
     async def _body(self, headers: dict[str, str]) -> bytes:
         if "content-length" in headers:
-            return await self._reader.readexactly(int(headers["content-length"]))
+            return await self.reader.readexactly(int(headers["content-length"]))
         if headers.get("transfer-encoding") != "chunked":
-            return await self._reader.read()
+            return await self.reader.read()
         body = b""
         while True:
-            size = int(await self._reader.readuntil(b"\r\n"), 16)
-            body += await self._reader.readexactly(size)
-            assert await self._reader.readexactly(2) == b"\r\n"
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            body += await self.reader.readexactly(size)
+            assert await self.reader.readexactly(2) == b"\r\n"
             if size == 0:
                 return body
 

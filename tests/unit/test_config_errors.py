@@ -67,12 +67,21 @@ PLACED = {
         "auth.keys[0]",
     ),
     "short key": (
-        f"auth:\n  keys:\n    - {{name: b, sha256: {OTHER}}}\n    - name: a\n      key: env:SHORT\n",
+        f"auth:\n  keys:\n    - {{name: b, sha256: {OTHER}}}\n"
+        "    - name: a\n      key: env:SHORT\n",
         5,
         "auth.keys[1].key",
     ),
-    "not a digest": ("auth:\n  keys:\n    - name: a\n      sha256: ABC\n", 4, "auth.keys[0].sha256"),
-    "key's name": (f"auth:\n  keys:\n    - name: a b\n      sha256: {SHA}\n", 3, "auth.keys[0].name"),
+    "not a digest": (
+        "auth:\n  keys:\n    - name: a\n      sha256: ABC\n",
+        4,
+        "auth.keys[0].sha256",
+    ),
+    "key's name": (
+        f"auth:\n  keys:\n    - name: a b\n      sha256: {SHA}\n",
+        3,
+        "auth.keys[0].name",
+    ),
     "two of a name": (
         f"auth:\n  keys:\n    - {{name: a, sha256: {SHA}}}\n    - name: a\n      sha256: {OTHER}\n",
         4,

@@ -128,9 +128,7 @@ def test_api_keys_need_no_auth_section(text: str) -> None:
         ("REDIS_URL", "redis://r", "redis.url", "redis://r"),
     ],
 )
-def test_a_variable_overrides_the_file(
-    variable: str, text: str, field: str, value: object
-) -> None:
+def test_a_variable_overrides_the_file(variable: str, text: str, field: str, value: object) -> None:
     file = (
         "server: {address: '127.0.0.1:9', workers: 2, max_request_size: 5, state_dir: /f,\n"
         "  timeouts: {connect: 1, total: 9}}\n"

@@ -34,8 +34,8 @@ def built(body: bytes, model: str = "m", operation: Operation = Operation.CHAT) 
 
 def test_fields_go_on_as_the_client_wrote_them() -> None:
     body = (
-        b'{"model":"m","messages":[ {"role" : "user","content":"\\u00e9\xc3\xa9 \\/ \\ud83d\\ude00"}'
-        b' ],"temperature":0.10,"seed":123456789012345678901234567890,"x":1E+400,"\xc3\xa4":null}'
+        b'{"model":"m","messages":[ {"role" : "user","content":"\\u00e9\xc3\xa9 \\/ \\ud83d\\ude00"'
+        b'} ],"temperature":0.10,"seed":123456789012345678901234567890,"x":1E+400,"\xc3\xa4":null}'
     )
     assert built(body) == body
 
@@ -184,7 +184,10 @@ def test_no_usage_is_none(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        (b'{"choices":[{"message":{"content":"Hi"}},{"message":{"content":" there"}}]}', "Hi there"),
+        (
+            b'{"choices":[{"message":{"content":"Hi"}},{"message":{"content":" there"}}]}',
+            "Hi there",
+        ),
         (b'{"choices":[{"text":"Hi"}]}', "Hi"),
         (b'{"choices":[{"message":{"content":null,"refusal":"No"}}]}', "No"),
         (b'{"choices":[{"message":{"content":"b","reasoning_content":"a"}}]}', "ba"),

@@ -30,7 +30,18 @@ TOOL = (
     b'{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"name":"f","arguments":"{"}},'
     b'{"index":1,"function":{"arguments":"}"}},{"index":2}]}}]}'
 )
-NOT_UTF8 = b'{"choices":[{"delta":{"content":"\xff"}}]}'
+CHOICES = (
+    b'{"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"},'
+    b'{"index":1,"delta":{"content":"b"},"finish_reason":null}],"usage":null}'
+)
+PARTS = b'{"choices":[{"delta":{"content":[{"type":"text","text":"Hi"}]},"finish_reason":null}]}'
+HALF = b'{"choices":[{"index":0,"delta":{"content":"\\ud83d"},"finish_reason":null}]}'
+BROKEN = b'{"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":null}'
+QUOTED = (
+    b'{"choices":[{"index":0,"delta":{"content":"\\"usage\\":{} \\"error\\": \\\\"},'
+    b'"finish_reason":null}]}'
+)
+NOT_UTF8 = b'{"choices":[{"delta":{"content":"\xff"},"finish_reason":null}]}'
 DEEP = b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"}"
 
 
@@ -65,8 +76,8 @@ def data(*payloads: bytes, end: bytes = b"\n") -> bytes:
 def decode(pieces: Iterable[bytes], keep_usage: bool = False) -> Outcome:
     decoder = OpenAIStream(keep_usage)
     out = b"".join([decoder.feed(piece) for piece in pieces])
-    text = "".join(decoder.text)
-    assert decoder.text_size == len(text)
+    text = decoder.take_text()
+    assert decoder.take_text() == ""
     return Outcome(out, decoder.usage, decoder.done, decoder.finished, decoder.failure, text)
 
 
@@ -103,9 +114,14 @@ TRANSCRIPTS = {
     ),
     "bom": WHOLE._replace(stream=b"\xef\xbb\xbf" + WHOLE.stream),
     "comments": WHOLE._replace(stream=b": hi\n\n" + WHOLE.stream.replace(b"\n\n", b"\n\n:\n\n")),
+    "a comment that looks like a chunk": Transcript(
+        data(HELLO) + b": ping" + STOP + b"\n\n" + data(b"[DONE]"), [HELLO], text="Hellö"
+    ),
     "comment inside an event": WHOLE._replace(stream=b": hi\n" + WHOLE.stream),
     "no space after the colon": WHOLE._replace(stream=WHOLE.stream.replace(b"data: ", b"data:")),
-    "other fields": WHOLE._replace(stream=WHOLE.stream.replace(b"data:", b"event: x\nid: 1\ndata:")),
+    "other fields": WHOLE._replace(
+        stream=WHOLE.stream.replace(b"data:", b"event: x\nid: 1\ndata:")
+    ),
     "fields after the data": WHOLE._replace(stream=WHOLE.stream.replace(b"\n\n", b"\nid: 1\n\n")),
     "data over several lines": Transcript(
         data(USAGE.replace(b",", b",\ndata: "), b"[DONE]"), [], usage=COUNTED
@@ -134,9 +150,7 @@ TRANSCRIPTS = {
     "no end marker": Transcript(
         data(HELLO, STOP), [HELLO, STOP], done=False, finished=True, text="Hellö"
     ),
-    "cut inside an event": Transcript(
-        data(HELLO) + STOP[:20], [HELLO], done=False, text="Hellö"
-    ),
+    "cut inside an event": Transcript(data(HELLO) + STOP[:20], [HELLO], done=False, text="Hellö"),
     "end marker twice": WHOLE._replace(stream=WHOLE.stream + data(b"[DONE]")),
     "content after the end": WHOLE._replace(stream=WHOLE.stream + data(HELLO)),
     "end marker with spaces": WHOLE._replace(stream=WHOLE.stream.replace(b"[DONE]", b" [DONE] ")),
@@ -150,6 +164,18 @@ TRANSCRIPTS = {
     ),
     "not JSON": Transcript(data(b"hello", b"[DONE]"), [b"hello"]),
     "not UTF-8": Transcript(data(NOT_UTF8, b"[DONE]"), [NOT_UTF8]),
+    "not UTF-8, after content": Transcript(
+        data(HELLO, NOT_UTF8, HELLO, b"[DONE]"), [HELLO, NOT_UTF8, HELLO], text="HellöHellö"
+    ),
+    "broken JSON": Transcript(data(HELLO, BROKEN, b"[DONE]"), [HELLO, BROKEN], text="Hellö"),
+    "half of a character": Transcript(data(HELLO, HALF, b"[DONE]"), [HELLO, HALF], text="Hellö"),
+    "content in parts": Transcript(data(HELLO, PARTS, b"[DONE]"), [HELLO, PARTS], text="HellöHi"),
+    "one of two choices finished": Transcript(
+        data(HELLO, CHOICES), [HELLO, CHOICES], done=False, finished=True, text="Hellöab"
+    ),
+    "content that quotes JSON": Transcript(
+        data(HELLO, QUOTED, b"[DONE]"), [HELLO, QUOTED], text='Hellö"usage":{} "error": \\'
+    ),
     "nested without end": Transcript(data(DEEP, b"[DONE]"), [DEEP]),
 }
 
@@ -170,6 +196,11 @@ EVERY = pytest.mark.parametrize("transcript", TRANSCRIPTS.values(), ids=TRANSCRI
 @EVERY
 def test_a_stream_fed_whole(transcript: Transcript) -> None:
     check(transcript, [transcript.stream])
+
+
+@EVERY
+def test_a_stream_fed_an_event_at_a_time_as_providers_send(transcript: Transcript) -> None:
+    check(transcript, re.findall(rb"(?s).+?(?:\n\n|\r\n\r\n|\r\r(?!\n)|\Z)", transcript.stream))
 
 
 @EVERY

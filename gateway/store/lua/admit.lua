@@ -2,38 +2,19 @@
 --
 -- KEYS[1]   zset of the tenant's open leases: lease id -> deadline (Unix ms)
 -- KEYS[2]   hash of what each open lease holds: lease id -> JSON
--- KEYS[3..] token buckets, hashes: level, capacity, refill (units a minute), updated (Unix us)
+-- KEYS[3..] token buckets (see bucket.lua)
 -- ARGV[1]   msgpack [lease_ms, [[capacity, per_minute], ...], [request, ...]], a request being
 --           [lease id, holding JSON, [[bucket number, amount], ...]]; buckets count from 1
 -- returns   msgpack [now_us, [verdict, ...]], a verdict being
 --           [refusing bucket or 0, microseconds until it would admit or -1 for never, level, ...]
---
--- A bucket holds whole units. A credit advances `updated` by the time it took, rounded up, so
--- fractions are never lost and never paid twice. A level below 0 is a debt (see settle.lua).
 
 local input = cmsgpack.unpack(ARGV[1])
 local lease_ms, specs, requests = input[1], input[2], input[3]
-local clock = redis.call('TIME')
-local now = clock[1] * 1000000 + clock[2]
+local now = clock_us()
 
 local buckets = {}
 for i, spec in ipairs(specs) do
-  local capacity, refill = spec[1], spec[2]
-  local stored = redis.call('HMGET', KEYS[i + 2], 'level', 'updated')
-  local level, updated = tonumber(stored[1]), tonumber(stored[2])
-  if level == nil or updated == nil then
-    level, updated = capacity, now
-  else
-    local credit = math.floor((now - updated) * refill / 60000000)
-    if credit > 0 then
-      level = level + credit
-      updated = updated + math.ceil(credit * 60000000 / refill)
-    end
-    if level >= capacity or updated > now then
-      level, updated = math.min(level, capacity), now
-    end
-  end
-  buckets[i] = {level = level, updated = updated, capacity = capacity, refill = refill}
+  buckets[i] = load_bucket(KEYS[i + 2], spec[1], spec[2], now)
 end
 
 local verdicts, deadlines, holdings = {}, {}, {}
@@ -71,15 +52,8 @@ for r, request in ipairs(requests) do
   verdicts[r] = verdict
 end
 
-for i, bucket in ipairs(buckets) do
-  if bucket.changed then
-    redis.call('HSET', KEYS[i + 2], 'level', string.format('%.0f', bucket.level),
-      'capacity', bucket.capacity, 'refill', bucket.refill,
-      'updated', string.format('%.0f', bucket.updated))
-    -- Once it would be full again, an absent bucket means the same as a stored one.
-    local full_ms = math.ceil((bucket.capacity - bucket.level) * 60000 / bucket.refill)
-    redis.call('PEXPIRE', KEYS[i + 2], full_ms + 60000)
-  end
+for _, bucket in ipairs(buckets) do
+  if bucket.changed then save_bucket(bucket) end
 end
 if #deadlines > 0 then
   redis.call('ZADD', KEYS[1], unpack(deadlines))

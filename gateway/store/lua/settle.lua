@@ -49,24 +49,14 @@ if #closed > 0 then
   redis.call('ZREM', KEYS[1], unpack(closed))
   redis.call('HDEL', KEYS[2], unpack(closed))
 end
+local now = clock_us()
 for number, amount in pairs(returned) do
   if amount ~= 0 then
-    local key, capacity, refill = KEYS[number + 2], specs[number][1], specs[number][2]
-    local stored = tonumber(redis.call('HGET', key, 'level'))
-    if stored then
-      local level = math.min(stored + amount, capacity)
-      redis.call('HSET', key, 'level', string.format('%.0f', level))
-      if amount < 0 then
-        redis.call('PEXPIRE', key, math.ceil((capacity - level) * 60000 / refill) + 60000)
-      end
-    elseif amount < 0 then
-      -- The bucket was full and so forgotten: what was used beyond the reservation is still owed.
-      local clock = redis.call('TIME')
-      redis.call('HSET', key, 'level', string.format('%.0f', capacity + amount),
-        'capacity', capacity, 'refill', refill,
-        'updated', string.format('%.0f', clock[1] * 1000000 + clock[2]))
-      redis.call('PEXPIRE', key, math.ceil(-amount * 60000 / refill) + 60000)
-    end
+    -- Credited up to now first: what was used beyond the reservation is owed also where the
+    -- bucket has filled up, or has been forgotten as full, in the meantime.
+    local bucket = load_bucket(KEYS[number + 2], specs[number][1], specs[number][2], now)
+    bucket.level = math.min(bucket.level + amount, bucket.capacity)
+    save_bucket(bucket)
   end
 end
 local function add(key, ttl, sum)
