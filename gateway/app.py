@@ -91,7 +91,9 @@ class Gateway:
         await self._runner.setup()
         assert self._runner.server is not None
         hot = HotRoutes(self._services)
-        self.server = hot.server = GatewayServer(self._runner.server, hot.handle)
+        self.server = hot.server = GatewayServer(
+            self._runner.server, hot.handle, self._config.server.request_timeout
+        )
         self._upkeep = self._loop.create_task(self._keep_up(), name="upkeep")
         self.recorder.fold()
         return self.server

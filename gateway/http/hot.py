@@ -8,7 +8,6 @@ from multidict import CIMultiDictProxy
 
 from gateway.core.errors import ApiError
 from gateway.core.ids import request_id
-from gateway.core.operations import PATHS
 from gateway.formats import openai
 from gateway.http.body import read_body
 from gateway.http.client import ClientWriter
@@ -44,10 +43,21 @@ class HotRoutes:
         message, protocol = request.message, request.protocol
         started = self._services.loop.time()
         draining = self.server is not None and self.server.draining
-        keep_alive = not message.should_close and not draining
-        client = ClientWriter(protocol, keep_alive, message.version >= (1, 1))
+        modern = message.version >= (1, 1)
+        # HTTP/1.0's keep-alive is not offered: together with Transfer-Encoding it would let a
+        # second request be smuggled (RFC 9112 section 6.1).
+        client = ClientWriter(
+            protocol, modern and not message.should_close and not draining, modern
+        )
         headers = message.headers
+        secret = secret_of(headers)
         try:
+            if not request.payload.is_eof() and not self._known(secret):
+                client.close_after()  # no body is taken from strangers; `serve` says why
+                call = Call(request_id(), request.operation, b"", secret, client, started)
+                await serve(self._services, call)
+                await client.delivered()
+                return Sent(keep_alive=False)
             if not request.payload.is_eof() and "Expect" in headers:
                 self._continue(request)
             body = await read_body(message, request.payload, self._most, self._seconds)
@@ -55,12 +65,18 @@ class HotRoutes:
             return _refused(client, error)
         except (RequestPayloadError, HttpProcessingError, zlib.error):
             return _refused(client, ApiError("invalid_http", "The request's body is malformed."))
-        operation = PATHS[message.path.partition("?")[0]]
-        call = Call(request_id(), operation, body, secret_of(headers), client, started)
+        call = Call(request_id(), request.operation, body, secret, client, started)
         await serve(self._services, call)
         if not client.sent and (not client.keep_alive or protocol.has_next):
             await client.delivered()
         return Sent(client.keep_alive)
+
+    def _known(self, secret: str | None) -> bool:
+        try:
+            self._services.keyring.authenticate(secret)
+        except ApiError:
+            return False
+        return True
 
     def _continue(self, request: HotRequest) -> None:
         declared = request.message.headers.get("Content-Length", "0")

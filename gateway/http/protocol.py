@@ -15,7 +15,8 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.core.errors import ApiError
-from gateway.core.operations import PATHS
+from gateway.core.ids import request_id
+from gateway.core.operations import PATHS, Operation
 from gateway.formats import openai
 from gateway.upstream.connection import Flow
 
@@ -24,14 +25,27 @@ MAX_LINE_BYTES = 8190
 MAX_FIELD_BYTES = 8190
 MAX_HEADERS = 100
 KEEP_ALIVE_SECONDS = 75
+SERVER = "sluice"  # no version: it would tell an attacker what to try
 # What a stalled client can make us hold: above this the provider's stream is paused.
 WRITE_BUFFER_BYTES = 32 * 1024
+
+
+def hot_operation(message: RawRequestMessage) -> Operation | None:
+    """Return what a hot route's request asks for; None for any other request."""
+    if message.method != "POST":
+        return None
+    path = message.path
+    if path in PATHS:
+        return PATHS[path]
+    if not path.startswith("/"):
+        path = message.url.path  # the absolute form, RFC 9112 section 3.2.2
+    return PATHS.get(path.partition("?")[0])
 
 
 class HotRequest:
     """A parsed request of a hot route, with just what aiohttp's connection loop asks of it."""
 
-    __slots__ = ("_task", "message", "payload", "protocol", "writer")
+    __slots__ = ("_task", "message", "operation", "payload", "protocol", "writer")
 
     def __init__(
         self,
@@ -40,7 +54,9 @@ class HotRequest:
         protocol: "GatewayProtocol",
         writer: AbstractStreamWriter,
         task: "asyncio.Task[None]",
+        operation: Operation,
     ) -> None:
+        self.operation = operation
         self.message, self.payload, self.protocol = message, payload, protocol
         self.writer, self._task = writer, task
 
@@ -80,20 +96,26 @@ class Sent:
 class GatewayProtocol(RequestHandler):
     """One client connection; passes the client's pace on to the source it follows."""
 
-    __slots__ = ("flow",)
+    __slots__ = ("_head_seconds", "_head_timer", "flow")
 
-    def __init__(self, manager: "GatewayServer", **kwargs: Any) -> None:
+    _head_timer: asyncio.TimerHandle
+
+    def __init__(self, manager: "GatewayServer", head_seconds: float, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
+        self._head_seconds = head_seconds
         self.flow: Flow | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what is buffered for a client that does not read."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[attr-defined]
+        # Later heads are bounded by the keep-alive time, which a part of a head does not renew.
+        self._head_timer = self._loop.call_later(self._head_seconds, self._check_first_head)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of the source; the handler is cancelled by aiohttp."""
         self.flow = None
+        self._head_timer.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -137,8 +159,15 @@ class GatewayProtocol(RequestHandler):
         response = web.Response(
             body=openai.error_body(error), status=error.status, content_type="application/json"
         )
+        response.headers["x-request-id"] = request_id()
+        response.headers["Server"] = SERVER
         response.force_close()
         return response
+
+    def _check_first_head(self) -> None:
+        """Close a connection that has sent no whole request head in its time (slow loris)."""
+        if self._request_count == 0:
+            self.force_close()
 
 
 HotHandler = Callable[[HotRequest], Awaitable[Sent]]
@@ -150,7 +179,8 @@ class GatewayServer(web.Server):
     `draining` asks every connection to close after its next reply.
     """
 
-    def __init__(self, plain: web.Server, hot: HotHandler) -> None:
+    def __init__(self, plain: web.Server, hot: HotHandler, head_seconds: float) -> None:
+        self._head_seconds = head_seconds
         plain_handler, plain_factory = plain.request_handler, plain.request_factory
 
         def make_request(
@@ -160,9 +190,10 @@ class GatewayServer(web.Server):
             writer: AbstractStreamWriter,
             task: "asyncio.Task[None]",
         ) -> Any:
-            if message.method == "POST" and message.path.partition("?")[0] in PATHS:
+            operation = hot_operation(message)
+            if operation is not None:
                 assert isinstance(protocol, GatewayProtocol)
-                return HotRequest(message, payload, protocol, writer, task)
+                return HotRequest(message, payload, protocol, writer, task, operation)
             return plain_factory(message, payload, protocol, writer, task)
 
         async def handle(request: Any) -> Any:
@@ -186,7 +217,7 @@ class GatewayServer(web.Server):
         self.draining = False
 
     def __call__(self) -> GatewayProtocol:
-        return GatewayProtocol(self, loop=self._loop, **self._kwargs)
+        return GatewayProtocol(self, self._head_seconds, loop=self._loop, **self._kwargs)
 
     @property
     def busy(self) -> int:

@@ -12,6 +12,7 @@ from gateway.core.ids import request_id
 from gateway.core.operations import PATHS
 from gateway.formats import openai
 from gateway.http.hot import secret_of
+from gateway.http.protocol import SERVER
 from gateway.observe.exposition import exposition
 from gateway.observe.recorder import Recorder
 from gateway.pipeline.catalogue import Served
@@ -144,6 +145,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         logger.exception("%s %s failed", request.method, request.path)
         response = _error(ApiError("internal_error", "The gateway failed. See its log."))
     response.headers["x-request-id"] = call_id
+    response.headers["Server"] = SERVER
     return response
 
 

@@ -39,6 +39,8 @@ async def attempt(services: Services, call: Call) -> Deliver:
             return await _ask(services, call, call.request, route, until)
         except UpstreamError as error:
             failure = error
+            if error.failure is Failure.STREAM_ERROR:
+                error.message = _redacted(error.message, route)
             if call.relay is not None and call.relay.started:
                 measure(call)
                 raise _interrupted(error, route) from None
@@ -94,14 +96,11 @@ def _refusal(route: Route, reply: Reply) -> UpstreamError:
     """Turn a reply that is not 200 into an error; its text never quotes the target's key."""
     body = _decompressed(reply)
     message = route.adapter.parse_error(body)
-    shown = message or f"answered {reply.status}"
-    if route.target.api_key:
-        shown = shown.replace(route.target.api_key, "[key]")
     return UpstreamError(
         Failure.STATUS,
-        shown[:MAX_SHOWN_CHARS],
+        _redacted(message or f"answered {reply.status}", route)[:MAX_SHOWN_CHARS],
         status=reply.status,
-        body=body if message is not None else b"",
+        body=_redacted_bytes(body, route) if message is not None else b"",
         content_type=reply.headers.get(b"content-type", b"").decode("latin-1"),
         retry_after=_retry_after(reply.headers),
     )
@@ -119,12 +118,25 @@ def _pass_on(call: Call, error: UpstreamError) -> Deliver:
 def _interrupted(error: UpstreamError, route: Route) -> ApiError:
     """Say on an open stream why it ends here."""
     if error.failure is Failure.STREAM_ERROR:
-        message = f"{route.target.provider} reported an error: {error.message[:MAX_SHOWN_CHARS]}"
+        said = route.adapter.parse_error(error.message.encode()) or error.message
+        said = _redacted(said, route)[:MAX_SHOWN_CHARS]
+        message = f"{route.target.provider} reported an error: {said}"
         return ApiError("stream_interrupted", message)
     told = client_error(error, route.target.provider)
     if told.code == "upstream_failed":
         return ApiError("stream_interrupted", told.message)
     return told
+
+
+def _redacted(text: str, route: Route) -> str:
+    """Take the gateway's own key out of what a provider says: some quote it in errors."""
+    key = route.target.api_key
+    return text.replace(key, "[key]") if key else text
+
+
+def _redacted_bytes(body: bytes, route: Route) -> bytes:
+    key = route.target.api_key
+    return body.replace(key.encode(), b"[key]") if key else body
 
 
 def _retry_after(headers: dict[bytes, bytes]) -> float | None:

@@ -5,6 +5,7 @@ before the reply leaves: what a client has seen completed has been accounted for
 """
 
 import asyncio
+import contextlib
 import logging
 from functools import partial
 
@@ -52,6 +53,7 @@ async def _answer(services: Services, call: Call) -> Deliver:
         await admit(services, call)
         return await attempt(services, call)
     except ApiError as error:
+        await _learn_limits(services, call)
         return _refuse(call, error)
     except UpstreamError as error:
         provider = call.route.target.provider if call.route else "upstream"
@@ -63,6 +65,15 @@ async def _answer(services: Services, call: Call) -> Deliver:
     except Exception:
         logger.exception("request %s failed inside the gateway", call.id)
         return _refuse(call, ApiError("internal_error", "The gateway failed. See its log."))
+
+
+async def _learn_limits(services: Services, call: Call) -> None:
+    """Ask where the limits stand, for an answer that was refused before it was admitted."""
+    principal = call.principal
+    if principal is None or not principal.buckets or call.verdict.standings:
+        return
+    with contextlib.suppress(StoreError):  # the refusal stands without the figures
+        call.verdict = await services.admission.peek(principal)
 
 
 def authenticate(services: Services, call: Call) -> None:

@@ -36,10 +36,6 @@ def directory() -> Any:
         yield Path(path)
 
 
-def on_port(port: int) -> dict[str, str]:
-    return {"SLUICE_TEST": "1", "SERVER_ADDRESS": f"127.0.0.1:{port}"}
-
-
 @pytest.mark.parametrize("reuse", [False, True], ids=["plain", "reuseport"])
 def test_a_port_that_is_taken(directory: Path, reuse: bool) -> None:
     with socket.socket() as taken:
@@ -65,9 +61,9 @@ def test_a_bad_certificate(directory: Path) -> None:
 
 
 def test_a_bad_configuration(directory: Path) -> None:
-    code, said = fails(directory, 'server:\n  workers: "many"\n')
+    code, said = fails(directory, "server:\n  max_request_size: much\n")
     assert code != 0
-    assert "server.workers" in said
+    assert "sluice.yaml:2: server.max_request_size" in said
 
 
 def test_an_unreachable_store(directory: Path) -> None:

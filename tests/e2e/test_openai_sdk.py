@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import openai
@@ -441,13 +441,14 @@ async def test_no_key(sdk: Any) -> None:
 @pytest.mark.parametrize("key", ["sk-wrong", digest(KEY), KEY + "x", KEY[:-1]])
 async def test_a_wrong_key(sdk: Any, provider: UpstreamThread, key: str) -> None:
     wrong = sdk.with_options(api_key=key)
-    for call in (
+    calls: list[Callable[[], Any]] = [
         lambda: wrong.chat.completions.create(model="m", messages=HELLO),
         lambda: wrong.chat.completions.create(model="m", messages=HELLO, stream=True),
         lambda: wrong.embeddings.create(model="m", input="x"),
         lambda: wrong.models.list(),
         lambda: wrong.models.retrieve("m"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(openai.AuthenticationError) as caught:
             await done(call())
         assert (caught.value.status_code, caught.value.code) == (401, "invalid_api_key")

@@ -296,17 +296,20 @@ def refused_start(tmp_path: Path, text: str, **environ: str) -> str:
     return ended.stderr
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", ":0", "192.0.2.1:0", "example.test:0"])
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", ":0", "example.test:0"])
 def test_without_keys_other_machines_may_not_call(tmp_path: Path, address: str) -> None:
     text = json.dumps({"server": {"address": address}})
     printed = refused_start(tmp_path, text)
     assert f"{tmp_path}/sluice.yaml:1" in printed
     assert "server.address" in printed
     assert "there is no key" in printed
-    assert "there is no key" in refused_start(tmp_path, "", SERVER_ADDRESS=address)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:0", "127.1.2.3:0", "localhost:0"])
+def test_nor_when_the_environment_says_where_to_listen(tmp_path: Path) -> None:
+    assert "there is no key" in refused_start(tmp_path, "", SERVER_ADDRESS="0.0.0.0:0")
+
+
+@pytest.mark.parametrize("address", ["127.1.2.3:0", "localhost:0"])
 async def test_without_keys_loopback_is_fine(address: str) -> None:
     with running(json.dumps({"server": {"address": address}}), host=None) as gateway:
         host = address.partition(":")[0]

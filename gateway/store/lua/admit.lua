@@ -4,7 +4,8 @@
 -- KEYS[2]   hash of what each open lease holds: lease id -> JSON
 -- KEYS[3..] token buckets (see bucket.lua)
 -- ARGV[1]   msgpack [lease_ms, [[capacity, per_minute], ...], [request, ...]], a request being
---           [lease id, holding JSON, [[bucket number, amount], ...]]; buckets count from 1
+--           [lease id, holding JSON, [[bucket number, amount], ...]]; buckets count from 1.
+--           Without a lease id, and amounts of 0, it only asks how the limits stand.
 -- returns   msgpack [now_us, [verdict, ...]], a verdict being
 --           [refusing bucket or 0, microseconds until it would admit or -1 for never, level, ...]
 
@@ -22,7 +23,7 @@ for r, request in ipairs(requests) do
   local refusing, wait = 0, 0
   for _, want in ipairs(request[3]) do
     local bucket = buckets[want[1]]
-    if want[2] > bucket.level then
+    if request[1] ~= '' and want[2] > bucket.level then
       local needed = -1
       if want[2] <= bucket.capacity then
         needed = math.ceil((want[2] - bucket.level) * 60000000 / bucket.refill)
@@ -39,11 +40,11 @@ for r, request in ipairs(requests) do
     local bucket = buckets[want[1]]
     if refusing == 0 then
       bucket.level = bucket.level - want[2]
-      bucket.changed = true
+      bucket.changed = bucket.changed or request[1] ~= ''
     end
     verdict[n + 2] = bucket.level
   end
-  if refusing == 0 then
+  if refusing == 0 and request[1] ~= '' then
     deadlines[#deadlines + 1] = math.floor(now / 1000) + lease_ms
     deadlines[#deadlines + 1] = request[1]
     holdings[#holdings + 1] = request[1]
@@ -58,7 +59,9 @@ end
 if #deadlines > 0 then
   redis.call('ZADD', KEYS[1], unpack(deadlines))
   redis.call('HSET', KEYS[2], unpack(holdings))
-  redis.call('EXPIRE', KEYS[1], 86400)
-  redis.call('EXPIRE', KEYS[2], 86400)
+  if redis.call('ZCARD', KEYS[1]) * 2 == #deadlines then  -- the first ones: the keys are new
+    redis.call('EXPIRE', KEYS[1], 86400)
+    redis.call('EXPIRE', KEYS[2], 86400)
+  end
 end
 return cmsgpack.pack({now, verdicts})

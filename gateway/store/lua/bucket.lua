@@ -16,6 +16,7 @@ local function load_bucket(key, capacity, refill, now)
   if level == nil or updated == nil then
     return {key = key, level = capacity, updated = now, capacity = capacity, refill = refill}
   end
+  local seen = updated
   local credit = math.floor((now - updated) * refill / 60000000)
   if credit > 0 then
     level = level + credit
@@ -24,14 +25,19 @@ local function load_bucket(key, capacity, refill, now)
   if level >= capacity or updated > now then
     level, updated = math.min(level, capacity), now
   end
-  return {key = key, level = level, updated = updated, capacity = capacity, refill = refill}
+  return {key = key, level = level, updated = updated, capacity = capacity, refill = refill,
+    fresh = math.floor(seen / 1000000) == math.floor(now / 1000000)}
 end
 
 local function save_bucket(bucket)
   redis.call('HSET', bucket.key, 'level', string.format('%.0f', bucket.level),
     'capacity', bucket.capacity, 'refill', bucket.refill,
     'updated', string.format('%.0f', bucket.updated))
-  local full_ms = math.ceil((bucket.capacity - bucket.level) * 60000 / bucket.refill)
-  redis.call('PEXPIRE', bucket.key, full_ms + 60000)
+  if not bucket.fresh or bucket.level < 0 then
+    -- Once a second is enough for a lifetime that would do for an empty bucket.
+    local missing = bucket.capacity - math.min(bucket.level, 0)
+    local full_ms = math.ceil(missing * 60000 / bucket.refill)
+    redis.call('PEXPIRE', bucket.key, full_ms + 60000)
+  end
 end
 

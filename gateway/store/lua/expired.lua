@@ -4,9 +4,13 @@
 -- ARGV[1]  how many at the most
 -- returns  id, holding JSON, id, holding JSON, ...
 
+-- Also renews the lifetime of both keys, which `admit` sets when it makes them.
+
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
+redis.call('EXPIRE', KEYS[1], 86400)
+redis.call('EXPIRE', KEYS[2], 86400)
 local found = {}
 for _, id in ipairs(ids) do
   found[#found + 1] = id

@@ -60,12 +60,22 @@ for number, amount in pairs(returned) do
   end
 end
 local function add(key, ttl, sum)
+  local fields = {}
+  for f, amount in ipairs(sum) do
+    if amount ~= 0 then fields[#fields + 1] = FIELDS[f] end
+  end
+  if #fields == 0 then return end
+  local stored, values = redis.call('HMGET', key, unpack(fields)), {}
+  local n = 0
   for f, amount in ipairs(sum) do
     if amount ~= 0 then
-      local total = redis.call('HINCRBY', key, FIELDS[f], string.format('%.0f', amount))
-      if f == 1 and total == amount then redis.call('EXPIRE', key, ttl) end
+      n = n + 1
+      values[2 * n - 1] = FIELDS[f]
+      values[2 * n] = string.format('%.0f', (tonumber(stored[n]) or 0) + amount)
     end
   end
+  redis.call('HSET', key, unpack(values))
+  if not stored[1] then redis.call('EXPIRE', key, ttl) end
 end
 for number, sum in pairs(sums) do
   local day = 2 + #specs + 2 * number + 1
