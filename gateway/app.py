@@ -32,7 +32,8 @@ from gateway.upstream.pool import Transport
 logger = logging.getLogger("sluice.app")
 
 UPKEEP_SECONDS = 5.0
-SHUTDOWN_SECONDS = 2.0
+SHUTDOWN_SECONDS = 2.0  # for Redis to take the last settlements
+CANCEL_SECONDS = 0.2
 
 
 class Resources(msgspec.Struct, frozen=True):
@@ -126,7 +127,7 @@ class Gateway:
             self._upkeep = None
         if self.server is not None:
             self.server.pre_shutdown()
-            await self.server.shutdown(SHUTDOWN_SECONDS)
+            await self.server.shutdown(CANCEL_SECONDS)
         if self._runner is not None:
             await self._runner.cleanup()
         self._transport.close()

@@ -37,6 +37,11 @@ class ClientWriter:
         self.sent = False
 
     @property
+    def connected(self) -> bool:
+        """Tell whether there is anybody to answer."""
+        return self._peer.transport is not None
+
+    @property
     def keep_alive(self) -> bool:
         """Tell whether the connection may serve another request."""
         return self._keep_alive
@@ -52,7 +57,7 @@ class ClientWriter:
             content_type.encode("latin-1"),
             len(body),
             date_line(),
-            b"" if self._keep_alive else b"Connection: close\r\n",
+            self._connection(),
             headers,
         )
         self._write(head + body)
@@ -69,7 +74,7 @@ class ClientWriter:
                 STREAM_HEAD,
                 date_line(),
                 b"Transfer-Encoding: chunked\r\n" if self._chunked else b"",
-                b"" if self._keep_alive else b"Connection: close\r\n",
+                self._connection(),
                 headers,
             )
         )
@@ -109,6 +114,11 @@ class ClientWriter:
         if self._expected and not self.sent:
             self._done = asyncio.get_running_loop().create_future()
             await self._done
+
+    def _connection(self) -> bytes:
+        if not self._keep_alive:
+            return b"Connection: close\r\n"
+        return b"" if self._chunked else b"Connection: keep-alive\r\n"  # HTTP/1.0 must be told
 
     def _write(self, data: bytes) -> None:
         transport = self._peer.transport

@@ -44,11 +44,10 @@ class HotRoutes:
         started = self._services.loop.time()
         draining = self.server is not None and self.server.draining
         modern = message.version >= (1, 1)
-        # HTTP/1.0's keep-alive is not offered: together with Transfer-Encoding it would let a
-        # second request be smuggled (RFC 9112 section 6.1).
-        client = ClientWriter(
-            protocol, modern and not message.should_close and not draining, modern
-        )
+        keep_alive = not message.should_close and not draining
+        if not modern and "Transfer-Encoding" in message.headers:
+            keep_alive = False  # or a second request could be smuggled (RFC 9112 section 6.1)
+        client = ClientWriter(protocol, keep_alive, modern)
         headers = message.headers
         secret = secret_of(headers)
         try:

@@ -96,26 +96,33 @@ class Sent:
 class GatewayProtocol(RequestHandler):
     """One client connection; passes the client's pace on to the source it follows."""
 
-    __slots__ = ("_head_seconds", "_head_timer", "flow")
-
-    _head_timer: asyncio.TimerHandle
+    __slots__ = ("_head_count", "_head_seconds", "_head_timer", "flow")
 
     def __init__(self, manager: "GatewayServer", head_seconds: float, **kwargs: Any) -> None:
         super().__init__(manager, **kwargs)
         self._head_seconds = head_seconds
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_count = 0
         self.flow: Flow | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what is buffered for a client that does not read."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[attr-defined]
-        # Later heads are bounded by the keep-alive time, which a part of a head does not renew.
-        self._head_timer = self._loop.call_later(self._head_seconds, self._check_first_head)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; watch a head that came in part only."""
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count == before and not self._request_in_progress:
+            self._expect_head()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of the source; the handler is cancelled by aiohttp."""
         self.flow = None
-        self._head_timer.cancel()
+        if self._head_timer is not None:
+            self._head_timer.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -164,9 +171,18 @@ class GatewayProtocol(RequestHandler):
         response.force_close()
         return response
 
-    def _check_first_head(self) -> None:
+    def _expect_head(self) -> None:
+        if self._head_timer is not None:
+            if self._head_count == self._request_count:
+                return  # the same head, still on its way
+            self._head_timer.cancel()
+        self._head_count = self._request_count
+        self._head_timer = self._loop.call_later(self._head_seconds, self._check_head)
+
+    def _check_head(self) -> None:
         """Close a connection that has sent no whole request head in its time (slow loris)."""
-        if self._request_count == 0:
+        self._head_timer = None
+        if self._request_count == self._head_count and not self._request_in_progress:
             self.force_close()
 
 

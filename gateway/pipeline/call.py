@@ -22,6 +22,11 @@ NO_VERDICT = Verdict()
 class Client(Protocol):
     """The client's side of a request, as `http` implements it. Header blocks end in CRLF."""
 
+    @property
+    def connected(self) -> bool:
+        """Tell whether there is anybody to answer."""
+        ...
+
     def reply(self, status: int, content_type: str, headers: bytes, body: bytes) -> None:
         """Send a whole reply."""
         ...

@@ -14,6 +14,7 @@ from gateway.core.operations import Operation
 from gateway.core.target import Deadlines, Origin, Target
 from gateway.policy.pricing import Price, PriceTable, Schedule
 from gateway.providers import PROVIDERS, Adapter
+from gateway.upstream.dial import proxy_headers
 
 # Names made up by clients (`provider/anything`) that are compiled and kept.
 MAX_DYNAMIC_MODELS = 1000
@@ -178,15 +179,17 @@ def _head(adapter: Adapter, operation: Operation, target: Target) -> bytes:
     """Render a request head up to the value of Content-Length."""
     endpoint, origin = adapter.endpoint(operation, target), target.origin
     path = endpoint.path
+    proxied: tuple[tuple[str, str], ...] = ()
     if origin.proxy is not None and origin.scheme == "http":
         path = f"http://{origin.authority}{path}"  # absolute form, RFC 9112 section 3.2.2
+        proxied = proxy_headers(origin.proxy)
     lines = [
         f"POST {path} HTTP/1.1",
         f"Host: {origin.authority}",
         f"User-Agent: sluice/{__version__}",
         "Accept: application/json, text/event-stream",
         "Accept-Encoding: identity",
-        *(f"{name}: {value}" for name, value in endpoint.headers),
+        *(f"{name}: {value}" for name, value in (*endpoint.headers, *proxied)),
         "Content-Length: ",
     ]
     return "\r\n".join(lines).encode("latin-1")

@@ -37,7 +37,11 @@ async def serve(services: Services, call: Call) -> None:
     try:
         deliver = await _answer(services, call)
     except asyncio.CancelledError:
-        call.outcome = record.DISCONNECTED
+        if call.client.connected:  # not the client left: the gateway's time to drain is over
+            message = "The gateway is shutting down."
+            _refuse(call, ApiError("overloaded", message, retry_after=1))()
+        else:
+            call.outcome = record.DISCONNECTED
         settle(services, call)
         raise
     call.client.expect()
@@ -61,7 +65,9 @@ async def _answer(services: Services, call: Call) -> Deliver:
     except StoreError as error:
         logger.warning("admission failed: %s", error)
         message = "The store that decides over limits cannot be reached."
-        return _refuse(call, ApiError("store_unavailable", message, retry_after=1))
+        deliver = _refuse(call, ApiError("store_unavailable", message, retry_after=1))
+        call.outcome = record.REFUSED  # though it is settled: the lease may have been taken
+        return deliver
     except Exception:
         logger.exception("request %s failed inside the gateway", call.id)
         return _refuse(call, ApiError("internal_error", "The gateway failed. See its log."))

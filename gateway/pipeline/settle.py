@@ -47,7 +47,8 @@ def measure(call: Call, content: bytes | None = None) -> None:
 
 def settle(services: Services, call: Call) -> None:
     """Close the lease with what was used, and emit the record."""
-    if call.outcome == record.DISCONNECTED and call.sent_at and not call.finished:
+    cut = call.outcome == record.DISCONNECTED or call.error == "overloaded"
+    if cut and call.sent_at and not call.finished:
         measure(call)
     if call.leased:
         _close_lease(services, call)

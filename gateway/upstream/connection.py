@@ -80,6 +80,7 @@ class Connection(asyncio.Protocol):
         "_chunked_or_sized",
         "_deadline",
         "_deadlines",
+        "_ended",
         "_failure",
         "_first_byte_at",
         "_future",
@@ -88,6 +89,7 @@ class Connection(asyncio.Protocol):
         "_headers_done",
         "_heard_at",
         "_informational",
+        "_kept",
         "_loop",
         "_on_idle",
         "_on_lost",
@@ -98,6 +100,7 @@ class Connection(asyncio.Protocol):
         "_started_at",
         "_status",
         "_streaming",
+        "_surplus",
         "_tail",
         "_timer",
         "_timer_at",
@@ -111,6 +114,9 @@ class Connection(asyncio.Protocol):
     _streaming: bool
     _chunked_or_sized: bool
     _tail: bool
+    _ended: bool
+    _kept: bool
+    _surplus: bool
     _between_chunks: bool
     _body: list[bytes]
     _body_size: int
@@ -171,6 +177,16 @@ class Connection(asyncio.Protocol):
             and not self._tail
         )
 
+    def abandon(self, exchange: asyncio.Future[Reply]) -> None:
+        """Close at once if the exchange is still under way.
+
+        A reply may have come between the cancellation and now: then the connection is free, or
+        serves another request already, and stays.
+        """
+        if self._future is exchange:
+            self._future = None
+            self._close()
+
     def abort(self) -> None:
         """Close at once; a waiting exchange is abandoned."""
         future, self._future = self._future, None
@@ -220,7 +236,9 @@ class Connection(asyncio.Protocol):
         self._between_chunks = self._between_chunks and data.endswith(b"\r\n")
         if self._body and self._streaming:
             self._feed_sink()
-        if self._failure is not None:
+        if self._ended:
+            self._give_back()
+        elif self._failure is not None:
             self._fail(self._failure)
         elif not self._headers_done and self._head_bytes > MAX_HEAD_BYTES:
             self._fail(UpstreamError(Failure.PROTOCOL, "the reply's head is too large"))
@@ -236,6 +254,8 @@ class Connection(asyncio.Protocol):
         if future is not None:
             if self._headers_done and not self._chunked_or_sized and exc is None:
                 self.on_message_complete()  # framed by the close (RFC 9112 section 6.3)
+                if self._failure is not None:
+                    self._fail(self._failure)
             elif self._first_byte_at == 0.0 and self.exchanges > 1:
                 self._future = None
                 if not future.done():
@@ -245,6 +265,10 @@ class Connection(asyncio.Protocol):
         self._on_lost(self)
 
     # -- httptools' callbacks ----------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Notice a message behind the end of the reply: nobody asked for it."""
+        self._surplus = self._ended
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Gather the head."""
@@ -316,27 +340,35 @@ class Connection(asyncio.Protocol):
             return
         else:
             self._answer()
-        if (
-            self._transport is not None
-            and self._chunked_or_sized
-            and self._parser.should_keep_alive()
-            and not self._paused
-        ):
-            self._set_deadline(monotonic() + IDLE_SECONDS)
-            self._on_idle(self)
-        else:
-            self._close()
+        self._ended, self._kept = True, self._parser.should_keep_alive()
 
     # -- inside ------------------------------------------------------------------------------
 
     def _reset(self) -> None:
         self._headers = {}
         self._headers_done = self._streaming = self._chunked_or_sized = self._tail = False
+        self._ended = self._surplus = self._kept = False
         self._between_chunks = False
         self._body = []
         self._body_size = self._head_bytes = self._status = self._informational = 0
         self._first_byte_at = 0.0
         self._failure = None
+
+    def _give_back(self) -> None:
+        """Let the pool have the connection, if it is in step and both sides keep it open."""
+        self._ended = False
+        if (
+            self._transport is not None
+            and self._chunked_or_sized
+            and not self._surplus
+            and self._failure is None
+            and self._kept
+            and not self._paused
+        ):
+            self._set_deadline(monotonic() + IDLE_SECONDS)
+            self._on_idle(self)
+        else:
+            self._close()
 
     def _feed_sink(self) -> None:
         """Pass on what one read brought, however many chunks it was: one write, not one each."""

@@ -93,15 +93,21 @@ def _tls_context(origin: Origin) -> ssl.SSLContext:
     return context
 
 
+def proxy_headers(url: str) -> tuple[tuple[str, str], ...]:
+    """Return the header that presents a proxy URL's credentials, where it has any."""
+    proxy = urlsplit(url)
+    if not proxy.username:
+        return ()
+    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return (("Proxy-Authorization", f"Basic {base64.b64encode(pair.encode()).decode()}"),)
+
+
 async def _tunnel(loop: asyncio.AbstractEventLoop, sock: socket.socket, origin: Origin) -> None:
     """Ask a forward proxy for a tunnel (RFC 9110 section 9.3.6)."""
     host = f"[{origin.host}]" if ":" in origin.host else origin.host
     place = f"{host}:{origin.port}"
-    proxy = urlsplit(origin.proxy or "")
     head = f"CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n"
-    if proxy.username:
-        pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-        head += f"Proxy-Authorization: Basic {base64.b64encode(pair.encode()).decode()}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in proxy_headers(origin.proxy or ""))
     await loop.sock_sendall(sock, f"{head}\r\n".encode())
     answer = b""
     # Byte by byte at the end: what follows the head belongs to TLS.

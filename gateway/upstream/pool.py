@@ -45,20 +45,22 @@ class Pool:
         if connection is None:
             connection = await self._acquire(deadlines, until)
         started = self._loop.time()
+        exchange = connection.exchange(data, sink, deadlines, until)
         try:
-            return await connection.exchange(data, sink, deadlines, until)
+            return await exchange
         except Stale:
             if self._loop.time() - started > STALE_SECONDS:
                 message = "the connection ended before the reply"
                 raise UpstreamError(Failure.RESET, message) from None
         except asyncio.CancelledError:
-            connection.abort()
+            connection.abandon(exchange)
             raise
         connection = await self._open(deadlines, until)
+        exchange = connection.exchange(data, sink, deadlines, until)
         try:
-            return await connection.exchange(data, sink, deadlines, until)
+            return await exchange
         except asyncio.CancelledError:
-            connection.abort()
+            connection.abandon(exchange)
             raise
 
     def close(self) -> None:
