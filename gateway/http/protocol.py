@@ -112,7 +112,10 @@ class GatewayProtocol(RequestHandler):
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; watch a head that came in part only."""
+        """Parse; watch a head that came in part only.
+
+        A part that came together with the request before it is bounded by the keep-alive time.
+        """
         before = self._request_count
         super().data_received(data)
         if self._request_count == before and not self._request_in_progress:

@@ -462,7 +462,7 @@ HALF_HEADS = {
     "stops in the head": (head_of()[:-2], b""),
     "a first line that drips": (b"POST /v1/chat/completions?", b"q"),
     "a header that drips": (head_of()[:-2] + b"x: ", b"y"),
-    "stops in the second request": (post(chat()) + b"POST /v1", b""),
+    "a second request that drips": (post(chat()), b"P"),
 }
 
 
