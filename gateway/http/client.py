@@ -85,12 +85,6 @@ class ClientWriter:
         if transport is not None:
             transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
-    def write_chunk(self, chunk: bytes) -> None:
-        """Send content that is framed as an HTTP chunk already."""
-        transport = self._peer.transport
-        if transport is not None:
-            transport.write(chunk if self._chunked else chunk[chunk.find(b"\n") + 1 : -2])
-
     def finish(self, data: bytes) -> None:
         """Send the last content and end the stream."""
         if self._chunked:

@@ -39,10 +39,6 @@ class Client(Protocol):
         """Send content of the stream."""
         ...
 
-    def write_chunk(self, chunk: bytes) -> None:
-        """Send content that is framed as an HTTP chunk already."""
-        ...
-
     def finish(self, data: bytes) -> None:
         """Send the last content and end the stream."""
         ...

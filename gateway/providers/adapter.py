@@ -35,10 +35,6 @@ class StreamDecoder(Protocol):
         """Take any split of the stream; return what the client may have now."""
         ...
 
-    def pass_event(self, event: bytes, start: int, end: int) -> bool:
-        """Take event[start:end] if the client may have just these bytes; say whether."""
-        ...
-
     def take_text(self) -> str:
         """Return the text generated since the last call, for a count where no usage arrives."""
         ...

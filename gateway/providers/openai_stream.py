@@ -12,7 +12,6 @@ from gateway.providers.openai_wire import UNREADABLE, Chunk, decode_chunk
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 # Text kept for a count where no usage arrives; past it whoever counts is asked to take it.
 KEPT_CHARS = 16 * 1024
-KEPT_BYTES = 16 * 1024  # the same for events that are not decoded yet
 BOM = b"\xef\xbb\xbf"
 LINE_FEED = 10
 END = b"data: [DONE]\n\n"
@@ -24,8 +23,6 @@ class OpenAIStream:
     __slots__ = (
         "_after_cr",
         "_keep_usage",
-        "_kept",
-        "_kept_size",
         "_pieces",
         "_pieces_size",
         "_plain",
@@ -48,8 +45,6 @@ class OpenAIStream:
         self._plain = False  # at the start of an event, with nothing held and nothing over
         self._text: list[str] = []
         self._text_size = 0
-        self._kept: list[bytes] = []
-        self._kept_size = 0
         self.usage: Usage | None = None
         self.done = self.finished = self.attention = False
         self.failure: str | None = None
@@ -75,29 +70,8 @@ class OpenAIStream:
         self._plain = self._started and not (held or self.done or self.failure)
         return out
 
-    def pass_event(self, event: bytes, start: int, end: int) -> bool:
-        """Take event[start:end] if it is one whole event with only text in it; say whether.
-
-        It is not decoded before its text must be counted, and that a batch at a time.
-        """
-        if (
-            not self._plain
-            or event.find(b"\n", start) != end - 2
-            or event.find(b'"finish_reason":null', start) < 0
-            or event.find(b'"error"', start) > 0
-            or (event.find(b'"usage"', start) > 0 and event.find(b'"usage":null', start) < 0)
-            or not event.startswith(b"data: {", start)
-        ):
-            return False
-        self._kept.append(event[start:end])
-        self._kept_size += end - start
-        if self._kept_size > KEPT_BYTES:
-            self._decode_kept()
-        return True
-
     def take_text(self) -> str:
         """Return what was generated since this was last called, and forget it."""
-        self._decode_kept()
         text, self._text = self._text, []
         self._text_size = 0
         return "".join(text)
@@ -105,15 +79,6 @@ class OpenAIStream:
     def finish(self) -> bytes:
         """Return the end marker."""
         return END
-
-    def _decode_kept(self) -> None:
-        kept, self._kept = self._kept, []
-        self._kept_size = 0
-        for event in kept:
-            try:
-                self._take_chunk(decode_chunk(event[6:-2]), event)
-            except UNREADABLE:
-                continue  # not a shape we know: it was the client's to judge
 
     def _feed_any(self, data: bytes) -> bytes:
         if not self._started:

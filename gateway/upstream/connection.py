@@ -51,10 +51,6 @@ class Sink(Protocol):
         """Take the next piece of the body; True means: that was all that matters of it."""
         ...
 
-    def pass_chunk(self, data: bytes) -> bool:
-        """Take a read off the socket that is exactly one chunk; False if it is to be parsed."""
-        ...
-
 
 class Reply(msgspec.Struct, gc=False):
     """A finished exchange; `body` is empty where a sink took it. Header names are lower case."""
@@ -74,7 +70,6 @@ class Connection(asyncio.Protocol):
     """The protocol of one connection; `on_idle` and `on_lost` tell the pool."""
 
     __slots__ = (
-        "_between_chunks",
         "_body",
         "_body_size",
         "_chunked_or_sized",
@@ -117,7 +112,6 @@ class Connection(asyncio.Protocol):
     _ended: bool
     _kept: bool
     _surplus: bool
-    _between_chunks: bool
     _body: list[bytes]
     _body_size: int
     _head_bytes: int
@@ -217,9 +211,6 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; the callbacks below do the rest."""
-        if self._between_chunks and self._sink is not None and self._sink.pass_chunk(data):
-            self._heard_at = monotonic()  # the parser stands between two chunks: it misses nothing
-            return
         if self._future is None and not self._tail:
             self._close()  # a reply nobody asked for: the connection is out of step
             return
@@ -232,8 +223,6 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if self._failure is None:
                 self._failure = UpstreamError(Failure.PROTOCOL, f"not HTTP/1.1: {error}")
-        # A chunk's end is the read's last line: else the parser may be inside the next size.
-        self._between_chunks = self._between_chunks and data.endswith(b"\r\n")
         if self._body and self._streaming:
             self._feed_sink()
         if self._ended:
@@ -301,14 +290,6 @@ class Connection(asyncio.Protocol):
             except UpstreamError as error:
                 self._failure = error
 
-    def on_chunk_header(self) -> None:
-        """Know that the parser is inside a chunk."""
-        self._between_chunks = False
-
-    def on_chunk_complete(self) -> None:
-        """Know that the parser is between chunks, unless more follows in the same read."""
-        self._between_chunks = self._streaming and self._failure is None and not self._tail
-
     def on_body(self, data: bytes) -> None:
         """Pass a piece on, or keep it."""
         if self._failure is not None or self._tail or self._future is None:
@@ -348,7 +329,6 @@ class Connection(asyncio.Protocol):
         self._headers = {}
         self._headers_done = self._streaming = self._chunked_or_sized = self._tail = False
         self._ended = self._surplus = self._kept = False
-        self._between_chunks = False
         self._body = []
         self._body_size = self._head_bytes = self._status = self._informational = 0
         self._first_byte_at = 0.0
@@ -389,7 +369,6 @@ class Connection(asyncio.Protocol):
     def _answer(self) -> None:
         future, self._future = self._future, None
         assert future is not None
-        self._between_chunks = False
         if not future.done():
             body = b"" if self._streaming else b"".join(self._body)
             reply = Reply(self._status, self._headers, body, self._streaming, self._first_byte_at)
@@ -400,7 +379,7 @@ class Connection(asyncio.Protocol):
     def _finish_early(self) -> None:
         """Answer now; the message's own end, due at once, only decides about reuse."""
         self._answer()
-        self._tail, self._between_chunks = True, False
+        self._tail = True
         self._set_deadline(monotonic() + TAIL_SECONDS)
 
     def _watch_idle(self) -> None:
