@@ -1,7 +1,7 @@
 """Hot path: aiohttp's server protocol with a light request for the hot routes.
 
 aiohttp parses, bounds and frames what comes in and keeps connections; a hot request then skips its
-Request and Response objects (half the cost of a request, see CONTRIBUTING).
+Request and Response objects.
 """
 
 import asyncio

@@ -23,7 +23,6 @@ from gateway.store.connection import Reply
 # A worker extends the leases it serves every third of this, so a live stream keeps its lease
 # through two missed turns, and a killed worker's leases return within this time.
 LEASE_SECONDS = 30
-MAX_HOLD_SECONDS = 0.002
 MAX_BATCH = 256  # Lua's unpack and Redis's attention are both finite
 # Settlements kept while Redis is away; beyond this the oldest are lost, and counted as such.
 MAX_UNSETTLED = 100_000
@@ -103,8 +102,6 @@ class Admission:
         self._open: dict[str, tuple[str, float]] = {}
         self._tenants: set[str] = set()
         self._scheduled = False
-        self._hold: asyncio.TimerHandle | None = None
-        self._owed = 0  # calls that Redis has not answered yet
         self._clock_offset = 0.0
         self.lost_settlements = 0
         client.on_connect = self._replay
@@ -203,29 +200,10 @@ class Admission:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
-
-    def _turn(self) -> None:
-        """Send at once while Redis owes no answer; else with what gathers until it comes.
-
-        Under load the calls grow and their number shrinks (Nagle's idea): a third less CPU here
-        and in Redis. A hold is bounded, so a slow Redis does not keep finished replies waiting.
-        """
-        if not self._owed:
-            self._flush()
-        else:
-            self._hold = self._loop.call_later(MAX_HOLD_SECONDS, self._flush)
-
-    def _answered(self) -> None:
-        self._owed -= 1
-        if not self._owed and self._hold is not None:
-            self._flush()
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False
-        if self._hold is not None:
-            self._hold.cancel()
-            self._hold = None
         asks, self._asks = self._asks, {}
         for tenant, waiting in asks.items():
             if tenant not in self._tenants:
@@ -259,10 +237,8 @@ class Admission:
 
         def done(reply: Reply | Exception) -> None:
             self._answer(tenant, asks, reply)
-            self._answered()
 
         data = _pack((LEASE_SECONDS * 1000, specs, requests))
-        self._owed += 1
         self._client.run(scripts.ADMIT, keys, (data,), done)
 
     def _answer(self, tenant: str, asks: list[_Ask], reply: Reply | Exception) -> None:
@@ -319,10 +295,8 @@ class Admission:
                         applied(bool(counted))
             else:
                 self._keep(due)
-            self._answered()
 
         data = _pack((specs, names.DAY_TTL_SECONDS, names.MONTH_TTL_SECONDS, entries))
-        self._owed += 1
         self._client.run(scripts.SETTLE, keys, (data,), done)
 
     def _keep(self, due: list[tuple[Settlement, Applied | None]]) -> None:
