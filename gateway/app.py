@@ -13,8 +13,8 @@ from gateway.core.errors import ConfigError, StoreError
 from gateway.core.record import RequestRecord
 from gateway.http.demo import DemoUpstream
 from gateway.http.hot import HotRoutes
-from gateway.http.protocol import GatewayServer
 from gateway.http.routes import PlainRoutes, Readiness
+from gateway.http.server import GatewayServer
 from gateway.observe.log import LineWriter
 from gateway.observe.recorder import Recorder
 from gateway.observe.scoreboard import Scoreboard
@@ -93,7 +93,7 @@ class Gateway:
         assert self._runner.server is not None
         hot = HotRoutes(self._services)
         self.server = hot.server = GatewayServer(
-            self._runner.server, hot.handle, self._config.server.request_timeout
+            self._runner.server, hot, self._config.server.request_timeout
         )
         self._upkeep = self._loop.create_task(self._keep_up(), name="upkeep")
         self.recorder.fold()

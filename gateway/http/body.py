@@ -29,9 +29,13 @@ async def read_body(
                     raise _too_large(most)
                 parts.append(part)
     except TimeoutError:
-        text = f"The request's body did not arrive within {seconds:g} s."
-        raise ApiError("request_timeout", text) from None
+        raise too_slow(seconds) from None
     return b"".join(parts)
+
+
+def too_slow(seconds: float) -> ApiError:
+    """Return the error of a body that did not come in time."""
+    return ApiError("request_timeout", f"The request's body did not arrive within {seconds:g} s.")
 
 
 def _too_large(most: int) -> ApiError:

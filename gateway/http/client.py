@@ -24,6 +24,10 @@ class Peer(Protocol):
         """Tell whether the client is behind."""
         ...
 
+    def answered(self, keep_alive: bool) -> None:
+        """Know that an answer is written to its end."""
+        ...
+
 
 class ClientWriter:
     """Implements `pipeline.call.Client` on an aiohttp connection's transport."""
@@ -123,3 +127,4 @@ class ClientWriter:
         self.sent = True
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
+        self._peer.answered(self._keep_alive)

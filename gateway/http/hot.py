@@ -1,5 +1,6 @@
-"""Hot path: the routes that serve models, from aiohttp's parser to the pipeline."""
+"""Hot path: the routes that serve models, from a connection's protocol to the pipeline."""
 
+import logging
 import zlib
 
 from aiohttp.http_exceptions import HttpProcessingError
@@ -9,12 +10,16 @@ from multidict import CIMultiDictProxy
 from gateway.core.errors import ApiError
 from gateway.core.ids import request_id
 from gateway.formats import openai
-from gateway.http.body import read_body
+from gateway.http.body import read_body, too_slow
 from gateway.http.client import ClientWriter
-from gateway.http.protocol import GatewayServer, HotRequest, Sent
+from gateway.http.protocol import GatewayProtocol, HotRequest, Sent
+from gateway.http.request_head import RequestHead
+from gateway.http.server import GatewayServer
 from gateway.pipeline.call import Call
 from gateway.pipeline.serve import serve
 from gateway.pipeline.services import Services
+
+logger = logging.getLogger("sluice.http")
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -34,9 +39,26 @@ class HotRoutes:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._most = services.config.server.max_request_size
-        self._seconds = services.config.server.request_timeout
+        self.max_body_bytes = services.config.server.max_request_size
+        self.body_seconds = services.config.server.request_timeout
         self.server: GatewayServer | None = None
+
+    async def serve(self, protocol: GatewayProtocol, head: RequestHead, body: bytes) -> None:
+        """Serve a request of the direct lane."""
+        services = self._services
+        draining = self.server is not None and self.server.draining
+        client = ClientWriter(protocol, not draining, chunked=True)
+        started = services.loop.time()
+        call = Call(request_id(), head.operation, body, head.secret, client, started)
+        try:
+            await serve(services, call)
+        except Exception:
+            logger.exception("request %s failed inside the gateway", call.id)
+            protocol.force_close()
+
+    def refuse_slow(self, protocol: GatewayProtocol) -> None:
+        """Refuse a request of the direct lane whose body did not come in time."""
+        _refused(ClientWriter(protocol, False, chunked=True), too_slow(self.body_seconds))
 
     async def handle(self, request: HotRequest) -> Sent:
         """Read the body, run the pipeline; the reply is written by then, or on its way."""
@@ -51,7 +73,7 @@ class HotRoutes:
         headers = message.headers
         secret = secret_of(headers)
         try:
-            if not request.payload.is_eof() and not self._known(secret):
+            if not request.payload.is_eof() and not self.knows(secret):
                 client.close_after()  # no body is taken from strangers; `serve` says why
                 call = Call(request_id(), request.operation, b"", secret, client, started)
                 await serve(self._services, call)
@@ -59,7 +81,7 @@ class HotRoutes:
                 return Sent(keep_alive=False)
             if not request.payload.is_eof() and "Expect" in headers:
                 self._continue(request)
-            body = await read_body(message, request.payload, self._most, self._seconds)
+            body = await read_body(message, request.payload, self.max_body_bytes, self.body_seconds)
         except ApiError as error:
             return _refused(client, error)
         except (RequestPayloadError, HttpProcessingError, zlib.error):
@@ -70,7 +92,8 @@ class HotRoutes:
             await client.delivered()
         return Sent(client.keep_alive)
 
-    def _known(self, secret: str | None) -> bool:
+    def knows(self, secret: str | None) -> bool:
+        """Tell whether this key's bodies are worth reading."""
         try:
             self._services.keyring.authenticate(secret)
         except ApiError:
@@ -80,7 +103,7 @@ class HotRoutes:
     def _continue(self, request: HotRequest) -> None:
         declared = request.message.headers.get("Content-Length", "0")
         transport = request.protocol.transport
-        if transport is not None and int(declared) <= self._most:
+        if transport is not None and int(declared) <= self.max_body_bytes:
             transport.write(CONTINUE)
 
 

@@ -1,12 +1,13 @@
-"""Hot path: aiohttp's server protocol with a light request for the hot routes.
+"""Hot path: a client's connection. Plain requests of the hot routes skip aiohttp's parser.
 
-aiohttp parses, bounds and frames what comes in and keeps connections; a hot request then skips its
-Request and Response objects.
+Everything else is aiohttp's: other routes, chunked and compressed bodies, HTTP/1.0, pipelining, bad
+HTTP. A hot request that comes that way still skips its Request and Response objects.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Coroutine
+from time import monotonic  # the clock of every event loop, without a call into it
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -18,12 +19,14 @@ from gateway.core.errors import ApiError
 from gateway.core.ids import request_id
 from gateway.core.operations import PATHS, Operation
 from gateway.formats import openai
+from gateway.http.request_head import MAX_HEAD_BYTES, RequestHead, request_head
 from gateway.upstream.connection import Flow
 
-# Bounds of a request's head; aiohttp refuses more with an HttpProcessingError.
-MAX_LINE_BYTES = 8190
-MAX_FIELD_BYTES = 8190
-MAX_HEADERS = 100
+if TYPE_CHECKING:
+    from gateway.http.server import GatewayServer
+
+POST = b"POST "
+FOREVER = float("inf")
 KEEP_ALIVE_SECONDS = 75
 SERVER = "sluice"  # no version: it would tell an attacker what to try
 # What a stalled client can make us hold: above this the provider's stream is paused.
@@ -93,40 +96,103 @@ class Sent:
         """Do nothing."""
 
 
+class DirectLane(Protocol):
+    """Serves requests that came past aiohttp's parser."""
+
+    max_body_bytes: int
+    body_seconds: float
+
+    def knows(self, secret: str | None) -> bool:
+        """Tell whether this key's bodies are worth reading."""
+        ...
+
+    def serve(
+        self, protocol: "GatewayProtocol", head: RequestHead, body: bytes
+    ) -> Coroutine[Any, Any, None]:
+        """Answer a whole request; the protocol is told by `answered`."""
+        ...
+
+    def refuse_slow(self, protocol: "GatewayProtocol") -> None:
+        """Answer a request whose body did not come in time, the connection's last."""
+        ...
+
+
 class GatewayProtocol(RequestHandler):
-    """One client connection; passes the client's pace on to the source it follows."""
+    """One client connection; passes the client's pace on to the source it follows.
 
-    __slots__ = ("_head_count", "_head_seconds", "_head_timer", "flow")
+    Two lanes. Plain requests of hot routes are taken from the bytes directly, one at a time. The
+    first one that is anything else goes to aiohttp, and so does all that follows.
+    """
 
-    def __init__(self, manager: "GatewayServer", head_seconds: float, **kwargs: Any) -> None:
+    __slots__ = (
+        "_deadline",
+        "_direct",
+        "_head_count",
+        "_head_seconds",
+        "_lane",
+        "_later",
+        "_needed",
+        "_parts",
+        "_serving",
+        "_size",
+        "_task",
+        "_timer",
+        "_timer_at",
+        "flow",
+    )
+
+    def __init__(
+        self, manager: "GatewayServer", lane: DirectLane, head_seconds: float, **kwargs: Any
+    ) -> None:
         super().__init__(manager, **kwargs)
-        self._head_seconds = head_seconds
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._lane, self._head_seconds = lane, head_seconds
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = self._deadline = FOREVER
         self._head_count = 0
+        self._direct, self._serving = True, False
+        self._parts: list[bytes] = []  # of a request that is not here as a whole
+        self._size = self._needed = 0
+        self._later: list[bytes] = []  # what a client sent before it had its answer
+        self._task: asyncio.Task[None] | None = None
         self.flow: Flow | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what is buffered for a client that does not read."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)  # type: ignore[attr-defined]
-        self._expect_head()
+        if self._keepalive_handle is not None:  # aiohttp's own would end requests of this lane
+            self._keepalive_handle.cancel()
+            self._keepalive_handle = None
+        self._set_deadline(monotonic() + self._head_seconds)
 
     def data_received(self, data: bytes) -> None:
-        """Parse; watch a head that came in part only.
-
-        A part that came together with the request before it is bounded by the keep-alive time.
-        """
-        before = self._request_count
-        super().data_received(data)
-        if self._request_count == before and not self._request_in_progress:
-            self._expect_head()
+        """Serve or gather a plain request, or let aiohttp parse."""
+        if self._direct:
+            self._take(data)
+        else:
+            self._parse(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Let go of the source; the handler is cancelled by aiohttp."""
+        """Let go of the source; the request under way is cancelled."""
         self.flow = None
-        if self._head_timer is not None:
-            self._head_timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._task is not None:
+            self._task.cancel()
         super().connection_lost(exc)
+
+    def close(self) -> None:
+        """Take no more requests; one under way in the direct lane is left to `shutdown`."""
+        if not self._serving:
+            super().close()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """Cancel what is under way, which still answers, and close."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait((self._task,), timeout=timeout)
+        await super().shutdown(timeout)
 
     def pause_writing(self) -> None:
         """Pause the source: the client is behind."""
@@ -140,6 +206,24 @@ class GatewayProtocol(RequestHandler):
         if self.flow is not None:
             self.flow.resume()
 
+    def answered(self, keep_alive: bool) -> None:
+        """Know that the direct lane's answer is written; the next request may come."""
+        if not self._serving:
+            return
+        self._serving = False
+        transport = self.transport
+        if transport is None:
+            return
+        if not keep_alive:
+            transport.close()
+            return
+        self._set_deadline(monotonic() + KEEP_ALIVE_SECONDS)
+        if self._later:
+            data = b"".join(self._later)
+            self._later.clear()
+            transport.resume_reading()
+            self._take(data)
+
     @property
     def has_next(self) -> bool:
         """Tell whether the client has already sent another request."""
@@ -148,7 +232,7 @@ class GatewayProtocol(RequestHandler):
     @property
     def in_request(self) -> bool:
         """Tell whether a request is being served."""
-        return self._request_in_progress
+        return self._serving or self._needed > 0 or self._request_in_progress
 
     def handle_error(
         self,
@@ -174,72 +258,106 @@ class GatewayProtocol(RequestHandler):
         response.force_close()
         return response
 
+    # -- the direct lane ---------------------------------------------------------------------
+
+    def _take(self, data: bytes) -> None:
+        """Serve a whole request, keep a part of one, leave anything else to aiohttp."""
+        if self._serving:
+            self._keep_for_later(data)
+            return
+        if self._parts:
+            self._parts.append(data)
+            self._size += len(data)
+            if self._size < self._needed:
+                return
+            data = b"".join(self._parts)
+        end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
+        if end < 4:
+            if len(data) < MAX_HEAD_BYTES and data.startswith(POST[: len(data)]):
+                self._wait_for_more(data, 0)
+            else:
+                self._leave_lane(data)
+            return
+        head = request_head(data[:end]) if data.startswith(POST) else None
+        if head is None:
+            self._leave_lane(data)
+            return
+        needed = end + head.length
+        if len(data) == needed and head.length <= self._lane.max_body_bytes:
+            self._parts, self._needed = [], 0
+            self._serving, self._deadline = True, FOREVER
+            self._task = self._loop.create_task(self._lane.serve(self, head, data[end:]))
+        elif (
+            len(data) < needed
+            and head.length <= self._lane.max_body_bytes
+            and self._lane.knows(head.secret)
+        ):
+            self._wait_for_more(data, needed)
+        else:  # a body that is too large, from a stranger, or followed by another request
+            self._leave_lane(data)
+
+    def _wait_for_more(self, data: bytes, needed: int) -> None:
+        if not self._parts or (needed and not self._needed):
+            seconds = self._lane.body_seconds if needed else self._head_seconds
+            self._set_deadline(monotonic() + seconds)
+        self._parts, self._size, self._needed = [data], len(data), needed
+
+    def _keep_for_later(self, data: bytes) -> None:
+        assert self.transport is not None
+        self._later.append(data)
+        self.transport.pause_reading()
+
+    def _leave_lane(self, data: bytes) -> None:
+        self._parts, self._needed = [], 0
+        self._direct, self._deadline = False, FOREVER
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._timer_at = None, FOREVER
+        self._parse(data)
+
+    def _set_deadline(self, at: float) -> None:
+        """Be woken by then; one timer serves the connection, moved only when it comes nearer."""
+        self._deadline = at
+        if at < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = at
+            self._timer = self._loop.call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer, self._timer_at = None, FOREVER
+        if self._serving:
+            return
+        if monotonic() < self._deadline:
+            self._set_deadline(self._deadline)
+        elif self._needed:
+            self._serving = True
+            self._lane.refuse_slow(self)
+        else:
+            self.force_close()  # idle for too long, or a head that drips (slow loris)
+
+    # -- aiohttp's lane ----------------------------------------------------------------------
+
+    def _parse(self, data: bytes) -> None:
+        """Parse; watch a head that came in part only.
+
+        A part that came together with the request before it is bounded by the keep-alive time.
+        """
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count == before and not self._request_in_progress:
+            self._expect_head()
+
     def _expect_head(self) -> None:
-        if self._head_timer is not None:
+        if self._timer is not None:
             if self._head_count == self._request_count:
                 return  # the same head, still on its way
-            self._head_timer.cancel()
+            self._timer.cancel()
         self._head_count = self._request_count
-        self._head_timer = self._loop.call_later(self._head_seconds, self._check_head)
+        self._timer = self._loop.call_later(self._head_seconds, self._check_head)
 
     def _check_head(self) -> None:
         """Close a connection that has sent no whole request head in its time (slow loris)."""
-        self._head_timer = None
+        self._timer = None
         if self._request_count == self._head_count and not self._request_in_progress:
             self.force_close()
-
-
-HotHandler = Callable[[HotRequest], Awaitable[Sent]]
-
-
-class GatewayServer(web.Server):
-    """Makes connections; sends hot requests one way and everything else through the application.
-
-    `draining` asks every connection to close after its next reply.
-    """
-
-    def __init__(self, plain: web.Server, hot: HotHandler, head_seconds: float) -> None:
-        self._head_seconds = head_seconds
-        plain_handler, plain_factory = plain.request_handler, plain.request_factory
-
-        def make_request(
-            message: RawRequestMessage,
-            payload: StreamReader,
-            protocol: RequestHandler,
-            writer: AbstractStreamWriter,
-            task: "asyncio.Task[None]",
-        ) -> Any:
-            operation = hot_operation(message)
-            if operation is not None:
-                assert isinstance(protocol, GatewayProtocol)
-                return HotRequest(message, payload, protocol, writer, task, operation)
-            return plain_factory(message, payload, protocol, writer, task)
-
-        async def handle(request: Any) -> Any:
-            if type(request) is HotRequest:
-                return await hot(request)
-            response = await plain_handler(request)
-            if self.draining:
-                response.force_close()
-            return response
-
-        super().__init__(
-            handle,
-            request_factory=make_request,
-            handler_cancellation=True,
-            access_log=None,
-            keepalive_timeout=KEEP_ALIVE_SECONDS,
-            max_line_size=MAX_LINE_BYTES,
-            max_field_size=MAX_FIELD_BYTES,
-            max_headers=MAX_HEADERS,
-        )
-        self.draining = False
-
-    def __call__(self) -> GatewayProtocol:
-        return GatewayProtocol(self, self._head_seconds, loop=self._loop, **self._kwargs)
-
-    @property
-    def busy(self) -> int:
-        """Return how many connections are in the middle of a request."""
-        mine = (c for c in self._connections if isinstance(c, GatewayProtocol))
-        return sum(1 for connection in mine if connection.in_request)

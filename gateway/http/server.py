@@ -1,0 +1,88 @@
+"""The aiohttp server: makes connections, and sends each request the way it belongs."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, Protocol
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+
+from gateway.http.protocol import (
+    KEEP_ALIVE_SECONDS,
+    DirectLane,
+    GatewayProtocol,
+    HotRequest,
+    Sent,
+    hot_operation,
+)
+from gateway.http.request_head import MAX_HEADERS
+
+# Bounds of a request's head; aiohttp refuses more with an HttpProcessingError.
+MAX_LINE_BYTES = 8190
+MAX_FIELD_BYTES = 8190
+
+
+class HotHandler(DirectLane, Protocol):
+    """Serves the hot routes, on both ways."""
+
+    def handle(self, request: HotRequest) -> Awaitable[Sent]:
+        """Answer a request that aiohttp has parsed."""
+        ...
+
+
+class GatewayServer(web.Server):
+    """Makes connections; sends hot requests one way and everything else through the application.
+
+    `draining` asks every connection to close after its next reply.
+    """
+
+    def __init__(self, plain: web.Server, hot: HotHandler, head_seconds: float) -> None:
+        self._lane, self._head_seconds = hot, head_seconds
+        plain_handler, plain_factory = plain.request_handler, plain.request_factory
+
+        def make_request(
+            message: RawRequestMessage,
+            payload: StreamReader,
+            protocol: RequestHandler,
+            writer: AbstractStreamWriter,
+            task: "asyncio.Task[None]",
+        ) -> Any:
+            operation = hot_operation(message)
+            if operation is not None:
+                assert isinstance(protocol, GatewayProtocol)
+                return HotRequest(message, payload, protocol, writer, task, operation)
+            return plain_factory(message, payload, protocol, writer, task)
+
+        async def handle(request: Any) -> Any:
+            if type(request) is HotRequest:
+                return await hot.handle(request)
+            response = await plain_handler(request)
+            if self.draining:
+                response.force_close()
+            return response
+
+        super().__init__(
+            handle,
+            request_factory=make_request,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=KEEP_ALIVE_SECONDS,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_FIELD_BYTES,
+            max_headers=MAX_HEADERS,
+        )
+        self.draining = False
+
+    def __call__(self) -> GatewayProtocol:
+        return GatewayProtocol(
+            self, self._lane, self._head_seconds, loop=self._loop, **self._kwargs
+        )
+
+    @property
+    def busy(self) -> int:
+        """Return how many connections are in the middle of a request."""
+        mine = (c for c in self._connections if isinstance(c, GatewayProtocol))
+        return sum(1 for connection in mine if connection.in_request)
