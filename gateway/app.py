@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 import ssl
+from functools import partial
 
 import msgspec
 from aiohttp import web
 
 from gateway.config.schema import Config, Tls
 from gateway.core.errors import ConfigError, StoreError
-from gateway.core.record import RequestRecord
 from gateway.http.demo import DemoUpstream
 from gateway.http.hot import HotRoutes
 from gateway.http.routes import PlainRoutes, Readiness
@@ -23,10 +23,10 @@ from gateway.pipeline.keyring import Keyring
 from gateway.pipeline.reap import reap
 from gateway.pipeline.services import Services
 from gateway.policy.pricing import PriceTable
+from gateway.store import requests
 from gateway.store.admission import Admission
 from gateway.store.client import Client
 from gateway.store.location import Location
-from gateway.store.requests import RequestStream
 from gateway.upstream.pool import Transport
 
 logger = logging.getLogger("sluice.app")
@@ -57,7 +57,6 @@ class Gateway:
         self._client = Client(resources.location, config.redis.timeout, resources.name)
         self._admission = Admission(self._client)
         self._transport = Transport()
-        self._stream = RequestStream(self._client)
         self._lag = 0.0
         self.recorder = Recorder(
             self._loop,
@@ -73,7 +72,8 @@ class Gateway:
             catalogue=Catalogue(config, resources.prices, resources.demo_socket),
             admission=self._admission,
             transport=self._transport,
-            emit=self._emit,
+            emit=self.recorder.emit,
+            append=partial(requests.append, self._client),
         )
         self._readiness = Readiness(store_connected=lambda: self._client.connected)
         self._runner: web.AppRunner | None = None
@@ -136,10 +136,6 @@ class Gateway:
         await self._admission.aclose(SHUTDOWN_SECONDS)
         await self._client.aclose()
         self.recorder.close()
-
-    def _emit(self, record: RequestRecord) -> None:
-        self._stream.append(record)
-        self.recorder.emit(record)
 
     def _gauges(self) -> dict[str, float]:
         server = self.server

@@ -17,9 +17,10 @@ def common_headers(call: Call) -> bytes:
         for unit in (REQUESTS, TOKENS):
             tight = tightest(standings, unit)
             if tight is not None:
+                left = tight.level if tight.level > 0 else 0
                 head += (
                     f"x-ratelimit-limit-{unit}: {tight.bucket.per_minute}\r\n"
-                    f"x-ratelimit-remaining-{unit}: {max(0, tight.level)}\r\n"
+                    f"x-ratelimit-remaining-{unit}: {left}\r\n"
                     f"x-ratelimit-reset-{unit}: {show_duration(tight.reset_seconds)}\r\n"
                 )
     return head.encode()

@@ -9,6 +9,7 @@ from gateway.pipeline.services import Services
 from gateway.pipeline.settle import OTHER, UNPRICED, counts, parts
 from gateway.policy.pricing import cost_microusd
 from gateway.store.admission import Holding, Settlement
+from gateway.store.requests import values
 
 
 async def reap(services: Services) -> None:
@@ -58,6 +59,7 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
         returns=(),
         parts=parts(holding.key, model, holding.provider),
         counts=counts(usage, 1, cost),
+        entry=values(finished),
     )
     services.admission.settle(settlement, partial(_emit_once, services, finished))
 

@@ -14,7 +14,11 @@ from gateway.upstream.pool import Transport
 
 
 class Services(msgspec.Struct, frozen=True):
-    """The worker's own parts; `emit` takes each finished request's record."""
+    """The worker's own parts.
+
+    `emit` takes each finished request's record; `append` those that hold no lease, whose entry in
+    `sluice:requests` no settlement writes.
+    """
 
     loop: asyncio.AbstractEventLoop
     config: Config
@@ -23,3 +27,4 @@ class Services(msgspec.Struct, frozen=True):
     admission: Admission
     transport: Transport
     emit: Callable[[RequestRecord], None]
+    append: Callable[[RequestRecord], None]

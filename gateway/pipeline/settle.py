@@ -9,6 +9,7 @@ from gateway.policy.limits import TOKENS
 from gateway.policy.pricing import cost_microusd
 from gateway.policy.tokens import count_tokens
 from gateway.store.admission import Settlement
+from gateway.store.requests import values
 
 MICROSECONDS = 1_000_000
 OTHER = "other"  # stands for names that a client made up: counters must not grow with them
@@ -50,12 +51,15 @@ def settle(services: Services, call: Call) -> None:
     cut = call.outcome == record.DISCONNECTED or call.error == "overloaded"
     if cut and call.sent_at and not call.finished:
         measure(call)
+    finished = _record(services, call)
     if call.leased:
-        _close_lease(services, call)
-    services.emit(_record(services, call))
+        _close_lease(services, call, finished)
+    else:
+        services.append(finished)
+    services.emit(finished)
 
 
-def _close_lease(services: Services, call: Call) -> None:
+def _close_lease(services: Services, call: Call, finished: RequestRecord) -> None:
     principal, holding = call.principal, call.holding
     assert principal is not None
     assert holding is not None
@@ -67,8 +71,9 @@ def _close_lease(services: Services, call: Call) -> None:
             lease=call.id,
             tenant=principal.tenant,
             returns=tuple([(b, surplus) for b in principal.buckets if b.unit == TOKENS]),
-            parts=parts(principal.key, _model_label(services, call), _provider(call)),
+            parts=parts(principal.key, finished.model, finished.provider),
             counts=counts(usage, failed, call.cost_microusd),
+            entry=values(finished),
         )
     )
 

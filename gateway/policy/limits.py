@@ -57,8 +57,11 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
 
 def tightest(standings: tuple[Standing, ...], unit: str) -> Standing | None:
     """Return the bucket of a unit with the least left: the one the client will meet first."""
-    of_unit = [standing for standing in standings if standing.bucket.unit == unit]
-    return min(of_unit, key=lambda standing: standing.level, default=None)
+    found = None
+    for standing in standings:
+        if standing.bucket.unit == unit and (found is None or standing.level < found.level):
+            found = standing
+    return found
 
 
 def show_duration(seconds: float) -> str:

@@ -16,7 +16,7 @@ import msgspec
 from gateway.core.errors import StoreError
 from gateway.policy.access import Principal
 from gateway.policy.limits import TOKENS, Bucket, Standing
-from gateway.store import names, scripts
+from gateway.store import names, requests, scripts
 from gateway.store.client import Client
 from gateway.store.connection import Reply
 
@@ -55,13 +55,17 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 
 class Settlement(msgspec.Struct, frozen=True, gc=False):
-    """What became of a lease. `counts` are the counters of `settle.lua`, in its order."""
+    """What became of a lease. `counts` are the counters of `settle.lua`, in its order.
+
+    `entry` holds the values of `requests.FIELDS`.
+    """
 
     lease: str
     tenant: str
     returns: tuple[tuple[Bucket, int], ...]
     parts: tuple[str, ...]
     counts: tuple[int, ...]
+    entry: requests.Values
 
 
 class _Ask(msgspec.Struct, frozen=True, gc=False):
@@ -71,6 +75,7 @@ class _Ask(msgspec.Struct, frozen=True, gc=False):
     future: asyncio.Future[Verdict] | None
 
 
+_KEPT = (names.DAY_TTL_SECONDS, names.MONTH_TTL_SECONDS, names.REQUESTS_KEPT)
 NO_LEASE = ""  # asks how the limits stand
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -223,7 +228,7 @@ class Admission:
     def _send_asks(self, tenant: str, asks: list[_Ask]) -> None:
         keys, specs = [*names.leases(tenant)], []
         numbers: dict[str, int] = {}
-        requests = []
+        entries = []
         for ask in asks:
             wants = []
             for bucket, amount in ask.amounts:
@@ -233,12 +238,12 @@ class Admission:
                     specs.append((bucket.capacity, bucket.per_minute))
                     number = numbers[bucket.name] = len(specs)
                 wants.append((number, amount))
-            requests.append((ask.lease, ask.holding.decode(), wants))
+            entries.append((ask.lease, ask.holding.decode(), wants))
 
         def done(reply: Reply | Exception) -> None:
             self._answer(tenant, asks, reply)
 
-        data = _pack((LEASE_SECONDS * 1000, specs, requests))
+        data = _pack((LEASE_SECONDS * 1000, specs, entries))
         self._client.run(scripts.ADMIT, keys, (data,), done)
 
     def _answer(self, tenant: str, asks: list[_Ask], reply: Reply | Exception) -> None:
@@ -282,9 +287,9 @@ class Admission:
                     number = bucket_numbers[bucket.name] = len(specs)
                 gives.append((number, amount))
             hashes = [usage_numbers.setdefault(p, len(usage_numbers)) for p in settlement.parts]
-            entries.append((settlement.lease, gives, hashes, settlement.counts))
+            entries.append((settlement.lease, gives, hashes, settlement.counts, settlement.entry))
         day, month = names.periods(self.now())
-        keys = [*names.leases(tenant), *bucket_keys]
+        keys = [*names.leases(tenant), names.REQUESTS, *bucket_keys]
         for part in usage_numbers:
             keys += (names.usage(tenant, day, part), names.usage(tenant, month, part))
 
@@ -296,7 +301,7 @@ class Admission:
             else:
                 self._keep(due)
 
-        data = _pack((specs, names.DAY_TTL_SECONDS, names.MONTH_TTL_SECONDS, entries))
+        data = _pack((specs, *_KEPT, requests.FIELDS, entries))
         self._client.run(scripts.SETTLE, keys, (data,), done)
 
     def _keep(self, due: list[tuple[Settlement, Applied | None]]) -> None:

@@ -5,6 +5,7 @@ month counters 5 years; `sluice:tenants` and `sluice:requests` (capped) stay.
 """
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 TENANTS = "sluice:tenants"
 REQUESTS = "sluice:requests"
@@ -31,5 +32,10 @@ def usage(tenant: str, period: str, part: str = "") -> str:
 
 def periods(unix_seconds: float) -> tuple[str, str]:
     """Return the UTC day and month of a moment, as they stand in usage names."""
+    return _periods(int(unix_seconds) // 86_400 * 86_400)
+
+
+@lru_cache(maxsize=4)
+def _periods(unix_seconds: int) -> tuple[str, str]:
     day = datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%d")
     return day, day[:7]

@@ -1,29 +1,62 @@
-"""Hot path: the capped stream `sluice:requests`, the newest finished requests for redis-cli."""
+"""Hot path: an entry of the capped stream `sluice:requests`, the newest finished requests.
+
+An admitted request's entry is written by its settlement, so there is exactly one; a refused one's
+by itself.
+"""
 
 from gateway.core.record import RequestRecord
 from gateway.store import names
 from gateway.store.client import Client
 
+# What an operator looks for first, in the order of `values`.
+FIELDS = (
+    "id",
+    "tenant",
+    "key",
+    "operation",
+    "model",
+    "provider",
+    "status",
+    "outcome",
+    "error",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+    "usage_source",
+    "cost_microusd",
+    "attempts",
+    "duration_us",
+)
 
-class RequestStream:
-    """Appends a finished request; it leaves in the same write as its settlement."""
+Values = tuple[str | int, ...]
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._head = ("XADD", names.REQUESTS, "MAXLEN", "~", names.REQUESTS_KEPT, "*")
 
-    def append(self, record: RequestRecord) -> None:
-        """Add one entry; the fields are those an operator looks for first."""
-        usage = record.usage
-        self._client.post(
-            *self._head,
-            *("id", record.id, "tenant", record.tenant, "key", record.key),
-            *("operation", record.operation, "model", record.model),
-            *("provider", record.provider, "status", record.status),
-            *("outcome", record.outcome, "error", record.error),
-            *("prompt_tokens", usage.prompt_tokens, "cached_tokens", usage.cached_tokens),
-            *("completion_tokens", usage.completion_tokens),
-            *("reasoning_tokens", usage.reasoning_tokens, "usage_source", record.usage_source),
-            *("cost_microusd", record.cost_microusd, "attempts", record.attempts),
-            *("duration_us", record.duration_us),
-        )
+def values(record: RequestRecord) -> Values:
+    """Return an entry's values."""
+    usage = record.usage
+    return (
+        record.id,
+        record.tenant,
+        record.key,
+        record.operation,
+        record.model,
+        record.provider,
+        record.status,
+        record.outcome,
+        record.error,
+        usage.prompt_tokens,
+        usage.cached_tokens,
+        usage.completion_tokens,
+        usage.reasoning_tokens,
+        record.usage_source,
+        record.cost_microusd,
+        record.attempts,
+        record.duration_us,
+    )
+
+
+def append(client: Client, record: RequestRecord) -> None:
+    """Add the entry of a request that no settlement will add."""
+    pairs = [part for pair in zip(FIELDS, values(record), strict=True) for part in pair]
+    client.post("XADD", names.REQUESTS, "MAXLEN", "~", names.REQUESTS_KEPT, "*", *pairs)

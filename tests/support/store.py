@@ -17,6 +17,7 @@ from gateway.policy.limits import TOKENS, Bucket
 from gateway.store.admission import Admission, Holding, Settlement
 from gateway.store.client import Client
 from gateway.store.location import Location
+from gateway.store.requests import FIELDS
 from workers.store_server import SETTINGS, find_server
 
 START_SECONDS = 30.0
@@ -152,7 +153,8 @@ def settlement(
 ) -> Settlement:
     """A lease's end, giving `surplus` back to each token bucket."""
     returns = tuple((b, surplus) for b in who.buckets if b.unit == TOKENS)
-    return Settlement(lease, who.tenant, returns, parts, tuple(counts))
+    entry = (lease, who.tenant, *["-"] * (len(FIELDS) - 2))
+    return Settlement(lease, who.tenant, returns, parts, tuple(counts), entry)
 
 
 async def settle_all(admission: Admission, settlements: Iterable[Settlement]) -> list[bool]:
