@@ -89,6 +89,17 @@ class ClientWriter:
         if transport is not None:
             transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
+    @property
+    def chunked(self) -> bool:
+        """Tell whether content is framed in chunks: not for HTTP/1.0."""
+        return self._chunked
+
+    def write_frame(self, frame: bytes) -> None:
+        """Send content of the stream that is a chunk already."""
+        transport = self._peer.transport
+        if transport is not None:
+            transport.write(frame)
+
     def finish(self, data: bytes) -> None:
         """Send the last content and end the stream."""
         if self._chunked:

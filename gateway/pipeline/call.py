@@ -35,8 +35,17 @@ class Client(Protocol):
         """Send the head of an event stream."""
         ...
 
+    @property
+    def chunked(self) -> bool:
+        """Tell whether content is framed in chunks, and `write_frame` may be used."""
+        ...
+
     def write(self, data: bytes) -> None:
         """Send content of the stream."""
+        ...
+
+    def write_frame(self, frame: bytes) -> None:
+        """Send content of the stream that is a chunk already."""
         ...
 
     def finish(self, data: bytes) -> None:

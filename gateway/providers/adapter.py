@@ -35,6 +35,13 @@ class StreamDecoder(Protocol):
         """Take any split of the stream; return what the client may have now."""
         ...
 
+    def repeats(self, frame: bytes) -> bool:
+        """Take an HTTP chunk, framing and all, if it is one event that may pass as it is.
+
+        False leaves it to `feed`; an adapter may always say so.
+        """
+        ...
+
     def take_text(self) -> str:
         """Return the text generated since the last call, for a count where no usage arrives."""
         ...

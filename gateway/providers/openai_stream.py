@@ -12,8 +12,16 @@ from gateway.providers.openai_wire import UNREADABLE, Chunk, decode_chunk
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 # Text kept for a count where no usage arrives; past it whoever counts is asked to take it.
 KEPT_CHARS = 16 * 1024
+# Events that are remembered in the hope that more of the kind follow.
+LEARNING_TRIES = 8
+MAX_FRAME_BYTES = 2048
+# The first line of an HTTP chunk by the length of the whole of it; b"-" where there is none.
+SIZE_LINES = [b"-"] * (MAX_FRAME_BYTES + 16)
+for _size in range(1, MAX_FRAME_BYTES):
+    SIZE_LINES[_size + 4 + len(f"{_size:x}")] = b"%x\r\n" % _size
 BOM = b"\xef\xbb\xbf"
-LINE_FEED = 10
+# As numbers: looking for one byte that way is a call of memchr, looking for a bytes raises inside.
+LINE_FEED, CARRIAGE_RETURN, QUOTE, BACKSLASH = 10, 13, 34, 92
 END = b"data: [DONE]\n\n"
 
 
@@ -26,9 +34,12 @@ class OpenAIStream:
         "_pieces",
         "_pieces_size",
         "_plain",
+        "_prefix",
         "_started",
+        "_suffix",
         "_text",
         "_text_size",
+        "_tries",
         "attention",
         "done",
         "failure",
@@ -43,7 +54,10 @@ class OpenAIStream:
         self._after_cr = False
         self._started = False
         self._plain = False  # at the start of an event, with nothing held and nothing over
-        self._text: list[str] = []
+        # What stands around the text of the last event that was decoded: see `_learn`.
+        self._prefix = self._suffix = b""
+        self._tries = LEARNING_TRIES
+        self._text: list[str | bytes] = []
         self._text_size = 0
         self.usage: Usage | None = None
         self.done = self.finished = self.attention = False
@@ -64,21 +78,71 @@ class OpenAIStream:
             except UNREADABLE:
                 pass
             else:
+                if self._tries:
+                    self._learn(chunk, data)
                 return data if self._take_chunk(chunk, data) else b""
         out = self._feed_any(data)
         held = self._pieces or self._after_cr
         self._plain = self._started and not (held or self.done or self.failure)
         return out
 
+    def repeats(self, frame: bytes) -> bool:
+        """Take an HTTP chunk that is the event decoded last with another text; False if it is not.
+
+        A text without quote and backslash is what it looks like, so nothing need be decoded.
+        """
+        size = len(frame)
+        if size >= MAX_FRAME_BYTES or not self._plain:
+            return False
+        size_line, prefix, suffix = SIZE_LINES[size], self._prefix, self._suffix
+        at = len(size_line)
+        if (
+            not frame.startswith(size_line)
+            or not frame.startswith(prefix, at)
+            or not frame.endswith(suffix)
+        ):
+            return False
+        text = frame[at + len(prefix) : size - len(suffix)]
+        if (
+            not text
+            or QUOTE in text
+            or BACKSLASH in text
+            or LINE_FEED in text
+            or CARRIAGE_RETURN in text
+            or not prefix
+            or self._text_size > KEPT_CHARS
+        ):
+            return False
+        self._text.append(text)
+        self._text_size += len(text)
+        return True
+
     def take_text(self) -> str:
         """Return what was generated since this was last called, and forget it."""
         text, self._text = self._text, []
         self._text_size = 0
-        return "".join(text)
+        return "".join([t if isinstance(t, str) else t.decode(errors="replace") for t in text])
 
     def finish(self) -> bytes:
         """Return the end marker."""
         return END
+
+    def _learn(self, chunk: Chunk, event: bytes) -> None:
+        """Remember an event that holds one text and nothing else of interest.
+
+        A stream whose events all differ elsewhere is given up on.
+        """
+        if not chunk.choices or len(chunk.choices) != 1 or chunk.usage or chunk.error:
+            return
+        choice = chunk.choices[0]
+        text = choice.delta.content if choice.delta is not None else choice.text
+        if choice.finish_reason is not None or not text or choice.generated() != text:
+            return
+        quoted = b'"%b"' % str(text).encode()
+        if event.count(quoted) == 1:
+            self._tries -= 1
+            before, _, after = event.partition(quoted)
+            self._prefix, self._suffix = before + b'"', b'"%b\r\n' % after
 
     def _feed_any(self, data: bytes) -> bytes:
         if not self._started:
@@ -89,7 +153,7 @@ class OpenAIStream:
                 return b""
             self._started = True
             data = data.removeprefix(BOM)
-        if self._after_cr or b"\r" in data:
+        if self._after_cr or CARRIAGE_RETURN in data:
             data = self._plain_line_ends(data)
         return self._whole_events(data)
 

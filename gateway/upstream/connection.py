@@ -23,6 +23,7 @@ MAX_INFORMATIONAL = 16
 IDLE_SECONDS = 30.0  # below the 60 s at which common load balancers drop an idle connection
 
 FOREVER = float("inf")
+LINE_FEED = 10
 
 
 TAIL_SECONDS = 1.0  # for the end of a message whose content is complete
@@ -51,6 +52,10 @@ class Sink(Protocol):
         """Take the next piece of the body; True means: that was all that matters of it."""
         ...
 
+    def feed_frame(self, frame: bytes) -> bool:
+        """Take what may be one HTTP chunk with its framing, or leave it to be parsed (False)."""
+        ...
+
 
 class Reply(msgspec.Struct, gc=False):
     """A finished exchange; `body` is empty where a sink took it. Header names are lower case."""
@@ -70,6 +75,7 @@ class Connection(asyncio.Protocol):
     """The protocol of one connection; `on_idle` and `on_lost` tell the pool."""
 
     __slots__ = (
+        "_between",
         "_body",
         "_body_size",
         "_chunked_or_sized",
@@ -106,6 +112,7 @@ class Connection(asyncio.Protocol):
 
     _headers: dict[bytes, bytes]
     _headers_done: bool
+    _between: bool
     _streaming: bool
     _chunked_or_sized: bool
     _tail: bool
@@ -211,6 +218,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; the callbacks below do the rest."""
+        if self._between and self._sink is not None and self._sink.feed_frame(data):
+            self._heard_at = monotonic()  # the parser stays where it was, between two chunks
+            return
         if self._future is None and not self._tail:
             self._close()  # a reply nobody asked for: the connection is out of step
             return
@@ -225,6 +235,8 @@ class Connection(asyncio.Protocol):
                 self._failure = UpstreamError(Failure.PROTOCOL, f"not HTTP/1.1: {error}")
         if self._body and self._streaming:
             self._feed_sink()
+        if self._between and data[-1] != LINE_FEED:
+            self._between = False  # a part of the next chunk's size has been parsed
         if self._ended:
             self._give_back()
         elif self._failure is not None:
@@ -306,6 +318,14 @@ class Connection(asyncio.Protocol):
         self._body.append(data)
         self._heard_at = monotonic()
 
+    def on_chunk_header(self) -> None:
+        """Be inside a chunk."""
+        self._between = False
+
+    def on_chunk_complete(self) -> None:
+        """Be between two chunks."""
+        self._between = self._streaming
+
     def on_message_complete(self) -> None:
         """Give the reply to whoever waits, and the connection back to the pool."""
         if self._body and self._streaming:
@@ -328,7 +348,7 @@ class Connection(asyncio.Protocol):
     def _reset(self) -> None:
         self._headers = {}
         self._headers_done = self._streaming = self._chunked_or_sized = self._tail = False
-        self._ended = self._surplus = self._kept = False
+        self._ended = self._surplus = self._kept = self._between = False
         self._body = []
         self._body_size = self._head_bytes = self._status = self._informational = 0
         self._first_byte_at = 0.0

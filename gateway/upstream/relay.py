@@ -20,8 +20,17 @@ class StreamClient(Protocol):
         """Send the head."""
         ...
 
+    @property
+    def chunked(self) -> bool:
+        """Tell whether `write_frame` may be used."""
+        ...
+
     def write(self, data: bytes) -> None:
         """Send content."""
+        ...
+
+    def write_frame(self, frame: bytes) -> None:
+        """Send content that is an HTTP chunk already."""
         ...
 
     def follow(self, flow: Flow | None) -> None:
@@ -40,6 +49,7 @@ class Relay:
         "_folded",
         "_headers",
         "_write",
+        "_write_frame",
         "first_event_at",
     )
 
@@ -54,6 +64,7 @@ class Relay:
         self._decoder, self._client, self._headers = decoder, client, headers
         self._count, self._clock = count, clock
         self._write = client.write
+        self._write_frame = client.write_frame if client.chunked else None
         self._folded = 0
         self.first_event_at = 0.0
 
@@ -85,6 +96,14 @@ class Relay:
                 self._start()
             self._write(out)
         return self._attend() if decoder.attention else False
+
+    def feed_frame(self, frame: bytes) -> bool:
+        """Forward an HTTP chunk as it is framed, if there is nothing in it to look at."""
+        write = self._write_frame
+        if write is None or not self._decoder.repeats(frame):
+            return False
+        write(frame)
+        return True
 
     def _attend(self) -> bool:
         decoder = self._decoder

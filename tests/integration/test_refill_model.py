@@ -80,9 +80,9 @@ class Modelled:
         """Give back what the newest lease did not use; what it used too much is below 0."""
         before = self._time_us()
         self._catch_up(before + self._skipped_us)
-        entry: tuple[object, ...] = (self.leases.pop(), [(1, surplus)], [], (1,) + (0,) * 7)
-        keys = [*names.leases(self._tenant), self.bucket.name]
-        assert self._run(scripts.SETTLE, keys, ([self._spec], 60, 60, [entry])) == [1]
+        entry: tuple[object, ...] = (self.leases.pop(), [(1, surplus)], [], (1,) + (0,) * 7, ("r",))
+        keys = [*names.leases(self._tenant), names.REQUESTS, self.bucket.name]
+        assert self._run(scripts.SETTLE, keys, ([self._spec], 60, 60, 10, ["id"], [entry])) == [1]
         self.unsure_us += self._time_us() - before
 
     @property
