@@ -5,12 +5,14 @@ import contextlib
 import logging
 import ssl
 from functools import partial
+from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
 
 from gateway.config.schema import Config, Tls
 from gateway.core.errors import ConfigError, StoreError
+from gateway.core.record import RequestRecord
 from gateway.http.demo import DemoUpstream
 from gateway.http.hot import HotRoutes
 from gateway.http.routes import PlainRoutes, Readiness
@@ -18,6 +20,7 @@ from gateway.http.server import GatewayServer
 from gateway.observe.log import LineWriter
 from gateway.observe.recorder import Recorder
 from gateway.observe.scoreboard import Scoreboard
+from gateway.observe.traces import TraceExporter
 from gateway.pipeline.catalogue import Catalogue
 from gateway.pipeline.keyring import Keyring
 from gateway.pipeline.reap import reap
@@ -72,9 +75,10 @@ class Gateway:
             catalogue=Catalogue(config, resources.prices, resources.demo_socket),
             admission=self._admission,
             transport=self._transport,
-            emit=self.recorder.emit,
+            emit=self._emit,
             append=partial(requests.append, self._client),
         )
+        self._traces = TraceExporter(config.tracing) if config.tracing.enabled else None
         self._readiness = Readiness(store_connected=lambda: self._client.connected)
         self._runner: web.AppRunner | None = None
         self._upkeep: asyncio.Task[None] | None = None
@@ -84,6 +88,8 @@ class Gateway:
     async def start(self) -> GatewayServer:
         """Connect to the store, open the demo upstream, build the server. Raises StoreError."""
         await self._client.start()
+        if self._traces is not None:
+            self._traces.start()
         if any(provider.kind == "demo" for provider in self._config.providers.values()):
             self._demo = DemoUpstream(self._resources.demo_socket)
             await self._demo.start()
@@ -135,7 +141,14 @@ class Gateway:
             await self._demo.aclose()
         await self._admission.aclose(SHUTDOWN_SECONDS)
         await self._client.aclose()
+        if self._traces is not None:
+            await self._traces.aclose()
         self.recorder.close()
+
+    def _emit(self, record: RequestRecord) -> None:
+        self.recorder.emit(record)
+        if self._traces is not None:
+            self._traces.emit(record)
 
     def _gauges(self) -> dict[str, float]:
         server = self.server
@@ -157,6 +170,8 @@ class Gateway:
             self._lag = max(0.0, self._loop.time() - before - UPKEEP_SECONDS)
             self.recorder.count("sluice_log_lines_dropped", self._resources.writer.dropped)
             self.recorder.count("sluice_settlements_lost", self._admission.lost_settlements)
+            if self._traces is not None:
+                self.recorder.count("sluice_spans_dropped", self._traces.dropped)
             self._admission.extend_open()
             self._admission.retry_unsettled()
             with contextlib.suppress(StoreError):  # it is away: its leases wait for it
@@ -167,6 +182,8 @@ def check(config: Config, prices: PriceTable) -> None:
     """Compile everything a worker would, to find errors before any worker is started."""
     Catalogue(config, prices, "")
     Keyring(config)
+    if urlsplit(config.tracing.endpoint).scheme not in ("http", "https"):
+        raise ConfigError("expected a URL (http, https)", field="tracing.endpoint")
     if config.server.tls is not None:
         tls_context(config.server.tls)
 

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from gateway.core.errors import ConfigError
 
@@ -36,6 +37,17 @@ def seconds(text: str) -> float:
         raise ValueError(f"expected a number of seconds, got {text!r}") from None
 
 
+def pairs(text: str) -> dict[str, str]:
+    """Read `name=value,name=value`, values percent-encoded (OTLP exporter specification)."""
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip():
+            raise ValueError("expected name=value, separated by commas")
+        found[name.strip()] = unquote(value.strip())
+    return found
+
+
 VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "SERVER_ADDRESS": ("server.address", str.strip),
     "SERVER_TIMEOUT_SECONDS": ("server.timeouts.total", seconds),
@@ -50,6 +62,10 @@ VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "RATE_LIMIT_BURST": ("limits.default.burst", whole),
     "LOG_LEVEL": ("log.level", lambda text: text.strip().lower()),
     "ENABLE_METRICS": ("metrics.enabled", boolean),
+    "ENABLE_TRACING": ("tracing.enabled", boolean),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing.endpoint", str.strip),
+    "OTEL_EXPORTER_OTLP_HEADERS": ("tracing.headers", pairs),
+    "OTEL_SERVICE_NAME": ("tracing.service_name", str.strip),
     "REDIS_URL": ("redis.url", str.strip),
 }
 
@@ -75,15 +91,6 @@ def apply(raw: Raw, environ: Mapping[str, str]) -> dict[str, str]:
         first = _add_keys(raw, [_key_entry(key) for key in keys])
         origins |= {f"auth.keys[{first + i}]": "API_KEYS" for i in range(len(keys))}
         origins |= {f"{field}.name": "API_KEYS" for field in tuple(origins) if "keys[" in field}
-    try:
-        traced = boolean(environ.get("ENABLE_TRACING") or "false")
-    except ValueError as error:
-        raise ConfigError(str(error), source="environment ENABLE_TRACING") from None
-    if traced:
-        raise ConfigError(
-            "this version exports no traces; unset it or set it to false",
-            source="environment ENABLE_TRACING",
-        )
     return origins
 
 

@@ -162,6 +162,15 @@ class Metrics(Section, frozen=True):
     enabled: bool = True
 
 
+class Tracing(Section, frozen=True):
+    """Spans by OTLP over HTTP, as JSON, to `endpoint`/v1/traces."""
+
+    enabled: bool = False
+    endpoint: str = "http://127.0.0.1:4318"
+    headers: dict[str, str] = {}
+    service_name: str = "sluice"
+
+
 class Config(Section, frozen=True):
     """The whole file."""
 
@@ -174,3 +183,4 @@ class Config(Section, frozen=True):
     models: dict[str, Model] = {}
     log: Log = Log()
     metrics: Metrics = Metrics()
+    tracing: Tracing = Tracing()

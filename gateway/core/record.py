@@ -13,7 +13,7 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
 
     `usage_source` says who counted: provider, estimated (the gateway, from the text), partial
     (the gateway, from what a client took before it left), reserved (an aborted request's
-    estimate) or none.
+    estimate) or none. `trace` is the client's `traceparent`, where it sent one.
     """
 
     id: str
@@ -36,3 +36,4 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     duration_us: int
     first_byte_us: int
     upstream_us: int
+    trace: str = ""

@@ -12,8 +12,9 @@ from gateway.core.ids import request_id
 from gateway.formats import openai
 from gateway.http.body import read_body, too_slow
 from gateway.http.client import ClientWriter
-from gateway.http.protocol import GatewayProtocol, HotRequest, Sent
-from gateway.http.request_head import RequestHead
+from gateway.http.hot_request import HotRequest, Sent
+from gateway.http.protocol import GatewayProtocol
+from gateway.http.request_head import MAX_TRACE_CHARS, RequestHead
 from gateway.http.server import GatewayServer
 from gateway.pipeline.call import Call
 from gateway.pipeline.serve import serve
@@ -49,7 +50,7 @@ class HotRoutes:
         draining = self.server is not None and self.server.draining
         client = ClientWriter(protocol, not draining, chunked=True)
         started = services.loop.time()
-        call = Call(request_id(), head.operation, body, head.secret, client, started)
+        call = Call(request_id(), head.operation, body, head.secret, client, started, head.trace)
         try:
             await serve(services, call)
         except Exception:
@@ -72,10 +73,11 @@ class HotRoutes:
         client = ClientWriter(protocol, keep_alive, modern)
         headers = message.headers
         secret = secret_of(headers)
+        trace = headers.get("traceparent", "")[:MAX_TRACE_CHARS]
         try:
             if not request.payload.is_eof() and not self.knows(secret):
                 client.close_after()  # no body is taken from strangers; `serve` says why
-                call = Call(request_id(), request.operation, b"", secret, client, started)
+                call = Call(request_id(), request.operation, b"", secret, client, started, trace)
                 await serve(self._services, call)
                 await client.delivered()
                 return Sent(keep_alive=False)
@@ -86,7 +88,7 @@ class HotRoutes:
             return _refused(client, error)
         except (RequestPayloadError, HttpProcessingError, zlib.error):
             return _refused(client, ApiError("invalid_http", "The request's body is malformed."))
-        call = Call(request_id(), request.operation, body, secret, client, started)
+        call = Call(request_id(), request.operation, body, secret, client, started, trace)
         await serve(self._services, call)
         if not client.sent and (not client.keep_alive or protocol.has_next):
             await client.delivered()

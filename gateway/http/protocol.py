@@ -10,90 +10,23 @@ from time import monotonic  # the clock of every event loop, without a call into
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.core.errors import ApiError
 from gateway.core.ids import request_id
-from gateway.core.operations import PATHS, Operation
 from gateway.formats import openai
 from gateway.http.request_head import MAX_HEAD_BYTES, RequestHead, request_head
 from gateway.upstream.connection import Flow
+from gateway.upstream.timer import FOREVER, LazyTimer
 
 if TYPE_CHECKING:
     from gateway.http.server import GatewayServer
 
 POST = b"POST "
-FOREVER = float("inf")
 KEEP_ALIVE_SECONDS = 75
 SERVER = "sluice"  # no version: it would tell an attacker what to try
 # What a stalled client can make us hold: above this the provider's stream is paused.
 WRITE_BUFFER_BYTES = 32 * 1024
-
-
-def hot_operation(message: RawRequestMessage) -> Operation | None:
-    """Return what a hot route's request asks for; None for any other request."""
-    if message.method != "POST":
-        return None
-    path = message.path
-    if path in PATHS:
-        return PATHS[path]
-    if not path.startswith("/"):
-        path = message.url.path  # the absolute form, RFC 9112 section 3.2.2
-    return PATHS.get(path.partition("?")[0])
-
-
-class HotRequest:
-    """A parsed request of a hot route, with just what aiohttp's connection loop asks of it."""
-
-    __slots__ = ("_task", "message", "operation", "payload", "protocol", "writer")
-
-    def __init__(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: "GatewayProtocol",
-        writer: AbstractStreamWriter,
-        task: "asyncio.Task[None]",
-        operation: Operation,
-    ) -> None:
-        self.operation = operation
-        self.message, self.payload, self.protocol = message, payload, protocol
-        self.writer, self._task = writer, task
-
-    @property
-    def headers(self) -> Any:
-        """Return the request's headers."""
-        return self.message.headers
-
-    @property
-    def remote(self) -> str | None:
-        """Return the client's address."""
-        peer = self.protocol.peername
-        return str(peer[0]) if isinstance(peer, tuple) else None
-
-    def _cancel(self, exc: BaseException) -> None:
-        self.payload.set_exception(exc)
-
-    def _finish(self) -> None:
-        pass
-
-
-class Sent:
-    """Stands where aiohttp expects a response: the answer is written, or about to be."""
-
-    __slots__ = ("keep_alive",)
-
-    def __init__(self, keep_alive: bool) -> None:
-        self.keep_alive = keep_alive
-
-    async def prepare(self, request: object) -> None:
-        """Do nothing."""
-
-    async def write_eof(self) -> None:
-        """Do nothing."""
 
 
 class DirectLane(Protocol):
@@ -125,8 +58,8 @@ class GatewayProtocol(RequestHandler):
     """
 
     __slots__ = (
-        "_deadline",
         "_direct",
+        "_head_awaited",
         "_head_count",
         "_head_seconds",
         "_lane",
@@ -137,7 +70,6 @@ class GatewayProtocol(RequestHandler):
         "_size",
         "_task",
         "_timer",
-        "_timer_at",
         "flow",
     )
 
@@ -146,9 +78,8 @@ class GatewayProtocol(RequestHandler):
     ) -> None:
         super().__init__(manager, **kwargs)
         self._lane, self._head_seconds = lane, head_seconds
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = self._deadline = FOREVER
-        self._head_count = 0
+        self._timer = LazyTimer(self._loop, self._on_deadline)
+        self._head_awaited, self._head_count = False, 0
         self._direct, self._serving = True, False
         self._parts: list[bytes] = []  # of a request that is not here as a whole
         self._size = self._needed = 0
@@ -163,7 +94,7 @@ class GatewayProtocol(RequestHandler):
         if self._keepalive_handle is not None:  # aiohttp's own would end requests of this lane
             self._keepalive_handle.cancel()
             self._keepalive_handle = None
-        self._set_deadline(monotonic() + self._head_seconds)
+        self._timer.set(monotonic() + self._head_seconds)
 
     def data_received(self, data: bytes) -> None:
         """Serve or gather a plain request, or let aiohttp parse."""
@@ -175,9 +106,7 @@ class GatewayProtocol(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of the source; the request under way is cancelled."""
         self.flow = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.clear()
         if self._task is not None:
             self._task.cancel()
         super().connection_lost(exc)
@@ -217,7 +146,7 @@ class GatewayProtocol(RequestHandler):
         if not keep_alive:
             transport.close()
             return
-        self._set_deadline(monotonic() + KEEP_ALIVE_SECONDS)
+        self._timer.set(monotonic() + KEEP_ALIVE_SECONDS)
         if self._later:
             data = b"".join(self._later)
             self._later.clear()
@@ -285,7 +214,8 @@ class GatewayProtocol(RequestHandler):
         needed = end + head.length
         if len(data) == needed and head.length <= self._lane.max_body_bytes:
             self._parts, self._needed = [], 0
-            self._serving, self._deadline = True, FOREVER
+            self._serving = True
+            self._timer.set(FOREVER)
             self._task = self._loop.create_task(self._lane.serve(self, head, data[end:]))
         elif (
             len(data) < needed
@@ -299,7 +229,7 @@ class GatewayProtocol(RequestHandler):
     def _wait_for_more(self, data: bytes, needed: int) -> None:
         if not self._parts or (needed and not self._needed):
             seconds = self._lane.body_seconds if needed else self._head_seconds
-            self._set_deadline(monotonic() + seconds)
+            self._timer.set(monotonic() + seconds)
         self._parts, self._size, self._needed = [data], len(data), needed
 
     def _keep_for_later(self, data: bytes) -> None:
@@ -309,27 +239,13 @@ class GatewayProtocol(RequestHandler):
 
     def _leave_lane(self, data: bytes) -> None:
         self._parts, self._needed = [], 0
-        self._direct, self._deadline = False, FOREVER
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer, self._timer_at = None, FOREVER
+        self._direct, self._head_awaited = False, False
+        self._timer.clear()
         self._parse(data)
 
-    def _set_deadline(self, at: float) -> None:
-        """Be woken by then; one timer serves the connection, moved only when it comes nearer."""
-        self._deadline = at
-        if at < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = at
-            self._timer = self._loop.call_at(at, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer, self._timer_at = None, FOREVER
-        if self._serving:
-            return
-        if monotonic() < self._deadline:
-            self._set_deadline(self._deadline)
+    def _on_deadline(self) -> None:
+        if not self._direct:
+            self._check_head()
         elif self._needed:
             self._serving = True
             self._lane.refuse_slow(self)
@@ -349,15 +265,13 @@ class GatewayProtocol(RequestHandler):
             self._expect_head()
 
     def _expect_head(self) -> None:
-        if self._timer is not None:
-            if self._head_count == self._request_count:
-                return  # the same head, still on its way
-            self._timer.cancel()
-        self._head_count = self._request_count
-        self._timer = self._loop.call_later(self._head_seconds, self._check_head)
+        if self._head_awaited and self._head_count == self._request_count:
+            return  # the same head, still on its way
+        self._head_awaited, self._head_count = True, self._request_count
+        self._timer.set(monotonic() + self._head_seconds)
 
     def _check_head(self) -> None:
         """Close a connection that has sent no whole request head in its time (slow loris)."""
-        self._timer = None
+        self._head_awaited = False
         if self._request_count == self._head_count and not self._request_in_progress:
             self.force_close()

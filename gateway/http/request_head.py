@@ -13,6 +13,7 @@ from gateway.core.operations import PATHS, Operation
 
 MAX_HEAD_BYTES = 8190
 MAX_HEADERS = 100
+MAX_TRACE_CHARS = 55  # W3C Trace Context, version 00
 MAX_REMEMBERED = 256  # of 8 KB at the most
 
 # Fields that ask for something that aiohttp does.
@@ -27,6 +28,7 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     operation: Operation
     secret: str | None
     length: int
+    trace: str = ""
 
 
 class _Reader:
@@ -75,7 +77,8 @@ def request_head(data: bytes) -> RequestHead | None:
         or not _UNUSUAL.isdisjoint(headers)
     ):
         return None
-    return RequestHead(operation, _secret(headers), int(length))
+    trace = headers.get(b"traceparent", b"").decode("latin-1")[:MAX_TRACE_CHARS]
+    return RequestHead(operation, _secret(headers), int(length), trace)
 
 
 def _secret(headers: dict[bytes, bytes]) -> str | None:

@@ -15,7 +15,7 @@ from gateway.http.hot import secret_of
 from gateway.http.protocol import SERVER
 from gateway.observe.exposition import exposition
 from gateway.observe.recorder import Recorder
-from gateway.pipeline.catalogue import Served
+from gateway.pipeline.listing import Listing
 from gateway.pipeline.services import Services
 from gateway.policy.access import may_use
 
@@ -43,6 +43,7 @@ class PlainRoutes:
     def __init__(self, services: Services, recorder: Recorder, readiness: Readiness) -> None:
         self._services, self._recorder, self._readiness = services, recorder, readiness
         self._started = int(services.admission.now())
+        self._listing = Listing(services.catalogue, services.transport)
 
     def application(self) -> web.Application:
         """Return the application; hot routes are listed only to answer other methods with 405."""
@@ -95,9 +96,9 @@ class PlainRoutes:
         """List what the key may use."""
         principal = self._services.keyring.authenticate(secret_of(request.headers))
         listed = [
-            self._model_object(served)
-            for served in self._services.catalogue.listed()
-            if may_use(principal, served.name)
+            self._model_object(name, owner)
+            for name, owner in (await self._listing.models()).items()
+            if may_use(principal, name)
         ]
         return _json({"object": "list", "data": listed})
 
@@ -110,15 +111,10 @@ class PlainRoutes:
             raise ApiError(
                 "model_not_found", f"The model '{name[:256]}' does not exist here.", param="model"
             )
-        return _json(self._model_object(served))
+        return _json(self._model_object(served.name, served.owner))
 
-    def _model_object(self, served: Served) -> dict[str, str | int]:
-        return {
-            "id": served.name,
-            "object": "model",
-            "created": self._started,
-            "owned_by": served.owner,
-        }
+    def _model_object(self, name: str, owner: str) -> dict[str, str | int]:
+        return {"id": name, "object": "model", "created": self._started, "owned_by": owner}
 
     def _guard_health(self, request: web.Request) -> None:
         if self._services.config.auth.health_check:

@@ -10,13 +10,11 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
+from gateway.http.hot_request import HotRequest, Sent, hot_operation
 from gateway.http.protocol import (
     KEEP_ALIVE_SECONDS,
     DirectLane,
     GatewayProtocol,
-    HotRequest,
-    Sent,
-    hot_operation,
 )
 from gateway.http.request_head import MAX_HEADERS
 

@@ -87,6 +87,7 @@ class Call:
         "sent_at",
         "started_at",
         "status",
+        "trace",
         "usage",
         "usage_source",
         "verdict",
@@ -100,9 +101,10 @@ class Call:
         secret: str | None,
         client: Client,
         started_at: float,
+        trace: str = "",
     ) -> None:
         self.id, self.operation, self.body, self.secret = call_id, operation, body, secret
-        self.client, self.started_at = client, started_at
+        self.client, self.started_at, self.trace = client, started_at, trace
         self.principal: Principal | None = None
         self.request: Request | None = None
         self.model: Served | None = None

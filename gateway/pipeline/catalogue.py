@@ -14,6 +14,7 @@ from gateway.core.operations import Operation
 from gateway.core.target import Deadlines, Origin, Target
 from gateway.policy.pricing import Price, PriceTable, Schedule
 from gateway.providers import PROVIDERS, Adapter
+from gateway.providers.adapter import Endpoint
 from gateway.upstream.dial import proxy_headers
 
 # Names made up by clients (`provider/anything`) that are compiled and kept.
@@ -41,6 +42,14 @@ class Route(msgspec.Struct, frozen=True):
         if self.price is not None or self.schedule is None:
             return self.price
         return self.schedule.at(datetime.now(UTC))
+
+
+class Lister(msgspec.Struct, frozen=True):
+    """A provider that is to be asked which models it has, with the whole request for it."""
+
+    target: Target
+    adapter: Adapter
+    request: bytes
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -78,12 +87,29 @@ class Catalogue:
         """Return every model that can be named: configured ones, and literal claims."""
         names = dict.fromkeys(self._models)
         for name, provider in self._config.providers.items():
-            for pattern in _claims(provider):
-                if not any(mark in pattern for mark in "*?["):
-                    names.setdefault(
-                        pattern if self._owner(pattern) == name else f"{name}/{pattern}"
-                    )
+            claims = _claims(provider)
+            if provider.models is None and not all(map(_is_literal, claims)):
+                continue  # the provider itself says what it has
+            for pattern in claims:
+                if _is_literal(pattern):
+                    names.setdefault(self.public_name(name, pattern))
         return [served for name in names if (served := self.resolve(name)) is not None]
+
+    def listers(self) -> list[Lister]:
+        """Return the providers whose models the configuration does not name one by one."""
+        found = []
+        for name, provider in self._config.providers.items():
+            claims = _claims(provider)
+            if not claims or not all(map(_is_literal, claims)):
+                adapter = PROVIDERS[provider.kind].adapter
+                target = self._target(schema.Target(name, ""), provider)
+                head = _request_head("GET", adapter.listing(target), target)
+                found.append(Lister(target, adapter, head + b"\r\n\r\n"))
+        return found
+
+    def public_name(self, provider: str, model: str) -> str:
+        """Return how clients call a provider's model: by its bare name where that is clear."""
+        return model if self._owner(model) == provider else f"{provider}/{model}"
 
     def _owner(self, model: str) -> str | None:
         """Return the one provider that claims a bare name."""
@@ -163,6 +189,10 @@ class Catalogue:
         )
 
 
+def _is_literal(pattern: str) -> bool:
+    return not any(mark in pattern for mark in "*?[")
+
+
 def _claims(provider: schema.Provider) -> tuple[str, ...]:
     return PROVIDERS[provider.kind].claims if provider.models is None else provider.models
 
@@ -177,20 +207,23 @@ def _own_price(price: schema.Price | None) -> Price | None:
 
 def _head(adapter: Adapter, operation: Operation, target: Target) -> bytes:
     """Render a request head up to the value of Content-Length."""
-    endpoint, origin = adapter.endpoint(operation, target), target.origin
-    path = endpoint.path
+    head = _request_head("POST", adapter.endpoint(operation, target), target)
+    return head + b"\r\nContent-Length: "
+
+
+def _request_head(method: str, endpoint: Endpoint, target: Target) -> bytes:
+    path, origin = endpoint.path, target.origin
     proxied: tuple[tuple[str, str], ...] = ()
     if origin.proxy is not None and origin.scheme == "http":
         path = f"http://{origin.authority}{path}"  # absolute form, RFC 9112 section 3.2.2
         proxied = proxy_headers(origin.proxy)
     lines = [
-        f"POST {path} HTTP/1.1",
+        f"{method} {path} HTTP/1.1",
         f"Host: {origin.authority}",
         f"User-Agent: sluice/{__version__}",
         "Accept: application/json, text/event-stream",
         "Accept-Encoding: identity",
         *(f"{name}: {value}" for name, value in (*endpoint.headers, *proxied)),
-        "Content-Length: ",
     ]
     return "\r\n".join(lines).encode("latin-1")
 

@@ -124,6 +124,7 @@ def _record(services: Services, call: Call) -> RequestRecord:
         duration_us=int((now - call.started_at) * MICROSECONDS),
         first_byte_us=int((first - call.started_at) * MICROSECONDS) if first else 0,
         upstream_us=int(waited * MICROSECONDS),
+        trace=call.trace,
     )
 
 

@@ -63,6 +63,14 @@ class Adapter(Protocol):
         """Say where to send an operation. Asked once a target."""
         ...
 
+    def listing(self, target: Target) -> Endpoint:
+        """Say where a target lists its models."""
+        ...
+
+    def parse_listing(self, body: bytes) -> list[str]:
+        """Return the models' names; none where the reply is of another shape."""
+        ...
+
     def build(self, request: Request, target: Target) -> bytes:
         """Return the request body."""
         ...

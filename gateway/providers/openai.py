@@ -18,6 +18,7 @@ from gateway.providers.openai_wire import (
     Chunk,
     decode_chunk,
     decode_error,
+    decode_listing,
     decode_usage,
 )
 
@@ -39,10 +40,19 @@ class OpenAI:
 
     def endpoint(self, operation: Operation, target: Target) -> Endpoint:
         """Say where to send an operation, with the bearer key where there is one."""
-        headers = (("Content-Type", "application/json"), *target.headers)
-        if target.api_key is not None:
-            headers += (("Authorization", f"Bearer {target.api_key}"),)
+        headers = (("Content-Type", "application/json"), *_headers(target))
         return Endpoint(target.base_path + _PATHS[operation], headers)
+
+    def listing(self, target: Target) -> Endpoint:
+        """Say where a target lists its models."""
+        return Endpoint(target.base_path + "/models", _headers(target))
+
+    def parse_listing(self, body: bytes) -> list[str]:
+        """Return the ids under `data`."""
+        try:
+            return [model.id for model in decode_listing(body).data]
+        except UNREADABLE:
+            return []
 
     def build(self, request: Request, target: Target) -> bytes:
         """Return the client's fields with the target's model name, asking a stream for usage."""
@@ -79,6 +89,12 @@ class OpenAI:
     def decoder(self, request: Request) -> OpenAIStream:
         """Return a fresh stream decoder for one attempt."""
         return OpenAIStream(keep_usage=request.wants_usage)
+
+
+def _headers(target: Target) -> tuple[tuple[str, str], ...]:
+    if target.api_key is None:
+        return target.headers
+    return (*target.headers, ("Authorization", f"Bearer {target.api_key}"))
 
 
 def _with_usage(options: Raw | None) -> Raw:

@@ -138,9 +138,22 @@ class ErrorReply(msgspec.Struct, gc=False):
     error: ErrorFields
 
 
+class ListedModel(msgspec.Struct, gc=False):
+    """One entry of a list of models."""
+
+    id: str
+
+
+class ModelList(msgspec.Struct, gc=False):
+    """The reply to `GET /models`."""
+
+    data: list[ListedModel]
+
+
 # What decoding bytes of an upstream can raise: msgspec lets the last two through.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
 decode_usage = msgspec.json.Decoder(UsageOnly).decode
+decode_listing = msgspec.json.Decoder(ModelList).decode
 decode_error = msgspec.json.Decoder(ErrorReply).decode

@@ -1,8 +1,7 @@
 """Hot path: one keep-alive HTTP/1.1 connection to a provider, one exchange at a time.
 
 A streamed body goes chunk by chunk to a sink, from the very call that read it off the socket; any
-other body is gathered up to a cap. One timer serves the connection's whole life: it is moved only
-when a deadline comes nearer, so a busy connection sets no timers.
+other body is gathered up to a cap.
 """
 
 import asyncio
@@ -15,6 +14,7 @@ import msgspec
 
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Deadlines
+from gateway.upstream.timer import LazyTimer
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
@@ -22,7 +22,6 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 MAX_INFORMATIONAL = 16
 IDLE_SECONDS = 30.0  # below the 60 s at which common load balancers drop an idle connection
 
-FOREVER = float("inf")
 LINE_FEED = 10
 
 
@@ -79,7 +78,6 @@ class Connection(asyncio.Protocol):
         "_body",
         "_body_size",
         "_chunked_or_sized",
-        "_deadline",
         "_deadlines",
         "_ended",
         "_failure",
@@ -104,7 +102,6 @@ class Connection(asyncio.Protocol):
         "_surplus",
         "_tail",
         "_timer",
-        "_timer_at",
         "_transport",
         "_until",
         "exchanges",
@@ -142,8 +139,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._future: asyncio.Future[Reply] | None = None
         self._sink: Sink | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = self._deadline = FOREVER
+        self._timer = LazyTimer(loop, self._on_deadline)
         self._phase = Failure.FIRST_BYTE_TIMEOUT
         self._paused = False
         self.exchanges = 0
@@ -163,7 +159,7 @@ class Connection(asyncio.Protocol):
         self._sink, self._deadlines, self._until = sink, deadlines, until
         self._started_at = monotonic()
         self._phase = Failure.FIRST_BYTE_TIMEOUT
-        self._set_deadline(min(self._started_at + deadlines.first_byte, until))
+        self._timer.set(min(self._started_at + deadlines.first_byte, until))
         self._transport.write(data)
         return self._future
 
@@ -201,7 +197,7 @@ class Connection(asyncio.Protocol):
             self._paused = True
             self._transport.pause_reading()
             self._phase = Failure.TOTAL_TIMEOUT
-            self._set_deadline(self._until)
+            self._timer.set(self._until)
 
     def resume(self) -> None:
         """Read again."""
@@ -250,7 +246,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Decide what the end means for the exchange under way."""
         self._transport = None
-        self._clear_timer()
+        self._timer.clear()
         future = self._future
         if future is not None:
             if self._headers_done and not self._chunked_or_sized and exc is None:
@@ -365,7 +361,7 @@ class Connection(asyncio.Protocol):
             and self._kept
             and not self._paused
         ):
-            self._set_deadline(monotonic() + IDLE_SECONDS)
+            self._timer.set(monotonic() + IDLE_SECONDS)
             self._on_idle(self)
         else:
             self._close()
@@ -400,33 +396,25 @@ class Connection(asyncio.Protocol):
         """Answer now; the message's own end, due at once, only decides about reuse."""
         self._answer()
         self._tail = True
-        self._set_deadline(monotonic() + TAIL_SECONDS)
+        self._timer.set(monotonic() + TAIL_SECONDS)
 
     def _watch_idle(self) -> None:
         """From now on the deadline follows the last byte of the body, `_heard_at`."""
         self._phase = Failure.IDLE_TIMEOUT
         self._heard_at = monotonic()
-        self._set_deadline(min(self._heard_at + self._deadlines.idle, self._until))
+        self._timer.set(min(self._heard_at + self._deadlines.idle, self._until))
 
-    def _set_deadline(self, at: float) -> None:
-        self._deadline = at
-        if at < self._timer_at:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = at
-            self._timer = self._loop.call_at(at, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer, self._timer_at = None, FOREVER
-        if self._phase is Failure.IDLE_TIMEOUT and self._future is not None:
-            # No timer is set for each piece of a body; here is where its arrival counts.
-            self._deadline = min(self._heard_at + self._deadlines.idle, self._until)
-        if monotonic() < self._deadline:
-            self._set_deadline(self._deadline)
-        elif self._future is None:
+    def _on_deadline(self) -> None:
+        if self._future is None:
             self._close()  # idle for too long
-        else:
-            self._fail(self._timed_out())
+            return
+        if self._phase is Failure.IDLE_TIMEOUT:
+            # No timer is set for each piece of a body; here is where its arrival counts.
+            deadline = min(self._heard_at + self._deadlines.idle, self._until)
+            if monotonic() < deadline:
+                self._timer.set(deadline)
+                return
+        self._fail(self._timed_out())
 
     def _timed_out(self) -> UpstreamError:
         if monotonic() >= self._until:
@@ -444,11 +432,6 @@ class Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         self._sink = None
-        self._clear_timer()
+        self._timer.clear()
         if self._transport is not None:
             self._transport.abort()
-
-    def _clear_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._timer_at = None, FOREVER

@@ -134,6 +134,10 @@ def delta(text: str | None, finish: str | None = None) -> dict[str, Any]:
 
 async def like_openai(exchange: Exchange) -> None:
     """Answer every operation properly: 7 prompt tokens, 3 of them cached; 5 words."""
+    if exchange.request.method == "GET":
+        listed = [{"id": MODEL, "object": "model"}, {"id": "house-model", "object": "model"}]
+        await exchange.reply({"object": "list", "data": listed})
+        return
     asked = exchange.request.json
     used = usage(7, 5, cached=3, reasoning=2)
     if exchange.request.path.endswith("/embeddings"):

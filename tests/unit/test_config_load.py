@@ -153,6 +153,19 @@ def test_tracing_may_be_switched_off(text: str) -> None:
     assert read(ENABLE_TRACING=text) == read()
 
 
+def test_tracing_takes_the_collector_from_the_usual_variables() -> None:
+    tracing = read(
+        ENABLE_TRACING="true",
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://collector:4318",
+        OTEL_EXPORTER_OTLP_HEADERS="x-a=1%202, x-b=c",
+        OTEL_SERVICE_NAME="edge",
+    ).tracing
+    assert tracing.enabled
+    assert tracing.endpoint == "http://collector:4318"
+    assert tracing.headers == {"x-a": "1 2", "x-b": "c"}
+    assert tracing.service_name == "edge"
+
+
 @pytest.mark.parametrize(
     ("variable", "text"),
     [
@@ -171,7 +184,7 @@ def test_tracing_may_be_switched_off(text: str) -> None:
         ("LOG_LEVEL", "loud"),
         ("ENABLE_METRICS", "maybe"),
         ("ENABLE_TRACING", "maybe"),
-        ("ENABLE_TRACING", "true"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "nonsense"),
     ],
 )
 def test_a_bad_variable_is_blamed_by_name_and_not_the_file(variable: str, text: str) -> None:

@@ -1,0 +1,44 @@
+"""Hot path: one timer for a connection's whole life.
+
+It is moved only when its deadline comes nearer, so a busy connection sets no timers; when it goes
+off too early, it sets itself again.
+"""
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic  # the clock of every event loop, without a call into it
+
+FOREVER = float("inf")
+
+
+class LazyTimer:
+    """Calls `expired` once the deadline has passed. Times are loop seconds."""
+
+    __slots__ = ("_deadline", "_expired", "_handle", "_handle_at", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, expired: Callable[[], None]) -> None:
+        self._loop, self._expired = loop, expired
+        self._handle: asyncio.TimerHandle | None = None
+        self._handle_at = self._deadline = FOREVER
+
+    def set(self, deadline: float) -> None:
+        """Expect to be over by then; FOREVER for no deadline."""
+        self._deadline = deadline
+        if deadline < self._handle_at:
+            if self._handle is not None:
+                self._handle.cancel()
+            self._handle_at = deadline
+            self._handle = self._loop.call_at(deadline, self._go_off)
+
+    def clear(self) -> None:
+        """Let go of the event loop."""
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle, self._handle_at, self._deadline = None, FOREVER, FOREVER
+
+    def _go_off(self) -> None:
+        self._handle, self._handle_at = None, FOREVER
+        if monotonic() < self._deadline:
+            self.set(self._deadline)
+        else:
+            self._expired()

@@ -1,0 +1,132 @@
+"""Models that providers list themselves, and spans at a collector."""
+
+import asyncio
+from typing import Any
+
+import aiohttp
+
+from tests.support.config import bearer, chat, config
+from tests.support.gateway import running
+from tests.support.upstream import Exchange, Upstream
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+async def listed(url: str) -> dict[str, str]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(url + "/v1/models", headers=bearer()) as response,
+    ):
+        return {m["id"]: m["owned_by"] for m in (await response.json())["data"]}
+
+
+async def ask(url: str, **headers: str) -> int:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            url + "/v1/chat/completions", json=chat(), headers=bearer() | headers
+        ) as response,
+    ):
+        await response.read()
+        return response.status
+
+
+async def test_models_that_the_configuration_does_not_name_are_listed(upstream: Upstream) -> None:
+    with running(config(upstream.url)) as gateway:
+        first, again = await listed(gateway.url), await listed(gateway.url)
+    # The kind claims gpt-*, so the bare name is clear; the other needs its provider's.
+    assert first == {"m": "p0", "gpt-4o-mini": "p0", "p0/house-model": "p0"}
+    assert again == first
+    (question,) = upstream.received
+    assert (question.method, question.path) == ("GET", "/v1/models")
+    assert question.headers["authorization"] == "Bearer sk-upstream-0"
+
+
+async def test_a_provider_that_lists_nothing_hides_no_other_model(upstream: Upstream) -> None:
+    async def broken(exchange: Exchange) -> None:
+        await exchange.reply({"error": "no"}, status=500)
+
+    async with Upstream(behaviour=broken) as other:
+        with running(config(other.url, upstream.url)) as gateway:
+            found = await listed(gateway.url)
+    assert found == {"m": "p0", "p1/gpt-4o-mini": "p1", "p1/house-model": "p1"}
+
+
+class Collector:
+    """Takes OTLP posts; refuses the first `failures` of them with 503."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
+        self.posts: list[Any] = []
+        self.headers: dict[str, str] = {}
+
+    @property
+    def spans(self) -> list[dict[str, Any]]:
+        """Every span so far."""
+        scopes = [s for p in self.posts for r in p["resourceSpans"] for s in r["scopeSpans"]]
+        return [span for scope in scopes for span in scope["spans"]]
+
+    async def __call__(self, exchange: Exchange) -> None:
+        if self.failures:
+            self.failures -= 1
+            await exchange.reply({}, status=503)
+            return
+        assert exchange.request.path == "/v1/traces"
+        self.headers = exchange.request.headers
+        self.posts.append(exchange.request.json)
+        await exchange.reply({})
+
+    async def wait(self, spans: int) -> None:
+        """Wait for so many."""
+        async with asyncio.timeout(15):
+            while len(self.spans) < spans:
+                await asyncio.sleep(0.05)
+
+
+def values(span: dict[str, Any]) -> dict[str, str]:
+    return {a["key"]: next(iter(a["value"].values())) for a in span["attributes"]}
+
+
+def traced(collector: Upstream) -> dict[str, str]:
+    return {
+        "ENABLE_TRACING": "true",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.port}",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-token=a%20b",
+    }
+
+
+async def test_a_request_is_a_span_in_its_clients_trace(upstream: Upstream) -> None:
+    collector = Collector()
+    async with Upstream(behaviour=collector) as server:
+        with running(config(upstream.url), environ=traced(server)) as gateway:
+            assert await ask(gateway.url, traceparent=f"00-{TRACE}-{SPAN}-01") == 200
+            assert await ask(gateway.url, traceparent=f"00-{TRACE}-{SPAN}-00") == 200  # unsampled
+            assert await ask(gateway.url, Authorization="Bearer wrong") == 401
+            await collector.wait(2)
+    served, refused = sorted(collector.spans, key=lambda span: values(span)["sluice.outcome"])
+    assert (served["traceId"], served["parentSpanId"]) == (TRACE, SPAN)
+    said = values(served)
+    assert said["gen_ai.operation.name"] == "chat"
+    assert said["gen_ai.response.model"] == "gpt-4o-mini"
+    assert (said["gen_ai.usage.input_tokens"], said["gen_ai.usage.output_tokens"]) == ("7", "5")
+    assert int(served["endTimeUnixNano"]) > int(served["startTimeUnixNano"])
+    assert refused["status"]["message"] == values(refused)["error.type"] == "invalid_api_key"
+    assert "parentSpanId" not in refused
+    assert collector.headers["x-token"] == "a b"
+
+
+async def test_spans_wait_for_a_collector_that_is_away(upstream: Upstream) -> None:
+    collector = Collector(failures=1)
+    async with Upstream(behaviour=collector) as server:
+        with running(config(upstream.url), environ=traced(server)) as gateway:
+            assert await ask(gateway.url) == 200
+            await collector.wait(1)
+
+
+async def test_the_last_spans_are_sent_before_a_worker_ends(upstream: Upstream) -> None:
+    collector = Collector()
+    async with Upstream(behaviour=collector) as server:
+        with running(config(upstream.url), environ=traced(server)) as gateway:
+            assert await ask(gateway.url) == 200
+            await asyncio.to_thread(gateway.stop)
+        await collector.wait(1)
