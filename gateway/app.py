@@ -34,7 +34,7 @@ from gateway.upstream.pool import Transport
 
 logger = logging.getLogger("sluice.app")
 
-UPKEEP_SECONDS = 5.0
+LAST_UPKEEP_SECONDS = 5.0
 SHUTDOWN_SECONDS = 2.0  # for Redis to take the last settlements
 CANCEL_SECONDS = 0.2
 
@@ -58,7 +58,9 @@ class Gateway:
         self._config, self._resources = config, resources
         self._loop = asyncio.get_running_loop()
         self._client = Client(resources.location, config.redis.timeout, resources.name)
-        self._admission = Admission(self._client)
+        self._admission = Admission(self._client, config.limits.lease)
+        # A live stream's lease is extended in good time, also when a turn or two are missed.
+        self._upkeep_seconds = min(LAST_UPKEEP_SECONDS, config.limits.lease / 6)
         self._transport = Transport()
         self._lag = 0.0
         self.recorder = Recorder(
@@ -166,8 +168,8 @@ class Gateway:
         """Extend leases, settle those of dead workers, measure the loop's lag."""
         while True:
             before = self._loop.time()
-            await asyncio.sleep(UPKEEP_SECONDS)
-            self._lag = max(0.0, self._loop.time() - before - UPKEEP_SECONDS)
+            await asyncio.sleep(self._upkeep_seconds)
+            self._lag = max(0.0, self._loop.time() - before - self._upkeep_seconds)
             self.recorder.count("sluice_log_lines_dropped", self._resources.writer.dropped)
             self.recorder.count("sluice_settlements_lost", self._admission.lost_settlements)
             if self._traces is not None:

@@ -12,7 +12,17 @@ import msgspec
 from gateway.config import environment
 from gateway.config.address import is_loopback, parse_address
 from gateway.config.document import Document
-from gateway.config.schema import DEFAULT_PORT, Config, Key, Limit, Model, Name, Provider, Tenant
+from gateway.config.schema import (
+    DEFAULT_PORT,
+    Config,
+    Key,
+    Limit,
+    Model,
+    Name,
+    Provider,
+    Scope,
+    Tenant,
+)
 from gateway.core.errors import ConfigError
 
 # The usual variable of a provider's key -> the provider's kind, for a start without a file.
@@ -130,8 +140,9 @@ def finish(config: Config, listen: Listen = ANYWHERE) -> Config:
     keys = tuple(_hashed(key, f"auth.keys[{i}]") for i, key in enumerate(config.auth.keys))
     _refuse_twins(keys)
     for name, tenant in config.tenants.items():
-        _check_burst(tenant, f"tenants.{name}")
-    _check_burst(config.limits.default, "limits.default")
+        _check_scope(tenant, f"tenants.{name}")
+    _check_scope(config.limits.default, "limits.default")
+    _check_scope(config.limits.everybody, "limits.global")
     for name, model in config.models.items():
         for i, target in enumerate(model.targets):
             if target.provider not in config.providers:
@@ -178,7 +189,7 @@ def _address(config: Config, guarded: bool, listen: Listen) -> str:
 
 def _hashed(key: Key, field: str) -> Key:
     """Keep only the SHA-256 of a key given in clear."""
-    _check_burst(key, field)
+    _check_scope(key, field)
     if (key.sha256 is None) == (key.key is None):
         raise ConfigError("give exactly one of sha256 and key", field=field)
     if key.key is None:
@@ -189,7 +200,13 @@ def _hashed(key: Key, field: str) -> Key:
     return msgspec.structs.replace(key, sha256=digest, key=None)
 
 
-def _check_burst(limit: Limit, field: str) -> None:
+def _check_scope(scope: Scope, field: str) -> None:
+    _check_limit(scope, field)
+    for pattern, limit in scope.per_model.items():
+        _check_limit(limit, f"{field}.per_model.{pattern}")
+
+
+def _check_limit(limit: Limit, field: str) -> None:
     if limit.burst is not None and limit.rpm is None:
         raise ConfigError("a burst needs an rpm", field=f"{field}.burst")
 

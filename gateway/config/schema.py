@@ -68,15 +68,35 @@ class Redis(Section, frozen=True):
     timeout: Seconds = 2
 
 
+class Budget(Section, frozen=True):
+    """US dollars a day, week or month (UTC), in total, or in a rolling window such as 30d."""
+
+    usd: Usd
+    per: str = "month"
+    shadow: bool = False
+
+
 class Limit(Section, frozen=True):
-    """Requests a minute with a burst (default: `rpm`), and tokens a minute."""
+    """Requests a minute with a burst (default: `rpm`), tokens a minute, requests at once, money.
+
+    The kinds in `shadow` are counted and reported, and never refuse.
+    """
 
     rpm: Count | None = None
     burst: Count | None = None
     tpm: Count | None = None
+    concurrency: Count | None = None
+    budget: Budget | tuple[Budget, ...] = ()
+    shadow: tuple[Literal["rpm", "tpm", "concurrency"], ...] = ()
 
 
-class Key(Limit, frozen=True, kw_only=True):
+class Scope(Limit, frozen=True):
+    """Limits of a key, a tenant or everybody; `per_model` adds limits for names and patterns."""
+
+    per_model: dict[str, Limit] = {}
+
+
+class Key(Scope, frozen=True, kw_only=True):
     """A static client key: its SHA-256, or the key itself as `env:NAME`."""
 
     name: Name
@@ -96,13 +116,18 @@ class Auth(Section, frozen=True):
 
 
 class Limits(Section, frozen=True):
-    """`default` holds for every key that sets no limit of that kind itself."""
+    """`default` holds for every key that sets no limit of that kind itself, `global` for all.
+
+    `lease`: what a killed worker's requests had reserved is free again after so long.
+    """
 
     enabled: bool = True
-    default: Limit = Limit()
+    lease: Annotated[float, Meta(ge=1, le=3600)] = 30
+    default: Scope = Scope()
+    everybody: Scope = msgspec.field(name="global", default=Scope())
 
 
-class Tenant(Limit, frozen=True):
+class Tenant(Scope, frozen=True):
     """Limits shared by all keys of a tenant."""
 
 
@@ -114,6 +139,16 @@ class Price(Section, frozen=True):
     cached: Usd | None = None
     cache_write: Usd | None = None
     per_request: Usd = 0
+
+
+class Pricing(Section, frozen=True):
+    """What holds for models whose price nobody knows: `default`, or else refusal.
+
+    `count` serves them where no budget applies, marked as unpriced.
+    """
+
+    unknown: Literal["refuse", "count"] = "count"
+    default: Price | None = None
 
 
 class Provider(Section, frozen=True):
@@ -179,6 +214,7 @@ class Config(Section, frozen=True):
     auth: Auth = Auth()
     limits: Limits = Limits()
     tenants: dict[Name, Tenant] = {}
+    pricing: Pricing = Pricing()
     providers: dict[Name, Provider] = {}
     models: dict[str, Model] = {}
     log: Log = Log()

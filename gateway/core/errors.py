@@ -49,6 +49,7 @@ FAULTS: dict[str, Fault] = {
     "missing_api_key": Fault(401, "authentication_error"),
     "invalid_api_key": Fault(401, "authentication_error"),
     "model_not_allowed": Fault(403, "permission_error"),
+    "price_unknown": Fault(403, "permission_error"),
     "model_not_found": Fault(404, INVALID),
     "not_found": Fault(404, INVALID),
     "method_not_allowed": Fault(405, INVALID),
@@ -56,6 +57,7 @@ FAULTS: dict[str, Fault] = {
     "request_too_large": Fault(413, INVALID),
     "unsupported_media_type": Fault(415, INVALID),
     "rate_limit_exceeded": Fault(429, "rate_limit_error"),
+    "budget_exceeded": Fault(429, "insufficient_quota"),
     "headers_too_large": Fault(431, INVALID),
     "internal_error": Fault(500, SERVER),
     "upstream_failed": Fault(502, SERVER),
@@ -104,6 +106,7 @@ class Failure(Enum):
     STATUS = "status"  # a reply that says it failed
     STREAM_ERROR = "stream_error"  # an error event inside a stream
     STREAM_CUT = "stream_cut"  # a stream that ended without its end
+    SPENT = "spent"  # the stream may not go on: a budget is spent
 
 
 TIMEOUTS = frozenset(

@@ -13,7 +13,8 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
 
     `usage_source` says who counted: provider, estimated (the gateway, from the text), partial
     (the gateway, from what a client took before it left), reserved (an aborted request's
-    estimate) or none. `trace` is the client's `traceparent`, where it sent one.
+    estimate) or none. `trace` is the client's `traceparent`, where it sent one;
+    `shadow` names the limits in shadow that would have refused, as `scope:unit`.
     """
 
     id: str
@@ -37,3 +38,4 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     first_byte_us: int
     upstream_us: int
     trace: str = ""
+    shadow: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from gateway.core.operations import PATHS, Operation
 
 MAX_HEAD_BYTES = 8190
 MAX_HEADERS = 100
+MAX_LENGTH_DIGITS = 18
 MAX_TRACE_CHARS = 55  # W3C Trace Context, version 00
 MAX_REMEMBERED = 256  # of 8 KB at the most
 
@@ -72,6 +73,7 @@ def request_head(data: bytes) -> RequestHead | None:
         reader.unusual
         or operation is None
         or not length.isdigit()
+        or len(length) > MAX_LENGTH_DIGITS
         or connection != b"keep-alive"
         or b"host" not in headers
         or not _UNUSUAL.isdisjoint(headers)
@@ -88,7 +90,7 @@ def _secret(headers: dict[bytes, bytes]) -> str | None:
         if scheme.lower() == b"bearer":
             return _text(secret.strip())
     key = headers.get(b"x-api-key") or headers.get(b"api-key")
-    return None if key is None else _text(key)
+    return None if key is None else _text(key.strip())
 
 
 def _text(value: bytes) -> str:

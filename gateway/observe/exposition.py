@@ -21,6 +21,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("operation", "provider", "model", "status", "outcome"),
     ),
     "sluice_errors": ("Requests that were refused or failed, by error code.", ("code",)),
+    "sluice_shadow_refusals": ("Requests that a limit in shadow would have refused.", ("limit",)),
     "sluice_attempts": ("Attempts at upstreams.", ("provider",)),
     "sluice_cost_microusd": ("Cost in micro-dollars.", ("provider", "model")),
     "sluice_unpriced_requests": ("Requests whose model has no known price.", ("provider", "model")),

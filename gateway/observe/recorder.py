@@ -81,6 +81,8 @@ def _fold_one(totals: Totals, r: RequestRecord) -> None:
     )
     if r.error:
         totals.add("sluice_errors", r.error, 1)
+    for limit in r.shadow:
+        totals.add("sluice_shadow_refusals", limit, 1)
     if not r.attempts:
         return
     served = join((r.operation, r.provider, r.model))

@@ -19,7 +19,7 @@ def common_headers(call: Call) -> bytes:
             if tight is not None:
                 left = tight.level if tight.level > 0 else 0
                 head += (
-                    f"x-ratelimit-limit-{unit}: {tight.bucket.per_minute}\r\n"
+                    f"x-ratelimit-limit-{unit}: {tight.limit.per_minute}\r\n"
                     f"x-ratelimit-remaining-{unit}: {left}\r\n"
                     f"x-ratelimit-reset-{unit}: {show_duration(tight.reset_seconds)}\r\n"
                 )

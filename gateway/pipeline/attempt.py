@@ -43,7 +43,7 @@ async def attempt(services: Services, call: Call) -> Deliver:
                 error.message = _redacted(error.message, route)
             if call.relay is not None and call.relay.started:
                 measure(call)
-                raise _interrupted(error, route) from None
+                raise _interrupted(call, error, route) from None
             if decide(error) is Next.GIVE_UP:
                 break
     if is_clients_fault(failure):
@@ -89,6 +89,7 @@ def _relay(services: Services, call: Call, route: Route) -> Relay:
         partial(served_headers, call, with_cost=False),
         count_tokens,
         services.loop.time,
+        call.allowance,
     )
 
 
@@ -115,13 +116,17 @@ def _pass_on(call: Call, error: UpstreamError) -> Deliver:
     return partial(call.client.reply, error.status, "application/json", headers, body)
 
 
-def _interrupted(error: UpstreamError, route: Route) -> ApiError:
+def _interrupted(call: Call, error: UpstreamError, route: Route) -> ApiError:
     """Say on an open stream why it ends here."""
     if error.failure is Failure.STREAM_ERROR:
         said = route.adapter.parse_error(error.message.encode()) or error.message
         said = _redacted(said, route)[:MAX_SHOWN_CHARS]
         message = f"{route.target.provider} reported an error: {said}"
         return ApiError("stream_interrupted", message)
+    if error.failure is Failure.SPENT:
+        assert call.allowance is not None
+        assert call.allowance.spent is not None
+        return call.allowance.spent
     told = client_error(error, route.target.provider)
     if told.code == "upstream_failed":
         return ApiError("stream_interrupted", told.message)

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gateway.core import record
+from gateway.core.errors import ApiError
 from gateway.core.operations import Operation
 from gateway.core.request import Request
 from gateway.core.usage import Usage
 from gateway.pipeline.catalogue import Route, Served
 from gateway.policy.access import Principal
+from gateway.policy.limits import Grant
 from gateway.store.admission import Holding, Verdict
+from gateway.upstream import relay
 from gateway.upstream.connection import Flow
 from gateway.upstream.relay import Relay
 
@@ -17,6 +20,12 @@ Deliver = Callable[[], None]
 
 NO_USAGE = Usage()
 NO_VERDICT = Verdict()
+
+
+class Allowance(relay.Allowance, Protocol):
+    """A relay's allowance that can say why it refused."""
+
+    spent: ApiError | None
 
 
 class Client(Protocol):
@@ -65,12 +74,14 @@ class Call:
     """One request: what came in, what was decided, what it came to. Times are loop seconds."""
 
     __slots__ = (
+        "allowance",
         "attempts",
         "body",
         "client",
         "cost_microusd",
         "error",
         "finished",
+        "grants",
         "holding",
         "id",
         "leased",
@@ -109,6 +120,8 @@ class Call:
         self.request: Request | None = None
         self.model: Served | None = None
         self.holding: Holding | None = None
+        self.grants: tuple[Grant, ...] = ()
+        self.allowance: Allowance | None = None
         self.leased = self.finished = False
         self.verdict = NO_VERDICT
         self.route: Route | None = None

@@ -156,8 +156,11 @@ class Catalogue:
         target = self._target(wanted, provider)
         heads = {op: _head(kind.adapter, op, target) for op in kind.adapter.operations}
         price = wanted.price or (model.price if model else None)
+        default = self._config.pricing.default
         seller = provider.prices or kind.prices
         schedule = self._prices.schedule(seller, wanted.model) if seller else None
+        if schedule is None and price is None:
+            price = default
         return Route(target, kind.adapter, heads, _own_price(price), schedule)
 
     def _target(self, wanted: schema.Target, provider: schema.Provider) -> Target:

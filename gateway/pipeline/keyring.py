@@ -3,11 +3,10 @@
 import hashlib
 import hmac
 
-from gateway.config.schema import Config, Key, Limit
+from gateway.config.schema import Config, Key
 from gateway.core.errors import ApiError
+from gateway.pipeline.limiting import LimitBook
 from gateway.policy.access import Principal
-from gateway.policy.limits import Bucket, Rates, buckets
-from gateway.store import names
 
 ANONYMOUS = "anonymous"
 
@@ -16,13 +15,14 @@ class Keyring:
     """The static keys of a configuration."""
 
     def __init__(self, config: Config) -> None:
+        book = LimitBook(config)
         self._by_digest: dict[bytes, Principal] = {}
-        for key in config.auth.keys:
+        for i, key in enumerate(config.auth.keys):
             assert key.sha256 is not None
-            self._by_digest[bytes.fromhex(key.sha256)] = _principal(config, key)
+            self._by_digest[bytes.fromhex(key.sha256)] = book.principal(key, f"auth.keys[{i}]")
         self._anonymous = None
         if not config.auth.enabled:
-            self._anonymous = _principal(config, Key(name=ANONYMOUS))
+            self._anonymous = book.principal(Key(name=ANONYMOUS), "limits.default")
 
     def authenticate(self, secret: str | None) -> Principal:
         """Return who holds the secret. Raises ApiError.
@@ -46,19 +46,3 @@ class Keyring:
     def _candidates(self, digest: bytes) -> tuple[tuple[bytes, Principal], ...]:
         principal = self._by_digest.get(digest)
         return () if principal is None else ((digest, principal),)
-
-
-def _principal(config: Config, key: Key) -> Principal:
-    applied: tuple[Bucket, ...] = ()
-    if config.limits.enabled:
-        own = _rates(key).or_default(_rates(config.limits.default))
-        shared = config.tenants.get(key.tenant)
-        applied = buckets("key", names.limit_prefix(key.tenant, f"key:{key.name}"), own)
-        if shared is not None:
-            prefix = names.limit_prefix(key.tenant, "tenant")
-            applied += buckets("tenant", prefix, _rates(shared))
-    return Principal(key.name, key.tenant, key.models, applied)
-
-
-def _rates(limit: Limit) -> Rates:
-    return Rates(rpm=limit.rpm, burst=limit.burst, tpm=limit.tpm)

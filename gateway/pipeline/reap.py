@@ -7,8 +7,9 @@ from gateway.core.record import RequestRecord
 from gateway.core.usage import Usage
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import OTHER, UNPRICED, counts, parts
+from gateway.policy.limits import SLOTS
 from gateway.policy.pricing import cost_microusd
-from gateway.store.admission import Holding, Settlement
+from gateway.store.admission import Holding, Return, Settlement
 from gateway.store.requests import values
 
 
@@ -56,7 +57,10 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
     settlement = Settlement(
         lease=lease,
         tenant=tenant,
-        returns=(),
+        returns=tuple(
+            Return(key, spec, reserved, 0 if spec[0] == SLOTS else cost)
+            for key, spec, reserved in holding.holds
+        ),
         parts=parts(holding.key, model, holding.provider),
         counts=counts(usage, 1, cost),
         entry=values(finished),

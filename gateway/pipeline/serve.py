@@ -11,16 +11,19 @@ from functools import partial
 
 from gateway.core import record
 from gateway.core.errors import ApiError, StoreError, UpstreamError
+from gateway.core.usage import Usage
 from gateway.formats import openai
+from gateway.pipeline.allowance import SLICE_TOKENS, Allowance, price_of
 from gateway.pipeline.answer import error_headers
 from gateway.pipeline.attempt import attempt
-from gateway.pipeline.call import Call, Deliver
+from gateway.pipeline.call import NO_USAGE, Call, Deliver
+from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import settle
 from gateway.policy.access import may_use
-from gateway.policy.limits import TOKENS
+from gateway.policy.limits import MONEY, grants
 from gateway.policy.retry import client_error
-from gateway.store.admission import Holding
+from gateway.store.admission import Holding, holds
 
 logger = logging.getLogger("sluice.pipeline")
 
@@ -76,10 +79,11 @@ async def _answer(services: Services, call: Call) -> Deliver:
 async def _learn_limits(services: Services, call: Call) -> None:
     """Ask where the limits stand, for an answer that was refused before it was admitted."""
     principal = call.principal
-    if principal is None or not principal.buckets or call.verdict.standings:
+    if principal is None or not principal.limits or call.verdict.standings:
         return
+    nothing = grants(principal.limits, 0, 0, services.admission.now())
     with contextlib.suppress(StoreError):  # the refusal stands without the figures
-        call.verdict = await services.admission.peek(principal)
+        call.verdict = await services.admission.peek(principal.tenant, nothing)
 
 
 def authenticate(services: Services, call: Call) -> None:
@@ -114,7 +118,19 @@ async def admit(services: Services, call: Call) -> None:
     output = request.max_output
     if output is None:
         output = served.max_output or DEFAULT_OUTPUT_TOKENS
+    output *= request.choices
+    tokens = request.prompt_estimate + output
+    now = services.admission.now()
+    limits = principal.limits_for(request.model)
+    money = 0
+    if any(limit.unit == MONEY for limit in limits):
+        if request.stream:
+            output = min(output, SLICE_TOKENS)
+        money = price_of(served, Usage(request.prompt_estimate, completion_tokens=output))
+    elif services.config.pricing.unknown == "refuse":
+        price_of(served, NO_USAGE)
     target = served.routes[0].target
+    call.grants = granted = grants(limits, tokens, money, now)
     call.holding = Holding(
         key=principal.key,
         model=request.model,
@@ -122,28 +138,18 @@ async def admit(services: Services, call: Call) -> None:
         served=target.model,
         operation=call.operation.value,
         prompt=request.prompt_estimate,
-        output=output * request.choices,
-        started=int(services.admission.now()),
+        output=output,
+        started=int(now),
+        holds=holds(granted),
     )
+    if request.stream and money:
+        call.allowance = Allowance(services, call, tokens - request.prompt_estimate)
     call.leased = True
-    call.verdict = verdict = await services.admission.admit(principal, call.id, call.holding)
-    if verdict.refused_by is None:
-        return
-    call.leased = False
-    bucket = verdict.refused_by
-    unit = "tokens" if bucket.unit == TOKENS else "requests"
-    text = f"Limit of {bucket.per_minute} {unit} a minute reached for this {bucket.scope}."
-    if verdict.wait_seconds is None:
-        text = (
-            f"The request needs {call.holding.tokens} tokens, more than this {bucket.scope}'s "
-            f"limit of {bucket.capacity} a minute ever allows. Lower its maximum of output tokens."
-        )
-    raise ApiError(
-        "rate_limit_exceeded",
-        text,
-        retry_after=verdict.wait_seconds,
-        retryable=None if verdict.wait_seconds is not None else False,
-    )
+    verdict = await services.admission.admit(principal.tenant, call.id, call.holding, granted)
+    call.verdict = verdict
+    if verdict.refused_by is not None:
+        call.leased = False
+        raise limit_error(verdict.refused_by, verdict.wait_seconds, tokens)
 
 
 def _refuse(call: Call, error: ApiError) -> Deliver:

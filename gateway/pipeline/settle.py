@@ -5,10 +5,10 @@ from gateway.core.record import RequestRecord
 from gateway.core.usage import Usage
 from gateway.pipeline.call import NO_USAGE, Call
 from gateway.pipeline.services import Services
-from gateway.policy.limits import TOKENS
+from gateway.policy.limits import CONCURRENCY, MONEY, TOKENS
 from gateway.policy.pricing import cost_microusd
 from gateway.policy.tokens import count_tokens
-from gateway.store.admission import Settlement
+from gateway.store.admission import Return, Settlement
 from gateway.store.requests import values
 
 MICROSECONDS = 1_000_000
@@ -48,6 +48,8 @@ def measure(call: Call, content: bytes | None = None) -> None:
 
 def settle(services: Services, call: Call) -> None:
     """Close the lease with what was used, and emit the record."""
+    if call.allowance is not None:
+        call.allowance.close()
     cut = call.outcome == record.DISCONNECTED or call.error == "overloaded"
     if cut and call.sent_at and not call.finished:
         measure(call)
@@ -60,22 +62,35 @@ def settle(services: Services, call: Call) -> None:
 
 
 def _close_lease(services: Services, call: Call, finished: RequestRecord) -> None:
-    principal, holding = call.principal, call.holding
+    principal = call.principal
     assert principal is not None
-    assert holding is not None
     usage = call.usage
-    surplus = holding.tokens - usage.prompt_tokens - usage.completion_tokens
     failed = 1 if call.outcome == record.ERROR else 0
     services.admission.settle(
         Settlement(
             lease=call.id,
             tenant=principal.tenant,
-            returns=tuple([(b, surplus) for b in principal.buckets if b.unit == TOKENS]),
+            returns=_returns(call),
             parts=parts(principal.key, finished.model, finished.provider),
             counts=counts(usage, failed, call.cost_microusd),
             entry=values(finished),
         )
     )
+
+
+def _returns(call: Call) -> tuple[Return, ...]:
+    found = []
+    for grant in call.grants:
+        unit, reserved = grant.limit.unit, grant.amount
+        if unit == TOKENS:
+            used = call.usage.prompt_tokens + call.usage.completion_tokens
+            if used != reserved:
+                found.append(Return(grant.key, grant.spec, reserved, used))
+        elif unit == CONCURRENCY:
+            found.append(Return(grant.key, grant.spec, reserved, 0))
+        elif unit == MONEY:
+            found.append(Return(grant.key, grant.spec, reserved, call.cost_microusd))
+    return tuple(found)
 
 
 def parts(key: str, model: str, provider: str) -> tuple[str, ...]:
@@ -125,6 +140,7 @@ def _record(services: Services, call: Call) -> RequestRecord:
         first_byte_us=int((first - call.started_at) * MICROSECONDS) if first else 0,
         upstream_us=int(waited * MICROSECONDS),
         trace=call.trace,
+        shadow=tuple([f"{limit.scope}:{limit.unit}" for limit in call.verdict.overdrawn]),
     )
 
 

@@ -4,16 +4,28 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from gateway.policy.limits import Bucket
+from gateway.policy.limits import Limit
 
 
 class Principal(msgspec.Struct, frozen=True, gc=False):
-    """The holder of a key: `key` is its id, never the secret; `buckets` all limits that apply."""
+    """The holder of a key: `key` is its id, never the secret.
+
+    `limits` apply to every request, those of `by_model` to models that match a pattern.
+    """
 
     key: str
     tenant: str
     models: tuple[str, ...]
-    buckets: tuple[Bucket, ...]
+    limits: tuple[Limit, ...]
+    by_model: tuple[tuple[str, tuple[Limit, ...]], ...] = ()
+
+    def limits_for(self, model: str) -> tuple[Limit, ...]:
+        """Return all limits that apply to a request for a model."""
+        found = self.limits
+        for pattern, limits in self.by_model:
+            if fnmatchcase(model, pattern):
+                found += limits
+        return found
 
 
 def may_use(principal: Principal, model: str) -> bool:

@@ -1,28 +1,86 @@
-"""Hot path: which token buckets apply to a key, and how full an answer says they are. Pure."""
+"""Hot path: which limits apply to a request, and how an answer says where they stand. Pure."""
 
+import re
+from datetime import UTC, datetime, timedelta
 from math import ceil
 
 import msgspec
 
-REQUESTS, TOKENS = "requests", "tokens"
+REQUESTS, TOKENS, CONCURRENCY, MONEY = "requests", "tokens", "concurrency", "usd"
+
+# How `limits.lua` keeps each sort of limit.
+RATE, SLOTS, PERIOD, WINDOW = 0, 1, 2, 3
+
+WINDOW_SLOTS = 30  # a rolling window forgets what was spent in steps of a thirtieth of it
+CALENDAR = ("day", "week", "month", "total")
+_UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
+_WINDOW = re.compile(r"([1-9][0-9]{0,3})([mhd])")
+_SHORTEST_WINDOW_SECONDS = 60
+
+Spec = tuple[int, int, int]
 
 
-class Bucket(msgspec.Struct, frozen=True, gc=False):
-    """A token bucket in Redis: full at `capacity`, refilled by `per_minute`, shared by `scope`."""
+class Limit(msgspec.Struct, frozen=True, gc=False):
+    """One limit and where its state is in Redis; `scope` says whose it is.
+
+    `capacity` is requests, tokens, slots or micro-dollars; `per_minute` refills a rate; `per` is a
+    budget's period: day, week, month, total, or a rolling window such as 30d.
+    """
 
     name: str
     unit: str
     capacity: int
     per_minute: int
     scope: str
+    per: str = ""
+    shadow: bool = False
+
+    def key(self, now: float) -> str:
+        """Return the Redis key at a moment (Unix seconds): a calendar period has its own."""
+        if self.per in CALENDAR:
+            return f"{self.name}:{period(self.per, now)[0]}"
+        return self.name
+
+    def spec(self, now: float) -> Spec:
+        """Return the sort of limit, its capacity, and what else `limits.lua` must know of it."""
+        if self.unit == MONEY:
+            if self.per in CALENDAR:
+                return PERIOD, self.capacity, period(self.per, now)[1]
+            return WINDOW, self.capacity, window_seconds(self.per) * 1_000_000 // WINDOW_SLOTS
+        if self.unit == CONCURRENCY:
+            return SLOTS, self.capacity, 0
+        return RATE, self.capacity, self.per_minute
+
+
+class Grant(msgspec.Struct, frozen=True, gc=False):
+    """What a request takes of one limit: the key and the sort that hold at its admission."""
+
+    limit: Limit
+    key: str
+    spec: Spec
+    amount: int
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """Micro-dollars a period."""
+
+    microusd: int
+    per: str
+    shadow: bool = False
 
 
 class Rates(msgspec.Struct, frozen=True):
-    """What an operator sets for a key or tenant; None means no limit of that kind."""
+    """What an operator sets for a key, tenant or model; None means no limit of that kind.
+
+    `shadow` names the kinds (rpm, tpm, concurrency) that are watched and never refuse.
+    """
 
     rpm: int | None = None
     burst: int | None = None
     tpm: int | None = None
+    concurrency: int | None = None
+    budgets: tuple[Budget, ...] = ()
+    shadow: tuple[str, ...] = ()
 
     def or_default(self, default: "Rates") -> "Rates":
         """Fill each kind that is not set from the defaults."""
@@ -30,36 +88,87 @@ class Rates(msgspec.Struct, frozen=True):
             rpm=self.rpm or default.rpm,
             burst=self.burst if self.rpm else default.burst,
             tpm=self.tpm or default.tpm,
+            concurrency=self.concurrency or default.concurrency,
+            budgets=self.budgets or default.budgets,
+            shadow=self.shadow or default.shadow,
         )
 
 
-def buckets(scope: str, prefix: str, rates: Rates) -> tuple[Bucket, ...]:
-    """Return a scope's buckets; `prefix` is the Redis key without its last part."""
+def limits(scope: str, prefix: str, rates: Rates) -> tuple[Limit, ...]:
+    """Return a scope's limits; `prefix` is the Redis key without its last part."""
     found = []
+
+    def add(last: str, unit: str, capacity: int, per_minute: int = 0) -> None:
+        shadow = last in rates.shadow
+        found.append(Limit(f"{prefix}:{last}", unit, capacity, per_minute, scope, "", shadow))
+
     if rates.rpm:
-        found.append(Bucket(f"{prefix}:rpm", REQUESTS, rates.burst or rates.rpm, rates.rpm, scope))
+        add("rpm", REQUESTS, rates.burst or rates.rpm, rates.rpm)
     if rates.tpm:
-        found.append(Bucket(f"{prefix}:tpm", TOKENS, rates.tpm, rates.tpm, scope))
+        add("tpm", TOKENS, rates.tpm, rates.tpm)
+    if rates.concurrency:
+        add("concurrency", CONCURRENCY, rates.concurrency)
+    for budget in rates.budgets:
+        name = f"{prefix}:budget:{budget.per}"
+        found.append(Limit(name, MONEY, budget.microusd, 0, scope, budget.per, budget.shadow))
     return tuple(found)
 
 
-class Standing(msgspec.Struct, frozen=True, gc=False):
-    """How full a bucket is after a decision; `level` below 0 is a debt."""
+def grants(applied: tuple[Limit, ...], tokens: int, microusd: int, now: float) -> tuple[Grant, ...]:
+    """Return what a request takes from each limit; `now` is Unix seconds."""
+    amounts = {REQUESTS: 1, TOKENS: tokens, CONCURRENCY: 1, MONEY: microusd}
+    return tuple([Grant(one, one.key(now), one.spec(now), amounts[one.unit]) for one in applied])
 
-    bucket: Bucket
+
+def period(per: str, now: float) -> tuple[str, int]:
+    """Return the name of a calendar period (UTC) and its end in Unix microseconds, 0 for never."""
+    day = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if per == "day":
+        return f"{day:%Y-%m-%d}", _microseconds(day + timedelta(days=1))
+    if per == "week":  # ISO 8601: from Monday
+        return f"{day:%G-W%V}", _microseconds(day + timedelta(days=7 - day.weekday()))
+    if per == "month":
+        after = (day.replace(day=1) + timedelta(days=32)).replace(day=1)
+        return f"{day:%Y-%m}", _microseconds(after)
+    return "total", 0
+
+
+def window_seconds(per: str) -> int:
+    """Return the length of a rolling window such as 30d, 12h or 90m. Raises ValueError."""
+    match = _WINDOW.fullmatch(per)
+    seconds = int(match[1]) * _UNIT_SECONDS[match[2]] if match else 0
+    if seconds < _SHORTEST_WINDOW_SECONDS:
+        raise ValueError(f"expected day, week, month, total, or a window like 30d, got {per!r}")
+    return seconds
+
+
+def check_period(per: str) -> None:
+    """Raise ValueError unless this is a budget's period."""
+    if per not in CALENDAR:
+        window_seconds(per)
+
+
+def _microseconds(moment: datetime) -> int:
+    return int(moment.timestamp()) * 1_000_000
+
+
+class Standing(msgspec.Struct, frozen=True, gc=False):
+    """How much of a limit is left after a decision; `level` below 0 is a debt."""
+
+    limit: Limit
     level: int
 
     @property
     def reset_seconds(self) -> float:
-        """Return the time until the bucket is full again."""
-        return max(0, self.bucket.capacity - self.level) * 60 / self.bucket.per_minute
+        """Return the time until a rate's bucket is full again."""
+        return max(0, self.limit.capacity - self.level) * 60 / self.limit.per_minute
 
 
 def tightest(standings: tuple[Standing, ...], unit: str) -> Standing | None:
-    """Return the bucket of a unit with the least left: the one the client will meet first."""
+    """Return the limit of a unit with the least left: the one the client will meet first."""
     found = None
     for standing in standings:
-        if standing.bucket.unit == unit and (found is None or standing.level < found.level):
+        if standing.limit.unit == unit and (found is None or standing.level < found.level):
             found = standing
     return found
 

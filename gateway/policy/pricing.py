@@ -112,6 +112,11 @@ def nano_usd(usd: Usd) -> int:
     return nano
 
 
+def microusd(usd: Usd) -> int:
+    """Convert US dollars to whole micro-dollars, rounded down, or raise ValueError."""
+    return nano_usd(usd) // 1000
+
+
 def cost_components(price: Price, usage: Usage) -> CostComponents:
     """Split the cost by what caused it.
 

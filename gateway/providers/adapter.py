@@ -22,13 +22,14 @@ class StreamDecoder(Protocol):
 
     `done`: the end marker was seen; `finished`: the model said it is finished; `failure`: the text
     of an error event. `attention` is set when one of these, or a lot of untaken text, wants
-    looking at.
+    looking at. `text_bytes` is how much text was generated so far.
     """
 
     usage: Usage | None
     done: bool
     finished: bool
     attention: bool
+    text_bytes: int
     failure: str | None
 
     def feed(self, data: bytes) -> bytes:

@@ -11,9 +11,10 @@ from gateway.providers.openai_wire import UNREADABLE, Chunk, decode_chunk
 # A single event holds one delta; images in deltas reach some hundred kilobytes.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 # Text kept for a count where no usage arrives; past it whoever counts is asked to take it.
-KEPT_CHARS = 16 * 1024
+KEPT_BYTES = 16 * 1024
 # Events that are remembered in the hope that more of the kind follow.
 LEARNING_TRIES = 8
+PROBE = b"~"
 MAX_FRAME_BYTES = 2048
 # The first line of an HTTP chunk by the length of the whole of it; b"-" where there is none.
 SIZE_LINES = [b"-"] * (MAX_FRAME_BYTES + 16)
@@ -21,7 +22,7 @@ for _size in range(1, MAX_FRAME_BYTES):
     SIZE_LINES[_size + 4 + len(f"{_size:x}")] = b"%x\r\n" % _size
 BOM = b"\xef\xbb\xbf"
 # As numbers: looking for one byte that way is a call of memchr, looking for a bytes raises inside.
-LINE_FEED, CARRIAGE_RETURN, QUOTE, BACKSLASH = 10, 13, 34, 92
+LINE_FEED, CARRIAGE_RETURN = 10, 13
 END = b"data: [DONE]\n\n"
 
 
@@ -37,13 +38,14 @@ class OpenAIStream:
         "_prefix",
         "_started",
         "_suffix",
+        "_taken_bytes",
         "_text",
-        "_text_size",
         "_tries",
         "attention",
         "done",
         "failure",
         "finished",
+        "text_bytes",
         "usage",
     )
 
@@ -57,8 +59,8 @@ class OpenAIStream:
         # What stands around the text of the last event that was decoded: see `_learn`.
         self._prefix = self._suffix = b""
         self._tries = LEARNING_TRIES
-        self._text: list[str | bytes] = []
-        self._text_size = 0
+        self._text: list[str] = []
+        self.text_bytes = self._taken_bytes = 0
         self.usage: Usage | None = None
         self.done = self.finished = self.attention = False
         self.failure: str | None = None
@@ -102,26 +104,27 @@ class OpenAIStream:
             or not frame.endswith(suffix)
         ):
             return False
-        text = frame[at + len(prefix) : size - len(suffix)]
+        try:
+            text = frame[at + len(prefix) : size - len(suffix)].decode()
+        except UnicodeDecodeError:
+            return False
         if (
-            not text
-            or QUOTE in text
-            or BACKSLASH in text
-            or LINE_FEED in text
-            or CARRIAGE_RETURN in text
-            or not prefix
-            or self._text_size > KEPT_CHARS
+            not text.isprintable()
+            or '"' in text
+            or "\\" in text
+            or not (text and prefix)
+            or self.text_bytes - self._taken_bytes > KEPT_BYTES
         ):
             return False
         self._text.append(text)
-        self._text_size += len(text)
+        self.text_bytes += size - at - len(prefix) - len(suffix)
         return True
 
     def take_text(self) -> str:
         """Return what was generated since this was last called, and forget it."""
         text, self._text = self._text, []
-        self._text_size = 0
-        return "".join([t if isinstance(t, str) else t.decode(errors="replace") for t in text])
+        self._taken_bytes = self.text_bytes
+        return "".join(text)
 
     def finish(self) -> bytes:
         """Return the end marker."""
@@ -139,10 +142,17 @@ class OpenAIStream:
         if choice.finish_reason is not None or not text or choice.generated() != text:
             return
         quoted = b'"%b"' % str(text).encode()
-        if event.count(quoted) == 1:
-            self._tries -= 1
-            before, _, after = event.partition(quoted)
-            self._prefix, self._suffix = before + b'"', b'"%b\r\n' % after
+        if event.count(quoted) != 1:
+            return
+        self._tries -= 1
+        before, _, after = event.partition(quoted)
+        prefix, suffix = before + b'"', b'"' + after
+        try:  # it may stand elsewhere, beside the same text in another spelling
+            probed = decode_chunk((prefix + PROBE + suffix)[6:-2])
+        except UNREADABLE:
+            return
+        if probed.choices and probed.choices[0].generated() == PROBE.decode():
+            self._prefix, self._suffix = prefix, suffix + b"\r\n"
 
     def _feed_any(self, data: bytes) -> bytes:
         if not self._started:
@@ -215,8 +225,8 @@ class OpenAIStream:
                     self.finished = True
                 if (text := choice.generated()) is not None:
                     self._text.append(text)
-                    self._text_size += len(text)
-                    if self._text_size > KEPT_CHARS:
+                    self.text_bytes += len(text) if text.isascii() else len(text.encode())
+                    if self.text_bytes - self._taken_bytes > KEPT_BYTES:
                         self.attention = True
         if chunk.usage is None and chunk.error is None:
             return True

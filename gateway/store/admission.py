@@ -14,22 +14,21 @@ from typing import TypeVar
 import msgspec
 
 from gateway.core.errors import StoreError
-from gateway.policy.access import Principal
-from gateway.policy.limits import TOKENS, Bucket, Standing
+from gateway.policy.limits import CONCURRENCY, MONEY, Grant, Limit, Spec, Standing
 from gateway.store import names, requests, scripts
 from gateway.store.client import Client
 from gateway.store.connection import Reply
 
-# A worker extends the leases it serves every third of this, so a live stream keeps its lease
-# through two missed turns, and a killed worker's leases return within this time.
-LEASE_SECONDS = 30
 MAX_BATCH = 256  # Lua's unpack and Redis's attention are both finite
 # Settlements kept while Redis is away; beyond this the oldest are lost, and counted as such.
 MAX_UNSETTLED = 100_000
 
 
 class Holding(msgspec.Struct, frozen=True, gc=False):
-    """What a lease holds, enough to account for it if its worker dies. Amounts are estimates."""
+    """What a lease holds, enough to account for it if its worker dies. Amounts are estimates.
+
+    `holds` are the slots and the money to be given back: limit keys, their sorts, amounts.
+    """
 
     key: str
     model: str
@@ -39,19 +38,32 @@ class Holding(msgspec.Struct, frozen=True, gc=False):
     prompt: int
     output: int
     started: int
-
-    @property
-    def tokens(self) -> int:
-        """Return what is reserved in token buckets."""
-        return self.prompt + self.output
+    holds: tuple[tuple[str, Spec, int], ...] = ()
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """The answer to an admission; `wait_seconds` is None where waiting cannot help."""
 
     standings: tuple[Standing, ...] = ()
-    refused_by: Bucket | None = None
+    refused_by: Limit | None = None
     wait_seconds: float | None = 0
+
+    @property
+    def overdrawn(self) -> list[Limit]:
+        """Return the limits in shadow that would have refused."""
+        return [s.limit for s in self.standings if s.limit.shadow and s.level < 0]
+
+
+class Return(msgspec.Struct, frozen=True, gc=False):
+    """What a lease reserved of a limit, and what was used of it.
+
+    Of slots and money the lease itself knows what it reserved.
+    """
+
+    key: str
+    spec: Spec
+    reserved: int
+    used: int
 
 
 class Settlement(msgspec.Struct, frozen=True, gc=False):
@@ -62,7 +74,7 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 
     lease: str
     tenant: str
-    returns: tuple[tuple[Bucket, int], ...]
+    returns: tuple[Return, ...]
     parts: tuple[str, ...]
     counts: tuple[int, ...]
     entry: requests.Values
@@ -71,7 +83,7 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 class _Ask(msgspec.Struct, frozen=True, gc=False):
     lease: str
     holding: bytes
-    amounts: tuple[tuple[Bucket, int], ...]
+    grants: tuple[Grant, ...]
     future: asyncio.Future[Verdict] | None
 
 
@@ -87,16 +99,19 @@ _T = TypeVar("_T")
 Applied = Callable[[bool], None]
 
 
-def amounts(principal: Principal, tokens: int) -> tuple[tuple[Bucket, int], ...]:
-    """Return what a request takes from each bucket."""
-    return tuple([(b, tokens if b.unit == TOKENS else 1) for b in principal.buckets])
+def holds(granted: tuple[Grant, ...]) -> tuple[tuple[str, Spec, int], ...]:
+    """Return what of the grants must be given back even if nobody is left to settle them."""
+    return tuple(
+        [(g.key, g.spec, g.amount) for g in granted if g.limit.unit in (CONCURRENCY, MONEY)]
+    )
 
 
 class Admission:
     """The worker's side of the leases: asks, settles, extends."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, lease_seconds: float) -> None:
+        self._client, self._lease_seconds = client, lease_seconds
+        self._lease_ms = int(lease_seconds * 1000)
         self._loop = asyncio.get_running_loop()
         self._asks: dict[str, list[_Ask]] = {}
         self._settlements: dict[str, list[tuple[Settlement, Applied | None]]] = {}
@@ -121,18 +136,17 @@ class Admission:
         """Return how many settlements wait for Redis to come back."""
         return len(self._unsettled)
 
-    async def admit(self, principal: Principal, lease: str, holding: Holding) -> Verdict:
-        """Take a lease if every limit allows it. Raises StoreError.
+    async def admit(
+        self, tenant: str, lease: str, holding: Holding, granted: tuple[Grant, ...]
+    ) -> Verdict:
+        """Take a lease and what it is granted if every limit allows it. Raises StoreError.
 
-        A limitless principal need not wait. Whoever calls this settles the lease, whatever
+        Without limits there is nothing to wait for. Whoever calls this settles the lease, whatever
         happens, also when it raises or is cancelled: the lease may have been taken.
         """
-        future = self._loop.create_future() if principal.buckets else None
-        wanted = amounts(principal, holding.tokens)
-        self._asks.setdefault(principal.tenant, []).append(
-            _Ask(lease, _to_json(holding), wanted, future)
-        )
-        self._open[lease] = (principal.tenant, self._loop.time())
+        future = self._loop.create_future() if granted else None
+        self._asks.setdefault(tenant, []).append(_Ask(lease, _to_json(holding), granted, future))
+        self._open[lease] = (tenant, self._loop.time())
         self._schedule()
         if future is None:
             return Verdict()
@@ -141,11 +155,10 @@ class Admission:
             self._open.pop(lease, None)
         return verdict
 
-    async def peek(self, principal: Principal) -> Verdict:
-        """Return where the limits stand, taking nothing. Raises StoreError."""
+    async def peek(self, tenant: str, nothing: tuple[Grant, ...]) -> Verdict:
+        """Return where limits stand, taking nothing of them. Raises StoreError."""
         future: asyncio.Future[Verdict] = self._loop.create_future()
-        nothing = tuple([(bucket, 0) for bucket in principal.buckets])
-        asks = self._asks.setdefault(principal.tenant, [])
+        asks = self._asks.setdefault(tenant, [])
         asks.append(_Ask(NO_LEASE, b"", nothing, future))
         self._schedule()
         return await future
@@ -171,15 +184,32 @@ class Admission:
 
     def extend_open(self) -> None:
         """Move the deadlines of this worker's leases that are not brand new."""
-        old = self._loop.time() - LEASE_SECONDS / 3
+        old = self._loop.time() - self._lease_seconds / 3
         by_tenant: dict[str, list[bytes]] = {}
         for lease, (tenant, since) in self._open.items():
             if since < old:
                 by_tenant.setdefault(tenant, []).append(lease.encode())
         for tenant, leases in by_tenant.items():
             for part in _batches(leases):
-                args = (b"%d" % (LEASE_SECONDS * 1000), *part)
+                args = (b"%d" % self._lease_ms, *part)
                 self._client.run(scripts.EXTEND, [names.leases(tenant)[0]], args, lambda _: None)
+
+    async def grow(
+        self, tenant: str, lease: str, holding: Holding, budgets: tuple[Grant, ...], amount: int
+    ) -> Limit | None:
+        """Reserve more micro-dollars for a lease; return the budget that refuses, if any.
+
+        `holding` is what the lease holds then. Raises StoreError.
+        """
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        specs = [(*grant.spec, grant.limit.shadow) for grant in budgets]
+        data = _pack((lease, _to_json(holding).decode(), specs, amount))
+        keys = [*names.leases(tenant), *(grant.key for grant in budgets)]
+        self._client.run(scripts.GROW, keys, (data,), _resolver(future))
+        refusing = await future
+        if refusing < 0:
+            raise StoreError("the lease is gone")
+        return budgets[refusing - 1].limit if refusing else None
 
     async def tenants(self) -> set[str]:
         """Return every tenant that ever used this store. Raises StoreError."""
@@ -228,25 +258,29 @@ class Admission:
     def _send_asks(self, tenant: str, asks: list[_Ask]) -> None:
         keys, specs = [*names.leases(tenant)], []
         numbers: dict[str, int] = {}
+        limits: list[Limit] = []
         entries = []
         for ask in asks:
             wants = []
-            for bucket, amount in ask.amounts:
-                number = numbers.get(bucket.name)
+            for grant in ask.grants:
+                number = numbers.get(grant.key)
                 if number is None:
-                    keys.append(bucket.name)
-                    specs.append((bucket.capacity, bucket.per_minute))
-                    number = numbers[bucket.name] = len(specs)
-                wants.append((number, amount))
+                    keys.append(grant.key)
+                    limits.append(grant.limit)
+                    specs.append((*grant.spec, grant.limit.shadow))
+                    number = numbers[grant.key] = len(specs)
+                wants.append((number, grant.amount))
             entries.append((ask.lease, ask.holding.decode(), wants))
 
         def done(reply: Reply | Exception) -> None:
-            self._answer(tenant, asks, reply)
+            self._answer(tenant, asks, limits, reply)
 
-        data = _pack((LEASE_SECONDS * 1000, specs, entries))
+        data = _pack((self._lease_ms, specs, entries))
         self._client.run(scripts.ADMIT, keys, (data,), done)
 
-    def _answer(self, tenant: str, asks: list[_Ask], reply: Reply | Exception) -> None:
+    def _answer(
+        self, tenant: str, asks: list[_Ask], limits: list[Limit], reply: Reply | Exception
+    ) -> None:
         if not isinstance(reply, bytes):
             error = reply if isinstance(reply, StoreError) else StoreError(f"Redis: {reply}")
             for ask in asks:
@@ -261,35 +295,32 @@ class Admission:
             if ask.future is None or ask.future.done():
                 continue
             standings = tuple(
-                [Standing(b, level) for (b, _), level in zip(ask.amounts, levels, strict=True)]
+                [Standing(g.limit, level) for g, level in zip(ask.grants, levels, strict=True)]
             )
             if refusing:
-                # A bucket's number is its place among those of the whole batch; the refusing one
-                # is the request's own first that has too little.
-                bucket = _refusing(ask, levels)
                 wait = None if wait_us < 0 else wait_us / 1e6
-                ask.future.set_result(Verdict(standings, bucket, wait))
+                ask.future.set_result(Verdict(standings, limits[refusing - 1], wait))
             else:
                 ask.future.set_result(Verdict(standings))
 
     def _send_settlements(self, tenant: str, due: list[tuple[Settlement, Applied | None]]) -> None:
-        bucket_numbers: dict[str, int] = {}
-        bucket_keys, specs = [], []
+        limit_numbers: dict[str, int] = {}
+        limit_keys, specs = [], []
         usage_numbers: dict[str, int] = {}
         entries = []
         for settlement, _ in due:
             gives = []
-            for bucket, amount in settlement.returns:
-                number = bucket_numbers.get(bucket.name)
+            for given in settlement.returns:
+                number = limit_numbers.get(given.key)
                 if number is None:
-                    bucket_keys.append(bucket.name)
-                    specs.append((bucket.capacity, bucket.per_minute))
-                    number = bucket_numbers[bucket.name] = len(specs)
-                gives.append((number, amount))
+                    limit_keys.append(given.key)
+                    specs.append(given.spec)
+                    number = limit_numbers[given.key] = len(specs)
+                gives.append((number, given.reserved, given.used))
             hashes = [usage_numbers.setdefault(p, len(usage_numbers)) for p in settlement.parts]
             entries.append((settlement.lease, gives, hashes, settlement.counts, settlement.entry))
         day, month = names.periods(self.now())
-        keys = [*names.leases(tenant), names.REQUESTS, *bucket_keys]
+        keys = [*names.leases(tenant), names.REQUESTS, *limit_keys]
         for part in usage_numbers:
             keys += (names.usage(tenant, day, part), names.usage(tenant, month, part))
 
@@ -320,16 +351,6 @@ class Admission:
             self._settlements.setdefault(settlement.tenant, []).append((settlement, applied))
         self._tenants.clear()
         self._schedule()
-
-
-def _refusing(ask: _Ask, levels: list[int]) -> Bucket:
-    """Return the bucket with the longest wait among those that had too little."""
-    short = [
-        ((amount - level) / bucket.per_minute if amount <= bucket.capacity else float("inf"), i)
-        for i, ((bucket, amount), level) in enumerate(zip(ask.amounts, levels, strict=True))
-        if amount > level
-    ]
-    return ask.amounts[max(short)[1]][0]
 
 
 def _resolver(future: asyncio.Future[Reply]) -> Callable[[Reply | Exception], None]:

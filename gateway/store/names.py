@@ -9,6 +9,7 @@ from functools import lru_cache
 
 TENANTS = "sluice:tenants"
 REQUESTS = "sluice:requests"
+GATEWAY_LIMIT = "sluice:limit:gateway"  # the limits of everybody together
 REQUESTS_KEPT = 10_000
 
 DAY_TTL_SECONDS = 400 * 86_400
@@ -16,7 +17,7 @@ MONTH_TTL_SECONDS = 5 * 366 * 86_400
 
 
 def limit_prefix(tenant: str, scope: str) -> str:
-    """Return the common part of a scope's bucket names; scope is `tenant` or `key:ID`."""
+    """Return the common part of the names of a scope's limits; scope is `tenant` or `key:ID`."""
     return f"sluice:limit:{{{tenant}}}:{scope}"
 
 

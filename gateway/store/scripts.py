@@ -22,8 +22,9 @@ def _read(*names: str) -> Script:
     return Script(name, source, sha.encode())
 
 
-ADMIT = _read("bucket", "admit")
-SETTLE = _read("bucket", "settle")
+ADMIT = _read("limits", "admit")
+GROW = _read("limits", "grow")
+SETTLE = _read("limits", "settle")
 EXTEND = _read("extend")
 EXPIRED = _read("expired")
-ALL = (ADMIT, SETTLE, EXTEND, EXPIRED)
+ALL = (ADMIT, GROW, SETTLE, EXTEND, EXPIRED)

@@ -39,6 +39,10 @@ class Flow(Protocol):
         """Go on."""
         ...
 
+    def fail(self, error: UpstreamError) -> None:
+        """End the exchange with an error."""
+        ...
+
 
 class Sink(Protocol):
     """Takes a streamed body. Both calls may raise UpstreamError, which ends the exchange."""
@@ -205,6 +209,10 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
             self._watch_idle()
+
+    def fail(self, error: UpstreamError) -> None:
+        """End the exchange under way with an error."""
+        self._fail(error)
 
     # -- the socket's events -----------------------------------------------------------------
 

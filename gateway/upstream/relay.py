@@ -11,6 +11,7 @@ from gateway.core.errors import Failure, UpstreamError
 from gateway.core.usage import Usage
 from gateway.providers.adapter import StreamDecoder
 from gateway.upstream.connection import Flow
+from gateway.upstream.timer import FOREVER
 
 
 class StreamClient(Protocol):
@@ -38,14 +39,34 @@ class StreamClient(Protocol):
         ...
 
 
+class Allowance(Protocol):
+    """How much text a stream may deliver before more must be reserved for it."""
+
+    @property
+    def text_bytes(self) -> float:
+        """Return how much in all is covered."""
+        ...
+
+    def extend(self, granted: Callable[[], None], refused: Callable[[UpstreamError], None]) -> None:
+        """Reserve more, and call one of the two."""
+        ...
+
+    def close(self) -> None:
+        """Ask no more."""
+        ...
+
+
 class Relay:
     """A sink that decodes and forwards. `count` counts the tokens of generated text."""
 
     __slots__ = (
+        "_allowance",
+        "_allowed",
         "_client",
         "_clock",
         "_count",
         "_decoder",
+        "_flow",
         "_folded",
         "_headers",
         "_write",
@@ -60,11 +81,15 @@ class Relay:
         headers: Callable[[], bytes],
         count: Callable[[str], int],
         clock: Callable[[], float],
+        allowance: Allowance | None = None,
     ) -> None:
         self._decoder, self._client, self._headers = decoder, client, headers
         self._count, self._clock = count, clock
         self._write = client.write
         self._write_frame = client.write_frame if client.chunked else None
+        self._flow: Flow | None = None
+        self._allowance = allowance
+        self._allowed = FOREVER if allowance is None else allowance.text_bytes
         self._folded = 0
         self.first_event_at = 0.0
 
@@ -84,6 +109,7 @@ class Relay:
             return False
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise UpstreamError(Failure.PROTOCOL, "the stream is compressed though not asked to be")
+        self._flow = flow
         self._client.follow(flow)
         return True
 
@@ -95,15 +121,33 @@ class Relay:
             if self.first_event_at == 0.0:
                 self._start()
             self._write(out)
+        if decoder.text_bytes > self._allowed:
+            self._ask_for_more()
         return self._attend() if decoder.attention else False
 
     def feed_frame(self, frame: bytes) -> bool:
         """Forward an HTTP chunk as it is framed, if there is nothing in it to look at."""
         write = self._write_frame
-        if write is None or not self._decoder.repeats(frame):
+        decoder = self._decoder
+        if write is None or not decoder.repeats(frame):
             return False
         write(frame)
+        if decoder.text_bytes > self._allowed:
+            self._ask_for_more()
         return True
+
+    def _ask_for_more(self) -> None:
+        allowance, flow = self._allowance, self._flow
+        assert allowance is not None
+        assert flow is not None
+        self._allowed = FOREVER  # until the answer is there
+        flow.pause()
+
+        def granted() -> None:
+            self._allowed = allowance.text_bytes
+            flow.resume()
+
+        allowance.extend(granted, flow.fail)
 
     def _attend(self) -> bool:
         decoder = self._decoder
@@ -119,6 +163,8 @@ class Relay:
         """Return the stream's last bytes for the client. Raises UpstreamError if it was cut."""
         decoder = self._decoder
         self._client.follow(None)
+        if self._allowance is not None:
+            self._allowance.close()
         if not (decoder.done or decoder.finished):
             raise UpstreamError(Failure.STREAM_CUT, "the stream ended before its end")
         if self.first_event_at == 0.0:

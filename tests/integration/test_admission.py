@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from gateway.policy.limits import REQUESTS, TOKENS, Bucket
+from gateway.policy.limits import REQUESTS, TOKENS, Limit
 from gateway.store import names
 from gateway.store.admission import MAX_BATCH, Admission, Verdict
 from tests.support.store import (
     COUNTERS,
     StoreServer,
+    ask,
     bucket,
     connected,
     holding,
@@ -56,10 +57,10 @@ async def test_a_request_takes_from_all_its_buckets_or_from_none(server: StoreSe
     tokens = bucket(tenant, TOKENS, 100, 1, "tenant")
     who = principal(tenant, requests, tokens)
     async with connected(server) as (admission, _):
-        first = await admission.admit(who, "a", holding(60))
-        second = await admission.admit(who, "b", holding(60))
-        third = await admission.admit(who, "c", holding(40))
-        fourth = await admission.admit(who, "d", holding(0))
+        first = await ask(admission, who, "a", holding(60))
+        second = await ask(admission, who, "b", holding(60))
+        third = await ask(admission, who, "c", holding(40))
+        fourth = await ask(admission, who, "d", holding(0))
     assert (first.refused_by, levels(first)) == (None, [1, 40])
     assert (second.refused_by, levels(second)) == (tokens, [1, 40])
     assert (third.refused_by, levels(third)) == (None, [0, 0])
@@ -73,12 +74,12 @@ async def test_a_refusal_consumes_nothing(server: StoreServer) -> None:
     requests, tokens = bucket(tenant, REQUESTS, 9, 1), bucket(tenant, TOKENS, 100, 1)
     who = principal(tenant, requests, tokens)
     async with connected(server) as (admission, _):
-        await admission.admit(who, "a", holding(60))
-        before = [server.redis.hgetall(b.name) for b in who.buckets]
+        await ask(admission, who, "a", holding(60))
+        before = [server.redis.hgetall(b.name) for b in who.limits]
         for number in range(20):
-            refused = await admission.admit(who, f"r{number}", holding(41))
+            refused = await ask(admission, who, f"r{number}", holding(41))
             assert refused.refused_by == tokens
-        assert [server.redis.hgetall(b.name) for b in who.buckets] == before
+        assert [server.redis.hgetall(b.name) for b in who.limits] == before
         assert admission.open_leases == 1
     assert before[0] == {**before[0], "level": "8", "capacity": "9", "refill": "1"}
 
@@ -89,7 +90,7 @@ async def test_the_requests_of_one_turn_are_decided_in_order(server: StoreServer
     who = principal(tenant, tokens)
     async with connected(server) as (admission, _):
         wanted = (50, 60, 30, 30, 20)
-        asked = [admission.admit(who, f"{i}", holding(n)) for i, n in enumerate(wanted)]
+        asked = [ask(admission, who, f"{i}", holding(n)) for i, n in enumerate(wanted)]
         verdicts = await asyncio.gather(*asked)
     assert [verdict.refused_by is None for verdict in verdicts] == [True, False, True, False, True]
     assert [levels(verdict) for verdict in verdicts] == [[50], [50], [20], [20], [0]]
@@ -100,7 +101,7 @@ async def test_two_workers_share_a_limit_exactly(server: StoreServer) -> None:
     who = principal(tenant, bucket(tenant, REQUESTS, 300, 1))
     async with connected(server) as (one, _), connected(server) as (other, _):
         verdicts = await asyncio.gather(
-            *(w.admit(who, f"{w is one}-{i}", holding()) for i in range(1000) for w in (one, other))
+            *(ask(w, who, f"{w is one}-{i}", holding()) for i in range(1000) for w in (one, other))
         )
     assert sum(verdict.refused_by is None for verdict in verdicts) == 300
 
@@ -110,7 +111,7 @@ async def test_more_than_a_batch_in_one_turn(server: StoreServer) -> None:
     who = principal(tenant, bucket(tenant, TOKENS, 10 * (count - 5), 1))
     async with connected(server) as (admission, _):
         verdicts = await asyncio.gather(
-            *(admission.admit(who, f"{i}", holding(10)) for i in range(count))
+            *(ask(admission, who, f"{i}", holding(10)) for i in range(count))
         )
         admitted = [i for i, verdict in enumerate(verdicts) if verdict.refused_by is None]
         assert admitted == list(range(count - 5))
@@ -125,9 +126,9 @@ async def test_a_request_that_can_never_fit_is_told_so(server: StoreServer) -> N
     requests, tokens = bucket(tenant, REQUESTS, 1, 1), bucket(tenant, TOKENS, 100, 1)
     who = principal(tenant, requests, tokens)
     async with connected(server) as (admission, _):
-        alone = await admission.admit(who, "a", holding(101))
-        await admission.admit(who, "b", holding(10))
-        also_short_of_requests = await admission.admit(who, "c", holding(101))
+        alone = await ask(admission, who, "a", holding(101))
+        await ask(admission, who, "b", holding(10))
+        also_short_of_requests = await ask(admission, who, "c", holding(101))
     for verdict in (alone, also_short_of_requests):
         assert verdict.refused_by == tokens
         assert verdict.wait_seconds is None
@@ -158,9 +159,9 @@ async def test_a_bucket_refills_by_whole_units(
     who = principal(tenant, requests)
     async with connected(server) as (admission, _):
         for number in range(10):
-            await admission.admit(who, f"{number}", holding())
+            await ask(admission, who, f"{number}", holding())
         server.rewind(requests, seconds)
-        later = [(await admission.admit(who, f"n{i}", holding())).refused_by for i in range(11)]
+        later = [(await ask(admission, who, f"n{i}", holding())).refused_by for i in range(11)]
     assert later == [None] * expected + [requests] * (11 - expected)
 
 
@@ -169,16 +170,16 @@ async def test_the_wait_that_is_told_is_the_wait_that_helps(server: StoreServer)
     slow, fast = bucket(tenant, TOKENS, 10, 1), bucket(tenant, REQUESTS, 1, 6, "tenant")
     who = principal(tenant, slow, fast)
     async with connected(server) as (admission, _):
-        await admission.admit(who, "a", holding(10))
-        refused = await admission.admit(who, "b", holding(4))
+        await ask(admission, who, "a", holding(10))
+        refused = await ask(admission, who, "b", holding(4))
         assert refused.refused_by == slow  # 4 minutes; the other bucket needs 10 seconds
         assert refused.wait_seconds is not None
         assert 180 < refused.wait_seconds <= 240
         server.rewind(fast, 60)
         server.rewind(slow, refused.wait_seconds - 60)
-        assert (await admission.admit(who, "c", holding(4))).refused_by == slow
+        assert (await ask(admission, who, "c", holding(4))).refused_by == slow
         server.rewind(slow, 60)
-        assert (await admission.admit(who, "d", holding(4))).refused_by is None
+        assert (await ask(admission, who, "d", holding(4))).refused_by is None
 
 
 async def test_a_clock_that_steps_back_gives_nothing_and_takes_nothing(server: StoreServer) -> None:
@@ -186,16 +187,16 @@ async def test_a_clock_that_steps_back_gives_nothing_and_takes_nothing(server: S
     requests = bucket(tenant, REQUESTS, 5, 1)
     who = principal(tenant, requests)
     async with connected(server) as (admission, _):
-        await admission.admit(who, "a", holding())
+        await ask(admission, who, "a", holding())
         server.rewind(requests, -86_400)
-        assert levels(await admission.admit(who, "b", holding())) == [3]
+        assert levels(await ask(admission, who, "b", holding())) == [3]
 
 
 # --- Settling ------------------------------------------------------------------------------------
 
 
-async def reserved(admission: Admission, tenant: str, tokens: Bucket, amount: int) -> None:
-    verdict = await admission.admit(principal(tenant, tokens), "lease", holding(amount))
+async def reserved(admission: Admission, tenant: str, tokens: Limit, amount: int) -> None:
+    verdict = await ask(admission, principal(tenant, tokens), "lease", holding(amount))
     assert verdict.refused_by is None
 
 
@@ -209,7 +210,7 @@ async def test_settling_replaces_what_was_reserved_by_what_was_used(
     async with connected(server) as (admission, _):
         await reserved(admission, tenant, tokens, 60)
         await settle_all(admission, [settlement("lease", who, 60 - used)])
-        verdict = await admission.admit(who, "next", holding(1000))
+        verdict = await ask(admission, who, "next", holding(1000))
     assert levels(verdict) == [left]
 
 
@@ -220,14 +221,14 @@ async def test_a_debt_must_be_paid_before_anything_is_admitted(server: StoreServ
     async with connected(server) as (admission, _):
         await reserved(admission, tenant, tokens, 10)
         await settle_all(admission, [settlement("lease", who, -5)])
-        refused = await admission.admit(who, "b", holding(1))
+        refused = await ask(admission, who, "b", holding(1))
         assert levels(refused) == [-5]
         assert refused.wait_seconds is not None
         assert 300 < refused.wait_seconds <= 360
         server.rewind(tokens, 300)
-        assert levels(await admission.admit(who, "c", holding(1))) == [0]
+        assert levels(await ask(admission, who, "c", holding(1))) == [0]
         server.rewind(tokens, 60)
-        assert (await admission.admit(who, "d", holding(1))).refused_by is None
+        assert (await ask(admission, who, "d", holding(1))).refused_by is None
 
 
 async def test_a_bucket_forgotten_while_full_is_still_charged(server: StoreServer) -> None:
@@ -237,7 +238,7 @@ async def test_a_bucket_forgotten_while_full_is_still_charged(server: StoreServe
         await reserved(admission, tenant, tokens, 10)
         server.redis.delete(tokens.name)  # as its expiry does
         await settle_all(admission, [settlement("lease", principal(tenant, tokens), -30)])
-        verdict = await admission.admit(principal(tenant, tokens), "b", holding(1000))
+        verdict = await ask(admission, principal(tenant, tokens), "b", holding(1000))
     assert levels(verdict) == [70]
 
 
@@ -250,7 +251,7 @@ async def test_a_bucket_refilled_meanwhile_is_charged_from_its_level_now(
         await reserved(admission, tenant, tokens, 10)
         server.rewind(tokens, 10_000)  # full again long before the stream's end
         await settle_all(admission, [settlement("lease", principal(tenant, tokens), -30)])
-        verdict = await admission.admit(principal(tenant, tokens), "b", holding(1000))
+        verdict = await ask(admission, principal(tenant, tokens), "b", holding(1000))
     assert levels(verdict) == [70]
 
 
@@ -266,7 +267,7 @@ async def test_counters_are_summed_exactly_by_part_day_and_month(server: StoreSe
             for part in parts:
                 sums = expected.setdefault(part, [0] * len(counts))
                 expected[part] = [a + b for a, b in zip(sums, counts, strict=True)]
-            await admission.admit(who, f"{number}", holding())
+            await ask(admission, who, f"{number}", holding())
             settlements.append(settlement(f"{number}", who, 0, counts, parts))
         assert all(await settle_all(admission, settlements))
     for part, sums in expected.items():

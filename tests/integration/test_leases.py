@@ -21,6 +21,7 @@ from gateway.store.client import Client
 from gateway.store.connection import Connection
 from tests.support.store import (
     StoreServer,
+    ask,
     bucket,
     connected,
     holding,
@@ -61,10 +62,10 @@ async def test_a_lease_counts_once_however_often_it_is_settled(server: StoreServ
     tokens = bucket(tenant, TOKENS, 100, 1)
     who = principal(tenant, tokens)
     async with connected(server) as (admission, _):
-        await admission.admit(who, "a", holding(50))
+        await ask(admission, who, "a", holding(50))
         same_turn = await settle_all(admission, [settlement("a", who, 20)] * 3)
         later = await settle_all(admission, [settlement("a", who, 20)])
-        verdict = await admission.admit(who, "b", holding(1000))
+        verdict = await ask(admission, who, "b", holding(1000))
     assert same_turn + later == [True, False, False, False]
     assert [standing.level for standing in verdict.standings] == [70]
     assert server.usage(tenant)["requests"] == 1
@@ -75,7 +76,7 @@ async def test_a_lease_counts_once_when_two_workers_settle_it(server: StoreServe
     who = principal(tenant, bucket(tenant, TOKENS, 10_000, 1))
     async with connected(server) as (one, _), connected(server) as (other, _):
         leases = [f"{number}" for number in range(400)]
-        await asyncio.gather(*(one.admit(who, lease, holding(10)) for lease in leases))
+        await asyncio.gather(*(ask(one, who, lease, holding(10)) for lease in leases))
         by_one, by_other = await asyncio.gather(
             settle_all(one, [settlement(lease, who) for lease in leases]),
             settle_all(other, [settlement(lease, who) for lease in reversed(leases)]),
@@ -99,7 +100,7 @@ async def test_only_expired_leases_are_listed_with_what_they_hold(server: StoreS
     who = principal(tenant)
     async with connected(server) as (admission, _):
         for number in range(5):
-            await admission.admit(who, f"{number}", holding(number))
+            await ask(admission, who, f"{number}", holding(number))
         assert await admission.expired(tenant) == []
         expire(server, tenant, "1", "3")
         server.redis.hdel(names.leases(tenant)[1], "3")
@@ -113,7 +114,7 @@ async def test_a_lease_that_is_served_on_is_extended(server: StoreServer) -> Non
     who = principal(tenant)
     async with connected(server) as (admission, client):
         for lease in ("new", "old", "gone"):
-            await admission.admit(who, lease, holding())
+            await ask(admission, who, lease, holding())
         await client.call("PING")
         for lease in ("old", "gone"):
             admission._open[lease] = (tenant, float("-inf"))  # as if it were long ago
@@ -132,7 +133,7 @@ async def test_two_workers_that_find_the_same_expired_leases_settle_them_once(
     who = principal(tenant)
     leases = [f"{number:03}" for number in range(100)]
     async with connected(server) as (one, _), connected(server) as (other, _):
-        await asyncio.gather(*(one.admit(who, lease, holding()) for lease in leases))
+        await asyncio.gather(*(ask(one, who, lease, holding()) for lease in leases))
         await one.tenants()
         expire(server, tenant, *leases)
         found = await asyncio.gather(one.expired(tenant), other.expired(tenant))
@@ -154,7 +155,7 @@ async def test_flushed_scripts_are_loaded_again(server: StoreServer) -> None:
         for number in range(5):
             server.redis.script_flush()
             verdicts = await asyncio.gather(
-                *(admission.admit(limited, f"{number}-{i}", holding()) for i in range(4))
+                *(ask(admission, limited, f"{number}-{i}", holding()) for i in range(4))
             )
             assert [v.standings[0].level for v in verdicts] == [
                 100 - 4 * number - taken for taken in (1, 2, 3, 4)
@@ -163,7 +164,7 @@ async def test_flushed_scripts_are_loaded_again(server: StoreServer) -> None:
             ends = [settlement(f"{number}-{i}", limited) for i in range(4)]
             assert await settle_all(admission, ends) == [True] * 4
             server.redis.script_flush()
-            await admission.admit(principal(tenant), f"{number}", holding())  # in one write:
+            await ask(admission, principal(tenant), f"{number}", holding())  # in one write:
             assert await settle_all(admission, [settlement(f"{number}", limited)]) == [True]
     assert server.usage(tenant)["requests"] == 25
 
@@ -204,7 +205,7 @@ async def leased(
     async with connected(server, timeout) as (admission, client):
         who = principal(tenant, bucket(tenant, REQUESTS, 10_000, 1))
         for lease in range(count):
-            await admission.admit(who, f"{lease}", holding())
+            await ask(admission, who, f"{lease}", holding())
         async with asyncio.timeout(PATIENCE_SECONDS):
             yield admission, client
 
@@ -217,7 +218,7 @@ async def test_a_silent_store_ends_the_connection_and_nothing_is_lost(server: St
         ends = [settlement(f"{i}", who) for i in range(30)]
         sent = asyncio.ensure_future(settle_all(admission, ends))
         with pytest.raises(StoreError, match="did not answer within"):
-            await admission.admit(who, "late", holding())
+            await ask(admission, who, "late", holding())
         assert not client.connected
         assert admission.unsettled == 30
         afterwards = settle_all(admission, [settlement(f"{i}", who) for i in range(30, 60)])
@@ -246,7 +247,7 @@ async def test_a_killed_store_loses_and_doubles_nothing(
         delivered: list[str] = []
         admission.after_settled(lambda: delivered.append("reply"))
         with pytest.raises(StoreError, match="not reachable"):
-            await admission.admit(who, "late", holding())
+            await ask(admission, who, "late", holding())
         assert delivered == ["reply"]
         server.start()
         await sent
@@ -284,7 +285,7 @@ async def test_a_request_without_limits_is_counted_though_the_store_was_away(
         server.kill()
         while client.connected:
             await asyncio.sleep(0)
-        assert (await admission.admit(unlimited, "a", holding())).refused_by is None
+        assert (await ask(admission, unlimited, "a", holding())).refused_by is None
         sent = asyncio.ensure_future(settle_all(admission, [settlement("a", unlimited)]))
         await asyncio.sleep(0)
         server.start()

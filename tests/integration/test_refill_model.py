@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.policy.limits import TOKENS, Bucket
+from gateway.policy.limits import RATE, TOKENS, Limit
 from gateway.store import names, scripts
 from tests.support.store import StoreServer, bucket, new_tenant, store_server
 
@@ -49,7 +49,7 @@ class Modelled:
 
     def __init__(self, server: StoreServer, capacity: int, per_minute: int) -> None:
         self._server, self._tenant = server, new_tenant()
-        self.bucket: Bucket = bucket(self._tenant, TOKENS, capacity, per_minute)
+        self.bucket: Limit = bucket(self._tenant, TOKENS, capacity, per_minute)
         self.exact = Fraction(capacity)
         self._skipped_us = 0
         self._seen_us: int | None = None
@@ -80,14 +80,20 @@ class Modelled:
         """Give back what the newest lease did not use; what it used too much is below 0."""
         before = self._time_us()
         self._catch_up(before + self._skipped_us)
-        entry: tuple[object, ...] = (self.leases.pop(), [(1, surplus)], [], (1,) + (0,) * 7, ("r",))
+        entry: tuple[object, ...] = (
+            self.leases.pop(),
+            [(1, surplus, 0)],
+            [],
+            (1,) + (0,) * 7,
+            ("r",),
+        )
         keys = [*names.leases(self._tenant), names.REQUESTS, self.bucket.name]
         assert self._run(scripts.SETTLE, keys, ([self._spec], 60, 60, 10, ["id"], [entry])) == [1]
         self.unsure_us += self._time_us() - before
 
     @property
-    def _spec(self) -> tuple[int, int]:
-        return self.bucket.capacity, self.bucket.per_minute
+    def _spec(self) -> tuple[int, int, int, bool]:
+        return RATE, self.bucket.capacity, self.bucket.per_minute, False
 
     def _time_us(self) -> int:
         seconds, micros = self._server.redis.time()

@@ -13,8 +13,8 @@ from typing import Any
 import redis
 
 from gateway.policy.access import Principal
-from gateway.policy.limits import TOKENS, Bucket
-from gateway.store.admission import Admission, Holding, Settlement
+from gateway.policy.limits import TOKENS, Limit, grants
+from gateway.store.admission import Admission, Holding, Return, Settlement, Verdict
 from gateway.store.client import Client
 from gateway.store.location import Location
 from gateway.store.requests import FIELDS
@@ -76,7 +76,7 @@ class StoreServer:
                     total[name] = total.get(name, 0) + int(value)
         return total
 
-    def rewind(self, bucket: Bucket, seconds: float) -> None:
+    def rewind(self, bucket: Limit, seconds: float) -> None:
         """Let time pass for a bucket: move its last update back."""
         assert self.redis.exists(bucket.name), "a bucket that is full and forgotten has no past"
         self.redis.hincrby(bucket.name, "updated", -round(seconds * 1_000_000))
@@ -114,7 +114,7 @@ async def connected(
 ) -> AsyncIterator[tuple[Admission, Client]]:
     """One worker's client and admission."""
     client = Client(Location(unix_path=server.socket), timeout, "test")
-    admission = Admission(client)
+    admission = Admission(client, 30)
     await client.start()
     try:
         yield admission, client
@@ -127,16 +127,22 @@ def new_tenant() -> str:
     return f"t{next(_numbers)}"
 
 
-def bucket(tenant: str, unit: str, capacity: int, per_minute: int, scope: str = "key") -> Bucket:
+async def ask(admission: Admission, who: Principal, lease: str, held: Holding) -> Verdict:
+    """Ask for a lease under all of the principal's limits."""
+    granted = grants(who.limits, held.prompt + held.output, 0, time.time())
+    return await admission.admit(who.tenant, lease, held, granted)
+
+
+def bucket(tenant: str, unit: str, capacity: int, per_minute: int, scope: str = "key") -> Limit:
     """A bucket under the name that the gateway would give it."""
     last = "tpm" if unit == TOKENS else "rpm"
     place = "tenant" if scope == "tenant" else "key:k"
-    return Bucket(f"sluice:limit:{{{tenant}}}:{place}:{last}", unit, capacity, per_minute, scope)
+    return Limit(f"sluice:limit:{{{tenant}}}:{place}:{last}", unit, capacity, per_minute, scope)
 
 
-def principal(tenant: str, *buckets: Bucket) -> Principal:
+def principal(tenant: str, *limits: Limit) -> Principal:
     """The holder of key `k`."""
-    return Principal("k", tenant, ("*",), buckets)
+    return Principal("k", tenant, ("*",), limits)
 
 
 def holding(tokens: int = 10) -> Holding:
@@ -152,7 +158,11 @@ def settlement(
     parts: tuple[str, ...] = ("", "model:m"),
 ) -> Settlement:
     """A lease's end, giving `surplus` back to each token bucket."""
-    returns = tuple((b, surplus) for b in who.buckets if b.unit == TOKENS)
+    returns = tuple(
+        Return(one.key(0), one.spec(0), max(surplus, 0), max(-surplus, 0))
+        for one in who.limits
+        if one.unit == TOKENS
+    )
     entry = (lease, who.tenant, *["-"] * (len(FIELDS) - 2))
     return Settlement(lease, who.tenant, returns, parts, tuple(counts), entry)
 

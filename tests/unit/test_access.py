@@ -48,7 +48,7 @@ def test_allowlists_have_wildcards(
 def test_a_secret_finds_its_holder_with_every_limit_that_applies() -> None:
     ci = keyring().authenticate(ENVIRON["CI"])
     assert (ci.key, ci.tenant, ci.models) == ("ci", "acme", ("gpt-4o-mini", "claude-*"))
-    shown = [(b.name, b.capacity, b.per_minute, b.scope) for b in ci.buckets]
+    shown = [(b.name, b.capacity, b.per_minute, b.scope) for b in ci.limits]
     assert shown == [
         ("sluice:limit:{acme}:key:ci:rpm", 9, 600, "key"),
         ("sluice:limit:{acme}:key:ci:tpm", 50, 50, "key"),
@@ -57,12 +57,12 @@ def test_a_secret_finds_its_holder_with_every_limit_that_applies() -> None:
     ]
     dev = keyring().authenticate(ENVIRON["DEV"])
     assert (dev.key, dev.tenant, dev.models) == ("dev", "default", ("*",))
-    assert [b.scope for b in dev.buckets] == ["key", "key"]
+    assert [b.scope for b in dev.limits] == ["key", "key"]
 
 
 def test_limits_can_be_switched_off() -> None:
     off = KEYS.replace("limits: {", "limits: {enabled: false, ")
-    assert keyring(off).authenticate(ENVIRON["CI"]).buckets == ()
+    assert keyring(off).authenticate(ENVIRON["CI"]).limits == ()
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_without_authentication_everyone_is_anonymous_under_the_default_limits()
     for secret in (None, "", "anything"):
         holder = open_to_all.authenticate(secret)
         assert (holder.key, holder.tenant, holder.models) == ("anonymous", "default", ("*",))
-        names = [b.name for b in holder.buckets]
+        names = [b.name for b in holder.limits]
         assert names == ["sluice:limit:{default}:key:anonymous:rpm"]
 
 

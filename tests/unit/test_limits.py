@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from gateway.policy.limits import (
     REQUESTS,
     TOKENS,
-    Bucket,
+    Limit,
     Rates,
     Standing,
-    buckets,
+    limits,
     show_duration,
     tightest,
 )
@@ -39,32 +39,32 @@ def test_each_kind_of_limit_falls_back_by_itself(
     ("rates", "expected"),
     [
         (Rates(), ()),
-        (Rates(rpm=60), (Bucket("p:rpm", REQUESTS, 60, 60, "key"),)),
-        (Rates(rpm=60, burst=5), (Bucket("p:rpm", REQUESTS, 5, 60, "key"),)),
-        (Rates(tpm=900), (Bucket("p:tpm", TOKENS, 900, 900, "key"),)),
+        (Rates(rpm=60), (Limit("p:rpm", REQUESTS, 60, 60, "key"),)),
+        (Rates(rpm=60, burst=5), (Limit("p:rpm", REQUESTS, 5, 60, "key"),)),
+        (Rates(tpm=900), (Limit("p:tpm", TOKENS, 900, 900, "key"),)),
         (
             Rates(60, 200, 900),
             (
-                Bucket("p:rpm", REQUESTS, 200, 60, "key"),
-                Bucket("p:tpm", TOKENS, 900, 900, "key"),
+                Limit("p:rpm", REQUESTS, 200, 60, "key"),
+                Limit("p:tpm", TOKENS, 900, 900, "key"),
             ),
         ),
     ],
 )
-def test_rates_become_buckets(rates: Rates, expected: tuple[Bucket, ...]) -> None:
-    assert buckets("key", "p", rates) == expected
+def test_rates_become_buckets(rates: Rates, expected: tuple[Limit, ...]) -> None:
+    assert limits("key", "p", rates) == expected
 
 
 @pytest.mark.parametrize(
     ("level", "seconds"), [(100, 0.0), (50, 10.0), (0, 20.0), (-100, 40.0), (101, 0.0)]
 )
 def test_the_time_until_a_bucket_is_full(level: int, seconds: float) -> None:
-    assert Standing(Bucket("b", TOKENS, 100, 300, "key"), level).reset_seconds == seconds
+    assert Standing(Limit("b", TOKENS, 100, 300, "key"), level).reset_seconds == seconds
 
 
 def test_the_tightest_bucket_of_a_unit_is_the_one_with_the_least_left() -> None:
     def standing(unit: str, level: int, scope: str) -> Standing:
-        return Standing(Bucket(f"{scope}:{unit}", unit, 100, 100, scope), level)
+        return Standing(Limit(f"{scope}:{unit}", unit, 100, 100, scope), level)
 
     roomy, tight = standing(REQUESTS, 50, "key"), standing(REQUESTS, 3, "tenant")
     debt = standing(TOKENS, -5, "key")

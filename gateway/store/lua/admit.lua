@@ -1,35 +1,33 @@
--- Decide over a batch of requests of one tenant: all of a request's buckets, or none of them.
+-- Decide over a batch of requests of one tenant: all of a request's limits, or none of them.
 --
 -- KEYS[1]   zset of the tenant's open leases: lease id -> deadline (Unix ms)
 -- KEYS[2]   hash of what each open lease holds: lease id -> JSON
--- KEYS[3..] token buckets (see bucket.lua)
--- ARGV[1]   msgpack [lease_ms, [[capacity, per_minute], ...], [request, ...]], a request being
---           [lease id, holding JSON, [[bucket number, amount], ...]]; buckets count from 1.
+-- KEYS[3..] limits (see limits.lua)
+-- ARGV[1]   msgpack [lease_ms, [[sort, capacity, more, shadow], ...], [request, ...]], a request
+--           being [lease id, holding JSON, [[limit number, amount], ...]]; limits count from 1.
 --           Without a lease id, and amounts of 0, it only asks how the limits stand.
 -- returns   msgpack [now_us, [verdict, ...]], a verdict being
---           [refusing bucket or 0, microseconds until it would admit or -1 for never, level, ...]
+--           [refusing limit or 0, microseconds until it would admit or -1 for never, left, ...]
+--
+-- A limit in shadow is taken from like any other, into debt if need be, and refuses nobody.
 
 local input = cmsgpack.unpack(ARGV[1])
 local lease_ms, specs, requests = input[1], input[2], input[3]
 local now = clock_us()
 
-local buckets = {}
+local limits = {}
 for i, spec in ipairs(specs) do
-  buckets[i] = load_bucket(KEYS[i + 2], spec[1], spec[2], now)
+  limits[i] = load_limit(KEYS[i + 2], spec, now)
 end
 
 local verdicts, deadlines, holdings = {}, {}, {}
 for r, request in ipairs(requests) do
+  local asks = request[1] ~= ''
   local refusing, wait = 0, 0
   for _, want in ipairs(request[3]) do
-    local bucket = buckets[want[1]]
-    if request[1] ~= '' and want[2] > bucket.level then
-      local needed = -1
-      if want[2] <= bucket.capacity then
-        needed = math.ceil((want[2] - bucket.level) * 60000000 / bucket.refill)
-          - (now - bucket.updated)
-        needed = math.max(needed, 1)
-      end
+    local limit = limits[want[1]]
+    if asks and want[2] > limit.left and not specs[want[1]][4] then
+      local needed = wait_us(limit, want[2], now)
       if needed == -1 or (wait ~= -1 and needed > wait) then
         refusing, wait = want[1], needed
       end
@@ -37,14 +35,11 @@ for r, request in ipairs(requests) do
   end
   local verdict = {refusing, wait}
   for n, want in ipairs(request[3]) do
-    local bucket = buckets[want[1]]
-    if refusing == 0 then
-      bucket.level = bucket.level - want[2]
-      bucket.changed = bucket.changed or request[1] ~= ''
-    end
-    verdict[n + 2] = bucket.level
+    local limit = limits[want[1]]
+    if refusing == 0 and asks then take(limit, want[2]) end
+    verdict[n + 2] = limit.left
   end
-  if refusing == 0 and request[1] ~= '' then
+  if refusing == 0 and asks then
     deadlines[#deadlines + 1] = math.floor(now / 1000) + lease_ms
     deadlines[#deadlines + 1] = request[1]
     holdings[#holdings + 1] = request[1]
@@ -53,8 +48,8 @@ for r, request in ipairs(requests) do
   verdicts[r] = verdict
 end
 
-for _, bucket in ipairs(buckets) do
-  if bucket.changed then save_bucket(bucket) end
+for _, limit in ipairs(limits) do
+  if limit.changed then save_limit(limit, now) end
 end
 if #deadlines > 0 then
   redis.call('ZADD', KEYS[1], unpack(deadlines))

@@ -2,18 +2,17 @@
 --
 -- KEYS[1]   zset of the tenant's open leases; KEYS[2] hash of what they hold
 -- KEYS[3]   the capped stream of finished requests
--- KEYS[4..] first the token buckets, then the usage hashes
--- ARGV[1]   msgpack [[[capacity, per_minute], ...], day_ttl_s, month_ttl_s, stream length,
---           [stream field, ...], [settlement, ...]], one capacity a bucket, a settlement being
---           [lease id, [[bucket number, units to give back], ...], [counter number, ...],
+-- KEYS[4..] first the limits (see limits.lua), then the usage hashes
+-- ARGV[1]   msgpack [[[sort, capacity, more], ...], day_ttl_s, month_ttl_s, stream length,
+--           [stream field, ...], [settlement, ...]], a settlement being
+--           [lease id, [[limit number, reserved (of a rate), used], ...], [counter number, ...],
 --            [requests, errors, cache_hits, prompt, cached, completion, reasoning, cost_microusd],
 --            [value, ...] of the stream's fields]
---           buckets count from 1; counters from 0, each of them two hashes: its day, its month
+--           limits count from 1; counters from 0, each of them two hashes: its day, its month
 -- returns   msgpack [1 or 0, ...]: whether each settlement was the one that counted
 --
 -- Idempotent by lease id: a lease that is gone was settled before, by this worker or by the one
--- that found it expired. Giving back a negative amount takes it: a reply that used more than was
--- reserved leaves the bucket in debt.
+-- that found it expired. A reply that used more than was reserved leaves the limit in debt.
 
 local input = cmsgpack.unpack(ARGV[1])
 local specs, day_ttl, month_ttl, kept, names, settlements = unpack(input)
@@ -24,15 +23,33 @@ local ids = {}
 for s, settlement in ipairs(settlements) do ids[s] = settlement[1] end
 local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(ids))
 
+local function held_by(id)
+  local amounts, json = {}, redis.call('HGET', KEYS[2], id)
+  for _, hold in ipairs(json and cjson.decode(json).holds or {}) do amounts[hold[1]] = hold[3] end
+  return amounts
+end
+
 local counted, returned, sums, closed, seen, line = {}, {}, {}, {}, {}, {}
 for s, settlement in ipairs(settlements) do
   local id = settlement[1]
   if deadlines[s] and not seen[id] then
     seen[id] = true
+    local held
     counted[s] = 1
     closed[#closed + 1] = id
     for _, give in ipairs(settlement[2]) do
-      returned[give[1]] = (returned[give[1]] or 0) + give[2]
+      local sum = returned[give[1]]
+      if sum == nil then
+        sum = {0, 0}
+        returned[give[1]] = sum
+      end
+      local reserved = give[2]
+      if specs[give[1]][1] ~= RATE then
+        -- Slots and money are given back as the lease says: nobody else knows for sure.
+        held = held or held_by(id)
+        reserved = held[KEYS[give[1] + 3]] or 0
+      end
+      sum[1], sum[2] = sum[1] + reserved, sum[2] + give[3]
     end
     for _, number in ipairs(settlement[3]) do
       local sum = sums[number]
@@ -56,14 +73,12 @@ if #closed > 0 then
   redis.call('HDEL', KEYS[2], unpack(closed))
 end
 local now = clock_us()
-for number, amount in pairs(returned) do
-  if amount ~= 0 then
-    -- Credited up to now first: what was used beyond the reservation is owed also where the
-    -- bucket has filled up, or has been forgotten as full, in the meantime.
-    local bucket = load_bucket(KEYS[number + 3], specs[number][1], specs[number][2], now)
-    bucket.level = math.min(bucket.level + amount, bucket.capacity)
-    save_bucket(bucket)
-  end
+for number, sum in pairs(returned) do
+  -- Credited up to now first: what was used beyond the reservation is owed also where the
+  -- bucket has filled up, or has been forgotten as full, in the meantime.
+  local limit = load_limit(KEYS[number + 3], specs[number], now)
+  give_back(limit, sum[1], sum[2])
+  save_limit(limit, now)
 end
 local function add(key, ttl, sum)
   local fields = {}

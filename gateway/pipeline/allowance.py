@@ -1,0 +1,98 @@
+"""Hot path: money is reserved for a stream a slice at a time, so a large maximum starves nobody.
+
+A stream that nears the end of its slice is paused while the next one is reserved; where a budget
+refuses it, the stream ends with an error event.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from gateway.core.errors import ApiError, Failure, StoreError, UpstreamError
+from gateway.core.usage import Usage
+from gateway.pipeline.call import Call
+from gateway.pipeline.catalogue import Served
+from gateway.pipeline.refusal import limit_error
+from gateway.pipeline.services import Services
+from gateway.policy.limits import MONEY
+from gateway.policy.pricing import cost_microusd
+from gateway.store.admission import holds
+
+logger = logging.getLogger("sluice.pipeline")
+
+# Output tokens that one reservation covers: what a stream can overspend its budget by is less.
+SLICE_TOKENS = 1024
+# How far a slice reaches. English has about four bytes a token, Chinese three: on the safe side.
+BYTES_PER_TOKEN = 3
+
+
+def price_of(served: Served, usage: Usage) -> int:
+    """Return what a request may cost, in micro-dollars, at the dearest of a model's targets."""
+    known = [price for route in served.routes if (price := route.price_now()) is not None]
+    if len(known) < len(served.routes):
+        message = (
+            f"Nobody knows what the model '{served.name}' costs, so it cannot be charged. Its "
+            "operator can set a price for it, or pricing.default."
+        )
+        raise ApiError("price_unknown", message, param="model")
+    return max([cost_microusd(price, usage) for price in known])
+
+
+class Allowance:
+    """What a stream may deliver before it must ask again. `spent` is the error that ended it."""
+
+    def __init__(self, services: Services, call: Call, most_tokens: int) -> None:
+        self._services, self._call, self._most = services, call, most_tokens
+        self._task: asyncio.Task[None] | None = None
+        self.spent: ApiError | None = None
+
+    @property
+    def text_bytes(self) -> float:
+        """Return how much generated text the reservation covers."""
+        assert self._call.holding is not None
+        output = self._call.holding.output
+        return float("inf") if output >= self._most else output * BYTES_PER_TOKEN
+
+    def extend(self, granted: Callable[[], None], refused: Callable[[UpstreamError], None]) -> None:
+        """Reserve the next slice; exactly one of the two is called, unless the call ends first."""
+        self._task = self._services.loop.create_task(self._extend(granted, refused))
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _extend(
+        self, granted: Callable[[], None], refused: Callable[[UpstreamError], None]
+    ) -> None:
+        call, holding = self._call, self._call.holding
+        assert holding is not None
+        assert call.model is not None
+        assert call.principal is not None
+        output = min(holding.output + SLICE_TOKENS, self._most)
+        budgets = tuple([grant for grant in call.grants if grant.limit.unit == MONEY])
+        total = price_of(call.model, Usage(holding.prompt, completion_tokens=output))
+        more = max(0, total - budgets[0].amount)
+        grown = tuple(
+            [
+                msgspec.structs.replace(g, amount=total) if g.limit.unit == MONEY else g
+                for g in call.grants
+            ]
+        )
+        wanted = msgspec.structs.replace(holding, output=output, holds=holds(grown))
+        try:
+            refusing = await self._services.admission.grow(
+                call.principal.tenant, call.id, wanted, budgets, more
+            )
+        except StoreError as error:
+            # A stream is not cut for Redis's sake; its settlement will count all of it.
+            logger.warning("a stream goes on unreserved: %s", error)
+            refusing = None
+        if refusing is not None:
+            self.spent = limit_error(refusing, None)
+            refused(UpstreamError(Failure.SPENT, self.spent.message))
+            return
+        call.grants, call.holding = grown, wanted
+        granted()

@@ -1,0 +1,101 @@
+"""Compiles the configuration's limits into those that apply to a key. Raises ConfigError."""
+
+import msgspec
+
+from gateway.config import schema
+from gateway.core.errors import ConfigError
+from gateway.policy.access import Principal
+from gateway.policy.limits import Budget, Limit, Rates, check_period, limits
+from gateway.policy.pricing import microusd
+from gateway.store import names
+
+ByModel = tuple[tuple[str, tuple[Limit, ...]], ...]
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """The limits of one scope, for every request and for some models."""
+
+    always: tuple[Limit, ...] = ()
+    by_model: ByModel = ()
+
+    def __add__(self, other: "Applied") -> "Applied":
+        return Applied(self.always + other.always, self.by_model + other.by_model)
+
+
+class LimitBook:
+    """The limits of a configuration: `everybody`'s, the tenants' and what keys have by default."""
+
+    def __init__(self, config: schema.Config) -> None:
+        self._enabled = config.limits.enabled
+        self._default = config.limits.default
+        scope(self._default, "key", "", "limits.default")  # to find its errors
+        everybody = config.limits.everybody
+        self._everybody = scope(everybody, "gateway", names.GATEWAY_LIMIT, "limits.global")
+        self._tenants = {
+            name: scope(tenant, "tenant", names.limit_prefix(name, "tenant"), f"tenants.{name}")
+            for name, tenant in config.tenants.items()
+        }
+
+    def principal(self, key: schema.Key, field: str) -> Principal:
+        """Return a key's holder with every limit that applies to it."""
+        if not self._enabled:
+            return Principal(key.name, key.tenant, key.models, ())
+        prefix = names.limit_prefix(key.tenant, f"key:{key.name}")
+        applied = (
+            scope(key, "key", prefix, field, self._default)
+            + self._tenants.get(key.tenant, Applied())
+            + self._everybody
+        )
+        return Principal(key.name, key.tenant, key.models, applied.always, applied.by_model)
+
+
+def scope(
+    found: schema.Scope,
+    whose: str,
+    prefix: str,
+    field: str,
+    default: schema.Scope | None = None,
+) -> Applied:
+    """Compile one scope; `prefix` is where its limits are in Redis."""
+    own = rates(found, field)
+    per_model = found.per_model
+    if default is not None:
+        own = own.or_default(rates(default, "limits.default"))
+        per_model = per_model or default.per_model
+    return Applied(
+        limits(whose, prefix, own),
+        tuple(
+            (
+                pattern,
+                limits(
+                    f"{whose} and model {pattern}",
+                    f"{prefix}:model:{pattern}",
+                    rates(limit, f"{field}.per_model.{pattern}"),
+                ),
+            )
+            for pattern, limit in per_model.items()
+        ),
+    )
+
+
+def rates(limit: schema.Limit, field: str) -> Rates:
+    """Convert a limit as the file has it."""
+    found = limit.budget if isinstance(limit.budget, tuple) else (limit.budget,)
+    budgets = tuple(_budget(one, f"{field}.budget") for one in found)
+    if len({budget.per for budget in budgets}) < len(budgets):
+        raise ConfigError("two budgets have the same period", field=f"{field}.budget")
+    return Rates(limit.rpm, limit.burst, limit.tpm, limit.concurrency, budgets, limit.shadow)
+
+
+def _budget(budget: schema.Budget, field: str) -> Budget:
+    try:
+        check_period(budget.per)
+    except ValueError as error:
+        raise ConfigError(str(error), field=f"{field}.per") from None
+    try:
+        amount = microusd(budget.usd)
+    except ValueError as error:
+        raise ConfigError(str(error), field=f"{field}.usd") from None
+    if amount < 1:
+        raise ConfigError("expected more than 0 dollars", field=f"{field}.usd")
+    return Budget(amount, budget.per, budget.shadow)

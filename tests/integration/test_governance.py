@@ -1,0 +1,245 @@
+"""Budgets, requests at once, and limits of several scopes: decided at once, given back exactly."""
+
+import asyncio
+import contextlib
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+
+from tests.support.config import bearer, chat, config
+from tests.support.gateway import Gateway, running
+from tests.support.upstream import Exchange, Upstream, completion, delta, usage
+
+PER_REQUEST = {"input": 0, "output": 0, "per_request": 1}
+PER_TOKEN = {"input": 0, "output": 1000}  # dollars a million: a thousandth of a dollar a token
+
+
+def governed(*urls: str, price: dict[str, Any] | None = None, **limits: Any) -> str:
+    """One model at a price, and limits by the section they belong to: key, tenant, everybody."""
+    text = json.loads(config(*urls))
+    text["auth"]["keys"][0] |= limits.get("key", {})
+    text["tenants"] = {"acme": limits.get("tenant", {})}
+    text["limits"] = {"global": limits.get("everybody", {})}
+    text["models"]["m"]["price"] = price or PER_REQUEST
+    text["models"]["other"] = text["models"]["m"]
+    return json.dumps(text)
+
+
+async def post(url: str, **fields: Any) -> tuple[int, Any, Any]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            url + "/v1/chat/completions", json=chat(**fields), headers=bearer()
+        ) as response,
+    ):
+        return response.status, await response.json(), response.headers
+
+
+async def read_stream(url: str, **fields: Any) -> tuple[int, list[str]]:
+    """Return the status and the events of a stream."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            url + "/v1/chat/completions", json=chat(stream=True, **fields), headers=bearer()
+        ) as response,
+    ):
+        text = (await response.read()).decode()
+        return response.status, text.strip().split("\n\n")
+
+
+def held(gateway: Gateway, name: str) -> dict[str, int]:
+    """What Redis has of a limit, by the last part of its name."""
+    with contextlib.closing(gateway.store) as store:
+        found = store.hgetall(f"sluice:limit:{name}")
+    return {field: int(value) for field, value in found.items()}
+
+
+def today() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d}"
+
+
+async def test_a_budget_pays_for_what_it_covers_and_no_more(upstream: Upstream) -> None:
+    budget = {"budget": {"usd": 5, "per": "day"}}
+    with running(governed(upstream.url, key=budget)) as gateway:
+        answers = [await post(gateway.url) for _ in range(7)]
+        gateway.settled()
+        state = held(gateway, f"{{acme}}:key:k:budget:day:{today()}")
+    assert [status for status, _, _ in answers] == [200] * 5 + [429] * 2
+    _, body, headers = answers[-1]
+    assert body["error"]["code"] == "budget_exceeded"
+    assert "$5 per day" in body["error"]["message"]
+    assert headers["x-should-retry"] == "false"
+    assert state == {"spent": 5_000_000, "reserved": 0, "capacity": 5_000_000}
+
+
+async def test_a_rolling_window_and_a_total_hold_beside_a_calendar_period(
+    upstream: Upstream,
+) -> None:
+    budgets = {
+        "budget": [{"usd": 9, "per": "month"}, {"usd": 2, "per": "30d"}, {"usd": 8, "per": "total"}]
+    }
+    with running(governed(upstream.url, tenant=budgets)) as gateway:
+        statuses = [(await post(gateway.url))[0] for _ in range(3)]
+        gateway.settled()
+        window = held(gateway, "{acme}:tenant:budget:30d")
+        total = held(gateway, "{acme}:tenant:budget:total:total")
+    assert statuses == [200, 200, 429]
+    assert (window["spent"], window["reserved"]) == (2_000_000, 0)
+    assert window[str(window["slot"])] == 2_000_000
+    assert (total["spent"], total["reserved"]) == (2_000_000, 0)
+
+
+async def test_money_leaves_a_rolling_window_when_its_slot_does(upstream: Upstream) -> None:
+    with running(governed(upstream.url, key={"budget": {"usd": 1, "per": "30d"}})) as gateway:
+        first, second = (await post(gateway.url))[0], (await post(gateway.url))[0]
+        gateway.settled()
+        name = "sluice:limit:{acme}:key:k:budget:30d"
+        with contextlib.closing(gateway.store) as store:
+            slot = int(store.hget(name, "slot"))
+            spent = store.hget(name, str(slot))
+            store.hdel(name, str(slot))
+            store.hset(name, mapping={str(slot - 29): spent, "slot": slot - 1})
+            still = (await post(gateway.url))[0]
+            store.hdel(name, str(slot - 29))
+            store.hset(name, mapping={str(slot - 30): spent, "slot": slot - 1})
+        after = (await post(gateway.url))[0]
+    assert (first, second, still, after) == (200, 429, 429, 200)
+
+
+async def test_only_so_many_requests_run_at_once(upstream: Upstream) -> None:
+    release = asyncio.Event()
+
+    async def slow(exchange: Exchange) -> None:
+        await release.wait()
+        await exchange.reply(completion("done", usage(1, 1)))
+
+    upstream.behaviour = slow
+    with running(governed(upstream.url, tenant={"concurrency": 3}), workers=2) as gateway:
+        tasks = [asyncio.create_task(post(gateway.url)) for _ in range(10)]
+        done: set[asyncio.Task[Any]] = set()
+        while len(done) < 7:
+            done, _ = await asyncio.wait(tasks, timeout=10, return_when="FIRST_COMPLETED")
+            tasks_left = [task for task in tasks if not task.done()]
+            if len(done) >= 7 or not tasks_left:
+                break
+            await asyncio.sleep(0.02)
+        in_use = held(gateway, "{acme}:tenant:concurrency")["in_use"]
+        release.set()
+        answers = [await task for task in tasks]
+        gateway.settled()
+        after = held(gateway, "{acme}:tenant:concurrency")["in_use"]
+        again = (await post(gateway.url))[0]
+    assert sorted(status for status, _, _ in answers) == [200] * 3 + [429] * 7
+    refused = next(body for status, body, _ in answers if status == 429)
+    assert refused["error"]["message"] == "Limit of 3 requests at once reached for this tenant."
+    assert (in_use, after, again) == (3, 0, 200)
+
+
+async def test_what_one_scope_refuses_no_other_scope_loses(upstream: Upstream) -> None:
+    text = governed(
+        upstream.url,
+        key={"rpm": 100, "budget": {"usd": 100, "per": "total"}},
+        tenant={"tpm": 10_000_000, "per_model": {"m": {"rpm": 2}}},
+        everybody={"concurrency": 50},
+    )
+    with running(text) as gateway:
+        statuses = [(await post(gateway.url))[0] for _ in range(4)]
+        elsewhere = (await post(gateway.url, model="other"))[0]
+        gateway.settled()
+        rpm = held(gateway, "{acme}:key:k:rpm")
+        budget = held(gateway, "{acme}:key:k:budget:total:total")
+        together = held(gateway, "gateway:concurrency")
+        model = held(gateway, "{acme}:tenant:model:m:rpm")
+    assert statuses == [200, 200, 429, 429]
+    assert elsewhere == 200
+    assert rpm["level"] == 97  # three were admitted; the refused ones took nothing
+    assert (budget["spent"], budget["reserved"]) == (3_000_000, 0)
+    assert together["in_use"] == 0
+    assert model["level"] == 0
+
+
+async def test_a_limit_in_shadow_reports_and_refuses_nobody(upstream: Upstream) -> None:
+    limits = {"rpm": 2, "shadow": ["rpm"], "budget": {"usd": 1, "per": "day", "shadow": True}}
+    with running(governed(upstream.url, key=limits)) as gateway:
+        statuses = [(await post(gateway.url))[0] for _ in range(4)]
+        gateway.settled()
+        records = gateway.records(4)
+        metrics = gateway.get("/metrics")[1].decode()
+    assert statuses == [200] * 4
+    assert [len(record["shadow"]) for record in records] == [0, 1, 2, 2]
+    assert 'sluice_shadow_refusals_total{limit="key:requests"} 2.0' in metrics
+    assert 'sluice_shadow_refusals_total{limit="key:usd"} 3.0' in metrics
+
+
+async def test_a_model_without_a_price_is_refused_under_a_budget(upstream: Upstream) -> None:
+    text = json.loads(governed(upstream.url, key={"budget": {"usd": 5}}))
+    text["models"]["m"] = {"targets": [{"provider": "p0", "model": "nobody-knows"}]}
+    with running(json.dumps(text)) as gateway:
+        status, body, _ = await post(gateway.url)
+    assert (status, body["error"]["code"], body["error"]["param"]) == (
+        403,
+        "price_unknown",
+        "model",
+    )
+    assert upstream.received == []
+    with running(json.dumps(text | {"pricing": {"default": PER_REQUEST}})) as gateway:
+        assert (await post(gateway.url))[0] == 200
+
+
+async def wordy(exchange: Exchange) -> None:
+    """Stream far more than any slice, without ever saying what was used."""
+    await exchange.start_stream()
+    with contextlib.suppress(ConnectionError):
+        for _ in range(4000):
+            await exchange.event(delta(" word word word word"))
+        await exchange.event(delta(None, "stop"))
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+
+async def test_a_stream_takes_slices_and_ends_when_its_budget_is_spent(upstream: Upstream) -> None:
+    upstream.behaviour = wordy
+    budget = {"budget": {"usd": 3, "per": "day"}}  # 3,000 tokens: two slices and not a third
+    with running(governed(upstream.url, price=PER_TOKEN, key=budget)) as gateway:
+        status, events = await read_stream(gateway.url, max_tokens=100_000)
+        gateway.settled()
+        state = held(gateway, f"{{acme}}:key:k:budget:day:{today()}")
+        (record,) = gateway.records(1)
+    assert status == 200
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "budget_exceeded"
+    assert not any("[DONE]" in event for event in events)
+    assert record["outcome"] == "error"
+    assert record["error"] == "budget_exceeded"
+    assert state["reserved"] == 0
+    assert 1_000_000 < state["spent"] <= 3_000_000
+
+
+async def test_a_stream_within_its_budget_takes_slices_to_its_end(upstream: Upstream) -> None:
+    upstream.behaviour = wordy
+    budget = {"budget": {"usd": 100, "per": "day"}}
+    with running(governed(upstream.url, price=PER_TOKEN, key=budget)) as gateway:
+        _, events = await read_stream(gateway.url, max_tokens=100_000)
+        gateway.settled()
+        state = held(gateway, f"{{acme}}:key:k:budget:day:{today()}")
+        (record,) = gateway.records(1)
+    assert events[-1] == "data: [DONE]"
+    assert len(events) == 4002
+    assert state["reserved"] == 0
+    assert state["spent"] == record["cost_microusd"] == record["usage"]["completion_tokens"] * 1000
+
+
+async def test_a_request_that_fails_gives_its_reservation_back(upstream: Upstream) -> None:
+    async def broken(exchange: Exchange) -> None:
+        await exchange.reply({"error": {"message": "no"}}, status=500)
+
+    upstream.behaviour = broken
+    limits = {"concurrency": 1, "budget": {"usd": 1, "per": "day"}}
+    with running(governed(upstream.url, key=limits)) as gateway:
+        statuses = [(await post(gateway.url))[0] for _ in range(3)]
+        gateway.settled()
+        budget = held(gateway, f"{{acme}}:key:k:budget:day:{today()}")
+        slots = held(gateway, "{acme}:key:k:concurrency")
+    assert statuses == [502] * 3
+    assert (budget["spent"], budget["reserved"], slots["in_use"]) == (0, 0, 0)
