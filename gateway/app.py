@@ -13,6 +13,7 @@ from aiohttp import web
 from gateway.config.schema import Config, Tls
 from gateway.core.errors import ConfigError, StoreError
 from gateway.core.record import RequestRecord
+from gateway.http.admin import AdminRoutes
 from gateway.http.demo import DemoUpstream
 from gateway.http.hot import HotRoutes
 from gateway.http.routes import PlainRoutes, Readiness
@@ -29,7 +30,9 @@ from gateway.policy.pricing import PriceTable
 from gateway.store import requests
 from gateway.store.admission import Admission
 from gateway.store.client import Client
+from gateway.store.keys import VirtualKeys
 from gateway.store.location import Location
+from gateway.store.usage import UsageReader
 from gateway.upstream.pool import Transport
 
 logger = logging.getLogger("sluice.app")
@@ -62,6 +65,7 @@ class Gateway:
         # A live stream's lease is extended in good time, also when a turn or two are missed.
         self._upkeep_seconds = min(LAST_UPKEEP_SECONDS, config.limits.lease / 6)
         self._transport = Transport()
+        self._keys = VirtualKeys(self._client)
         self._lag = 0.0
         self.recorder = Recorder(
             self._loop,
@@ -73,7 +77,7 @@ class Gateway:
         self._services = Services(
             loop=self._loop,
             config=config,
-            keyring=Keyring(config),
+            keyring=Keyring(config, self._keys),
             catalogue=Catalogue(config, resources.prices, resources.demo_socket),
             admission=self._admission,
             transport=self._transport,
@@ -83,7 +87,7 @@ class Gateway:
         self._traces = TraceExporter(config.tracing) if config.tracing.enabled else None
         self._readiness = Readiness(store_connected=lambda: self._client.connected)
         self._runner: web.AppRunner | None = None
-        self._upkeep: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._demo: DemoUpstream | None = None
         self.server: GatewayServer | None = None
 
@@ -95,7 +99,13 @@ class Gateway:
         if any(provider.kind == "demo" for provider in self._config.providers.values()):
             self._demo = DemoUpstream(self._resources.demo_socket)
             await self._demo.start()
-        plain = PlainRoutes(self._services, self.recorder, self._readiness)
+        admin = AdminRoutes(
+            self._config.auth.admin_key,
+            self._keys,
+            self._services.keyring.book,
+            UsageReader(self._client),
+        )
+        plain = PlainRoutes(self._services, self.recorder, self._readiness, admin)
         self._runner = web.AppRunner(plain.application(), access_log=None)
         await self._runner.setup()
         assert self._runner.server is not None
@@ -103,7 +113,10 @@ class Gateway:
         self.server = hot.server = GatewayServer(
             self._runner.server, hot, self._config.server.request_timeout
         )
-        self._upkeep = self._loop.create_task(self._keep_up(), name="upkeep")
+        self._tasks = [
+            self._loop.create_task(self._keep_up(), name="upkeep"),
+            self._loop.create_task(self._services.keyring.watch(), name="keys"),
+        ]
         self.recorder.fold()
         return self.server
 
@@ -129,10 +142,10 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Close everything; what is still in flight is settled as it stands. Idempotent."""
-        if self._upkeep is not None:
-            self._upkeep.cancel()
-            await asyncio.gather(self._upkeep, return_exceptions=True)
-            self._upkeep = None
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self.server is not None:
             self.server.pre_shutdown()
             await self.server.shutdown(CANCEL_SECONDS)

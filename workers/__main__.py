@@ -3,9 +3,13 @@
 import argparse
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from gateway import __version__
 from gateway.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gateway.config.schema import Config
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -16,6 +20,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"sluice: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads has enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return code
 
 
@@ -42,14 +49,30 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _redis_cli(arguments: argparse.Namespace) -> int:
     from gateway.cli.redis_cli import redis_cli
+
+    return redis_cli(_store(arguments)[0], arguments.command)
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from gateway.cli import keys
+
+    return keys.run(*_store(arguments), arguments)
+
+
+def _usage(arguments: argparse.Namespace) -> int:
+    from gateway.cli import usage
+
+    return usage.run(_store(arguments)[0], arguments)
+
+
+def _store(arguments: argparse.Namespace) -> "tuple[str, Config]":
+    """Return the URL of the store that a gateway with this configuration uses."""
     from gateway.config.load import load, state_directory
     from workers.state import socket_path
 
     config = load(arguments.config, os.environ).config
-    url = config.redis.url
-    if not url:
-        url = "unix://" + socket_path(state_directory(config, os.environ), "redis.sock")
-    return redis_cli(url, arguments.command)
+    socket = socket_path(state_directory(config, os.environ), "redis.sock")
+    return config.redis.url or f"unix://{socket}", config
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +95,16 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", parents=[configured], help="validate a configuration")
     check.set_defaults(run=_check)
+
+    from gateway.cli import keys, usage
+
+    keys_parser = commands.add_parser("keys", parents=[configured], help="manage virtual keys")
+    keys.add_parser(keys_parser)
+    keys_parser.set_defaults(run=_keys)
+
+    usage_parser = commands.add_parser("usage", parents=[configured], help="show what was used")
+    usage.add_arguments(usage_parser)
+    usage_parser.set_defaults(run=_usage)
 
     redis_cli = commands.add_parser(
         "redis-cli", parents=[configured], help="talk to the gateway's store"

@@ -29,6 +29,9 @@ from gateway.core.errors import ConfigError
 KEY_VARIABLES = {"OPENAI_API_KEY": "openai"}
 BASE_URL_VARIABLES = {"openai": "OPENAI_BASE_URL"}
 
+MIN_ADMIN_KEY_CHARS = 16
+MIN_ADMIN_KEY_VARIETY = 8
+
 # Section -> what its names and its entries must be.
 NAMED_SECTIONS: dict[str, tuple[Any, type]] = {
     "tenants": (Name, Tenant),
@@ -150,12 +153,8 @@ def finish(config: Config, listen: Listen = ANYWHERE) -> Config:
                 raise ConfigError(f"no provider is named {target.provider!r}", field=field)
     enabled = config.auth.enabled
     if enabled is None:
-        enabled = bool(keys)
-    if enabled and not keys:
-        raise ConfigError(
-            "authentication is on but there is no key: add auth.keys or set API_KEYS",
-            field="auth.enabled",
-        )
+        enabled = bool(keys) or config.auth.admin_key is not None
+    _check_admin_key(config.auth.admin_key)
     return msgspec.structs.replace(
         config,
         auth=msgspec.structs.replace(config.auth, keys=keys, enabled=enabled),
@@ -185,6 +184,18 @@ def _address(config: Config, guarded: bool, listen: Listen) -> str:
             field="server.address",
         )
     return shown
+
+
+def _check_admin_key(key: str | None) -> None:
+    """Refuse what anybody would try first."""
+    if key is None:
+        return
+    if len(key) < MIN_ADMIN_KEY_CHARS or len(set(key)) < MIN_ADMIN_KEY_VARIETY:
+        raise ConfigError(
+            f"an admin key has at least {MIN_ADMIN_KEY_CHARS} characters that nobody would guess; "
+            "make one with: openssl rand -hex 32",
+            field="auth.admin_key",
+        )
 
 
 def _hashed(key: Key, field: str) -> Key:

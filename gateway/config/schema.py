@@ -96,14 +96,24 @@ class Scope(Limit, frozen=True):
     per_model: dict[str, Limit] = {}
 
 
-class Key(Scope, frozen=True, kw_only=True):
-    """A static client key: its SHA-256, or the key itself as `env:NAME`."""
+Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class KeySettings(Scope, frozen=True, kw_only=True):
+    """What a client key may do. `expires` is Unix seconds; labels appear in usage and records."""
 
     name: Name
+    tenant: Name = DEFAULT_TENANT
+    models: tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...] = ("*",)
+    labels: Annotated[dict[Label, Label], Meta(max_length=8)] = {}
+    expires: Annotated[float, Meta(ge=0)] | None = None
+
+
+class Key(KeySettings, frozen=True, kw_only=True):
+    """A static client key: its SHA-256, or the key itself as `env:NAME`."""
+
     sha256: Sha256 | None = None
     key: str | None = None
-    tenant: Name = DEFAULT_TENANT
-    models: tuple[str, ...] = ("*",)
 
 
 class Auth(Section, frozen=True):

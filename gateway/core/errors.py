@@ -48,6 +48,7 @@ FAULTS: dict[str, Fault] = {
     "invalid_http": Fault(400, INVALID),
     "missing_api_key": Fault(401, "authentication_error"),
     "invalid_api_key": Fault(401, "authentication_error"),
+    "admin_key_required": Fault(403, "permission_error"),
     "model_not_allowed": Fault(403, "permission_error"),
     "price_unknown": Fault(403, "permission_error"),
     "model_not_found": Fault(404, INVALID),

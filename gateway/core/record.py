@@ -39,3 +39,4 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     upstream_us: int
     trace: str = ""
     shadow: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()

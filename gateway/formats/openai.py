@@ -78,7 +78,7 @@ def decode(operation: Operation, body: bytes) -> Request:
         # with the value that was authorised.
         fields = _FIELDS.decode(body)
     except msgspec.ValidationError as error:
-        raise _invalid_field(str(error)) from None
+        raise invalid_field(str(error)) from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise ApiError("invalid_json", f"The request body is not valid JSON: {error}") from None
     except UnicodeDecodeError as error:
@@ -120,7 +120,7 @@ def _max_output(parsed: Common) -> int | None:
     return parsed.max_tokens
 
 
-def _invalid_field(error: str) -> ApiError:
+def invalid_field(error: str) -> ApiError:
     """Turn msgspec's message into one for the client, with the field as `param`."""
     message, _, place = error.partition(" - at ")
     field = place.strip("`").removeprefix("$").lstrip(".")

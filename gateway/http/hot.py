@@ -2,12 +2,13 @@
 
 import logging
 import zlib
+from time import monotonic
 
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 from multidict import CIMultiDictProxy
 
-from gateway.core.errors import ApiError
+from gateway.core.errors import ApiError, StoreError
 from gateway.core.ids import request_id
 from gateway.formats import openai
 from gateway.http.body import read_body, too_slow
@@ -49,7 +50,7 @@ class HotRoutes:
         services = self._services
         draining = self.server is not None and self.server.draining
         client = ClientWriter(protocol, not draining, chunked=True)
-        started = services.loop.time()
+        started = monotonic()
         call = Call(request_id(), head.operation, body, head.secret, client, started, head.trace)
         try:
             await serve(services, call)
@@ -64,7 +65,7 @@ class HotRoutes:
     async def handle(self, request: HotRequest) -> Sent:
         """Read the body, run the pipeline; the reply is written by then, or on its way."""
         message, protocol = request.message, request.protocol
-        started = self._services.loop.time()
+        started = monotonic()
         draining = self.server is not None and self.server.draining
         modern = message.version >= (1, 1)
         keep_alive = not message.should_close and not draining
@@ -75,7 +76,7 @@ class HotRoutes:
         secret = secret_of(headers)
         trace = headers.get("traceparent", "")[:MAX_TRACE_CHARS]
         try:
-            if not request.payload.is_eof() and not self.knows(secret):
+            if not request.payload.is_eof() and not await self._asks(secret):
                 client.close_after()  # no body is taken from strangers; `serve` says why
                 call = Call(request_id(), request.operation, b"", secret, client, started, trace)
                 await serve(self._services, call)
@@ -97,8 +98,14 @@ class HotRoutes:
     def knows(self, secret: str | None) -> bool:
         """Tell whether this key's bodies are worth reading."""
         try:
-            self._services.keyring.authenticate(secret)
+            return self._services.keyring.find(secret) is not None
         except ApiError:
+            return False
+
+    async def _asks(self, secret: str | None) -> bool:
+        try:
+            await self._services.keyring.authenticate(secret)
+        except (ApiError, StoreError):
             return False
         return True
 

@@ -7,10 +7,11 @@ import msgspec
 from aiohttp import web
 
 from gateway import __version__
-from gateway.core.errors import ApiError
+from gateway.core.errors import ApiError, StoreError
 from gateway.core.ids import request_id
 from gateway.core.operations import PATHS
 from gateway.formats import openai
+from gateway.http.admin import AdminRoutes
 from gateway.http.hot import secret_of
 from gateway.http.protocol import SERVER
 from gateway.observe.exposition import exposition
@@ -40,8 +41,11 @@ class Readiness(msgspec.Struct):
 class PlainRoutes:
     """Handlers off the hot path."""
 
-    def __init__(self, services: Services, recorder: Recorder, readiness: Readiness) -> None:
+    def __init__(
+        self, services: Services, recorder: Recorder, readiness: Readiness, admin: AdminRoutes
+    ) -> None:
         self._services, self._recorder, self._readiness = services, recorder, readiness
+        self._admin = admin
         self._started = int(services.admission.now())
         self._listing = Listing(services.catalogue, services.transport)
 
@@ -55,18 +59,19 @@ class PlainRoutes:
             app.router.add_get("/metrics", self.metrics)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/v1/models/{model:.+}", self.model)
+        app.router.add_routes(self._admin.routes())
         for path in PATHS:
             app.router.add_post(path, _unreachable)
         return app
 
     async def live(self, request: web.Request) -> web.Response:
         """Answer as long as the event loop turns."""
-        self._guard_health(request)
+        await self._guard_health(request)
         return _json({"status": "ok"})
 
     async def ready(self, request: web.Request) -> web.Response:
         """Answer 503 while no traffic should come."""
-        self._guard_health(request)
+        await self._guard_health(request)
         trouble = self._readiness.trouble()
         if trouble is not None:
             return _json({"status": "unavailable", "reason": trouble}, status=503)
@@ -74,7 +79,7 @@ class PlainRoutes:
 
     async def health(self, request: web.Request) -> web.Response:
         """Say how this worker is."""
-        self._guard_health(request)
+        await self._guard_health(request)
         trouble = self._readiness.trouble()
         return _json(
             {
@@ -94,7 +99,7 @@ class PlainRoutes:
 
     async def models(self, request: web.Request) -> web.Response:
         """List what the key may use."""
-        principal = self._services.keyring.authenticate(secret_of(request.headers))
+        principal = await self._services.keyring.authenticate(secret_of(request.headers))
         listed = [
             self._model_object(name, owner)
             for name, owner in (await self._listing.models()).items()
@@ -104,7 +109,7 @@ class PlainRoutes:
 
     async def model(self, request: web.Request) -> web.Response:
         """Show one model."""
-        principal = self._services.keyring.authenticate(secret_of(request.headers))
+        principal = await self._services.keyring.authenticate(secret_of(request.headers))
         name = request.match_info["model"]
         served = self._services.catalogue.resolve(name)
         if served is None or not may_use(principal, name):
@@ -116,9 +121,9 @@ class PlainRoutes:
     def _model_object(self, name: str, owner: str) -> dict[str, str | int]:
         return {"id": name, "object": "model", "created": self._started, "owned_by": owner}
 
-    def _guard_health(self, request: web.Request) -> None:
+    async def _guard_health(self, request: web.Request) -> None:
         if self._services.config.auth.health_check:
-            self._services.keyring.authenticate(secret_of(request.headers))
+            await self._services.keyring.authenticate(secret_of(request.headers))
 
 
 @web.middleware
@@ -128,6 +133,9 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         response = await handler(request)
     except ApiError as error:
         response = _error(error)
+    except StoreError:
+        message = "The store that keys are in cannot be reached."
+        response = _error(ApiError("store_unavailable", message, retry_after=1))
     except web.HTTPNotFound:
         response = _error(ApiError("not_found", f"There is no {request.path[:256]} here."))
     except web.HTTPMethodNotAllowed as error:

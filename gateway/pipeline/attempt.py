@@ -6,6 +6,7 @@ failure is `policy.retry`'s to say.
 
 import zlib
 from functools import partial
+from time import monotonic
 
 from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.request import Request
@@ -59,9 +60,9 @@ async def _ask(
     body = route.adapter.build(request, target)
     data = b"%b%d\r\n\r\n%b" % (route.heads[request.operation], len(body), body)
     call.relay = relay = _relay(services, call, route) if request.stream else None
-    call.sent_at = services.loop.time()
+    call.sent_at = monotonic()
     reply = await services.transport.send(target.origin, data, relay, target.deadlines, until)
-    call.reply_at = services.loop.time()
+    call.reply_at = monotonic()
     if reply.status != 200:
         raise _refusal(route, reply)
     if reply.streamed:
@@ -88,7 +89,7 @@ def _relay(services: Services, call: Call, route: Route) -> Relay:
         call.client,
         partial(served_headers, call, with_cost=False),
         count_tokens,
-        services.loop.time,
+        monotonic,
         call.allowance,
     )
 

@@ -1,31 +1,62 @@
-"""Hot path: finds the principal behind a presented key. Secrets are held as SHA-256 only."""
+"""Hot path: finds the principal behind a presented key. Secrets are held as SHA-256 only.
 
+Static keys come from the configuration. Virtual ones are looked up in Redis and remembered until
+any of them changes, which is asked twice a second while something is remembered.
+"""
+
+import asyncio
+import contextlib
 import hashlib
 import hmac
+import time
+
+import msgspec
 
 from gateway.config.schema import Config, Key
-from gateway.core.errors import ApiError
+from gateway.core.errors import ApiError, StoreError
 from gateway.pipeline.limiting import LimitBook
 from gateway.policy.access import Principal
+from gateway.store.keys import USED_EVERY_SECONDS, VirtualKeys
 
 ANONYMOUS = "anonymous"
+WATCH_SECONDS = 0.5
+MAX_REMEMBERED = 10_000
+
+
+class _Known(msgspec.Struct):
+    """What is remembered of a digest; no principal: there is no such key."""
+
+    principal: Principal | None
+    until: float
+    noted_at: float = 0.0
 
 
 class Keyring:
-    """The static keys of a configuration."""
+    """The keys of a configuration and, where there is a store, the virtual ones."""
 
-    def __init__(self, config: Config) -> None:
-        book = LimitBook(config)
+    def __init__(self, config: Config, virtual: VirtualKeys | None = None) -> None:
+        self.book = LimitBook(config)
         self._by_digest: dict[bytes, Principal] = {}
         for i, key in enumerate(config.auth.keys):
             assert key.sha256 is not None
-            self._by_digest[bytes.fromhex(key.sha256)] = book.principal(key, f"auth.keys[{i}]")
+            principal = self.book.principal(key, key.name, f"auth.keys[{i}]")
+            self._by_digest[bytes.fromhex(key.sha256)] = principal
+        self._expiry = {
+            bytes.fromhex(key.sha256): key.expires
+            for key in config.auth.keys
+            if key.sha256 is not None and key.expires is not None
+        }
         self._anonymous = None
         if not config.auth.enabled:
-            self._anonymous = book.principal(Key(name=ANONYMOUS), "limits.default")
+            anonymous = Key(name=ANONYMOUS)
+            self._anonymous = self.book.principal(anonymous, ANONYMOUS, "limits.default")
+        self._virtual = virtual
+        self._remembered: dict[bytes, _Known] = {}
+        self._version = -1
+        self._generation = 0
 
-    def authenticate(self, secret: str | None) -> Principal:
-        """Return who holds the secret. Raises ApiError.
+    def find(self, secret: str | None) -> Principal | None:
+        """Return who holds a secret as far as is known here. Raises ApiError if that is nobody.
 
         The lookup is by digest, so its timing tells nothing of the secret; the comparison that
         admits is constant in time.
@@ -40,9 +71,64 @@ class Keyring:
         digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
         for known, principal in self._candidates(digest):
             if hmac.compare_digest(known, digest):
+                if self._expiry and self._expiry.get(digest, FOREVER) <= time.time():
+                    raise _invalid()
                 return principal
-        raise ApiError("invalid_api_key", "The API key is not valid.")
+        remembered = self._remembered.get(digest)
+        if remembered is not None:
+            return self._opened(remembered)
+        if self._virtual is None:
+            raise _invalid()
+        return None
+
+    async def authenticate(self, secret: str | None) -> Principal:
+        """Return who holds a secret, asking Redis if need be. Raises ApiError and StoreError."""
+        principal = self.find(secret)
+        if principal is not None:
+            return principal
+        assert self._virtual is not None
+        assert secret is not None
+        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        generation, now = self._generation, time.time()
+        record = await self._virtual.find(digest.hex())
+        known = _Known(None, FOREVER)
+        if record is not None and (until := record.good_until(digest.hex(), now)):
+            known = _Known(self.book.principal(record.settings, record.id), until)
+        if generation == self._generation:  # else it may be of before the change
+            if len(self._remembered) >= MAX_REMEMBERED:
+                self._remembered.clear()
+            self._remembered[digest] = known
+        return self._opened(known)
+
+    async def watch(self) -> None:
+        """Forget what is remembered as soon as any virtual key changes; runs until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if self._remembered and self._virtual is not None:
+                version = -1  # without Redis nobody knows what has changed
+                with contextlib.suppress(StoreError):
+                    version = await self._virtual.version()
+                if version != self._version or version < 0:
+                    self._remembered.clear()
+                    self._generation += 1
+                self._version = version
+
+    def _opened(self, known: _Known) -> Principal:
+        now = time.time()
+        if known.principal is None or known.until <= now:
+            raise _invalid()
+        if now - known.noted_at > USED_EVERY_SECONDS and self._virtual is not None:
+            known.noted_at = now
+            self._virtual.used(known.principal.key, now)
+        return known.principal
 
     def _candidates(self, digest: bytes) -> tuple[tuple[bytes, Principal], ...]:
         principal = self._by_digest.get(digest)
         return () if principal is None else ((digest, principal),)
+
+
+FOREVER = float("inf")
+
+
+def _invalid() -> ApiError:
+    return ApiError("invalid_api_key", "The API key is not valid.")

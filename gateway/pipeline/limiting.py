@@ -29,6 +29,7 @@ class LimitBook:
         self._enabled = config.limits.enabled
         self._default = config.limits.default
         scope(self._default, "key", "", "limits.default")  # to find its errors
+        self._configured = config.tenants
         everybody = config.limits.everybody
         self._everybody = scope(everybody, "gateway", names.GATEWAY_LIMIT, "limits.global")
         self._tenants = {
@@ -36,17 +37,34 @@ class LimitBook:
             for name, tenant in config.tenants.items()
         }
 
-    def principal(self, key: schema.Key, field: str) -> Principal:
+    def principal(self, key: schema.KeySettings, key_id: str, field: str = "") -> Principal:
         """Return a key's holder with every limit that applies to it."""
+        labels = tuple(f"{name}={value}" for name, value in sorted(key.labels.items()))
         if not self._enabled:
-            return Principal(key.name, key.tenant, key.models, ())
-        prefix = names.limit_prefix(key.tenant, f"key:{key.name}")
+            return Principal(key_id, key.tenant, key.models, (), labels=labels)
+        prefix = names.limit_prefix(key.tenant, f"key:{key_id}")
         applied = (
             scope(key, "key", prefix, field, self._default)
             + self._tenants.get(key.tenant, Applied())
             + self._everybody
         )
-        return Principal(key.name, key.tenant, key.models, applied.always, applied.by_model)
+        return Principal(key_id, key.tenant, key.models, applied.always, applied.by_model, labels)
+
+    def check(self, key: schema.KeySettings) -> None:
+        """Raise ConfigError if a key's limits are invalid or above its tenant's."""
+        rates(key, "")
+        for pattern, limit in key.per_model.items():
+            rates(limit, f"per_model.{pattern}")
+        tenant = self._configured.get(key.tenant, schema.Tenant())
+        for name in ("rpm", "tpm", "concurrency"):
+            own, most = getattr(key, name), getattr(tenant, name)
+            if own is not None and most is not None and own > most:
+                message = f"{own} is above the tenant's {most}"
+                raise ConfigError(message, field=name)
+        allowed = {budget.per: budget.microusd for budget in rates(tenant, "").budgets}
+        for budget in rates(key, "").budgets:
+            if budget.microusd > allowed.get(budget.per, budget.microusd):
+                raise ConfigError(f"above the tenant's per {budget.per}", field="budget")
 
 
 def scope(

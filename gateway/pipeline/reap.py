@@ -53,6 +53,7 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
         duration_us=0,
         first_byte_us=0,
         upstream_us=0,
+        labels=holding.labels,
     )
     settlement = Settlement(
         lease=lease,
@@ -61,7 +62,7 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
             Return(key, spec, reserved, 0 if spec[0] == SLOTS else cost)
             for key, spec, reserved in holding.holds
         ),
-        parts=parts(holding.key, model, holding.provider),
+        parts=parts(holding.key, model, holding.provider, holding.labels),
         counts=counts(usage, 1, cost),
         entry=values(finished),
     )

@@ -55,7 +55,7 @@ async def serve(services: Services, call: Call) -> None:
 async def _answer(services: Services, call: Call) -> Deliver:
     """Run the stages; whatever goes wrong becomes an error in the client's protocol."""
     try:
-        authenticate(services, call)
+        await authenticate(services, call)
         decode(services, call)
         await admit(services, call)
         return await attempt(services, call)
@@ -86,9 +86,11 @@ async def _learn_limits(services: Services, call: Call) -> None:
         call.verdict = await services.admission.peek(principal.tenant, nothing)
 
 
-def authenticate(services: Services, call: Call) -> None:
+async def authenticate(services: Services, call: Call) -> None:
     """Find out who asks."""
-    call.principal = services.keyring.authenticate(call.secret)
+    call.principal = services.keyring.find(call.secret)
+    if call.principal is None:
+        call.principal = await services.keyring.authenticate(call.secret)
 
 
 def decode(services: Services, call: Call) -> None:
@@ -141,6 +143,7 @@ async def admit(services: Services, call: Call) -> None:
         output=output,
         started=int(now),
         holds=holds(granted),
+        labels=principal.labels,
     )
     if request.stream and money:
         call.allowance = Allowance(services, call, tokens - request.prompt_estimate)

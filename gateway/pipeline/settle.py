@@ -1,5 +1,7 @@
 """Hot path: turns a finished request into usage, money and one record. Runs for every request."""
 
+from time import monotonic
+
 from gateway.core import record
 from gateway.core.record import RequestRecord
 from gateway.core.usage import Usage
@@ -71,7 +73,7 @@ def _close_lease(services: Services, call: Call, finished: RequestRecord) -> Non
             lease=call.id,
             tenant=principal.tenant,
             returns=_returns(call),
-            parts=parts(principal.key, finished.model, finished.provider),
+            parts=parts(principal.key, finished.model, finished.provider, principal.labels),
             counts=counts(usage, failed, call.cost_microusd),
             entry=values(finished),
         )
@@ -93,10 +95,12 @@ def _returns(call: Call) -> tuple[Return, ...]:
     return tuple(found)
 
 
-def parts(key: str, model: str, provider: str) -> tuple[str, ...]:
+def parts(key: str, model: str, provider: str, labels: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return the names of the counters a request adds to; the first is the tenant's total."""
-    named = ("", f"model:{model}", f"key:{key}")
-    return (*named, f"provider:{provider}") if provider else named
+    named: tuple[str, ...] = ("", f"model:{model}", f"key:{key}")
+    if provider:
+        named += (f"provider:{provider}",)
+    return (*named, *[f"label:{label}" for label in labels]) if labels else named
 
 
 def counts(usage: Usage, failed: int, cost: int) -> tuple[int, ...]:
@@ -114,7 +118,7 @@ def counts(usage: Usage, failed: int, cost: int) -> tuple[int, ...]:
 
 
 def _record(services: Services, call: Call) -> RequestRecord:
-    now = services.loop.time()
+    now = monotonic()
     request, principal, route = call.request, call.principal, call.route
     waited = (call.reply_at or now) - call.sent_at if call.sent_at else 0.0
     first = call.relay.first_event_at if call.relay is not None else call.reply_at
@@ -140,6 +144,7 @@ def _record(services: Services, call: Call) -> RequestRecord:
         first_byte_us=int((first - call.started_at) * MICROSECONDS) if first else 0,
         upstream_us=int(waited * MICROSECONDS),
         trace=call.trace,
+        labels=principal.labels if principal else (),
         shadow=tuple([f"{limit.scope}:{limit.unit}" for limit in call.verdict.overdrawn]),
     )
 

@@ -10,7 +10,8 @@ from gateway.policy.limits import Limit
 class Principal(msgspec.Struct, frozen=True, gc=False):
     """The holder of a key: `key` is its id, never the secret.
 
-    `limits` apply to every request, those of `by_model` to models that match a pattern.
+    `limits` apply to every request, those of `by_model` to models that match a pattern; `labels`
+    are `name=value`.
     """
 
     key: str
@@ -18,6 +19,7 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     models: tuple[str, ...]
     limits: tuple[Limit, ...]
     by_model: tuple[tuple[str, tuple[Limit, ...]], ...] = ()
+    labels: tuple[str, ...] = ()
 
     def limits_for(self, model: str) -> tuple[Limit, ...]:
         """Return all limits that apply to a request for a model."""

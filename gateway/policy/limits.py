@@ -24,7 +24,8 @@ class Limit(msgspec.Struct, frozen=True, gc=False):
     """One limit and where its state is in Redis; `scope` says whose it is.
 
     `capacity` is requests, tokens, slots or micro-dollars; `per_minute` refills a rate; `per` is a
-    budget's period: day, week, month, total, or a rolling window such as 30d.
+    budget's period: day, week, month, total, or a rolling window such as 30d. `fixed` is `spec`
+    where neither it nor the key changes with time.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Limit(msgspec.Struct, frozen=True, gc=False):
     scope: str
     per: str = ""
     shadow: bool = False
+    fixed: Spec | None = None
 
     def key(self, now: float) -> str:
         """Return the Redis key at a moment (Unix seconds): a calendar period has its own."""
@@ -111,13 +113,26 @@ def limits(scope: str, prefix: str, rates: Rates) -> tuple[Limit, ...]:
     for budget in rates.budgets:
         name = f"{prefix}:budget:{budget.per}"
         found.append(Limit(name, MONEY, budget.microusd, 0, scope, budget.per, budget.shadow))
-    return tuple(found)
+    return tuple([_fixed(one) for one in found])
+
+
+def _fixed(limit: Limit) -> Limit:
+    if limit.per in CALENDAR:
+        return limit
+    return msgspec.structs.replace(limit, fixed=limit.spec(0))
 
 
 def grants(applied: tuple[Limit, ...], tokens: int, microusd: int, now: float) -> tuple[Grant, ...]:
     """Return what a request takes from each limit; `now` is Unix seconds."""
-    amounts = {REQUESTS: 1, TOKENS: tokens, CONCURRENCY: 1, MONEY: microusd}
-    return tuple([Grant(one, one.key(now), one.spec(now), amounts[one.unit]) for one in applied])
+    found = []
+    for one in applied:
+        unit = one.unit
+        amount = tokens if unit == TOKENS else microusd if unit == MONEY else 1
+        if one.fixed is not None:
+            found.append(Grant(one, one.name, one.fixed, amount))
+        else:
+            found.append(Grant(one, one.key(now), one.spec(now), amount))
+    return tuple(found)
 
 
 def period(per: str, now: float) -> tuple[str, int]:

@@ -24,7 +24,7 @@ MAX_BATCH = 256  # Lua's unpack and Redis's attention are both finite
 MAX_UNSETTLED = 100_000
 
 
-class Holding(msgspec.Struct, frozen=True, gc=False):
+class Holding(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What a lease holds, enough to account for it if its worker dies. Amounts are estimates.
 
     `holds` are the slots and the money to be given back: limit keys, their sorts, amounts.
@@ -39,6 +39,7 @@ class Holding(msgspec.Struct, frozen=True, gc=False):
     output: int
     started: int
     holds: tuple[tuple[str, Spec, int], ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):

@@ -1,7 +1,7 @@
-"""The names of Redis keys: stable API for people with redis-cli. All but two carry the tenant.
+"""The names of Redis keys: stable API for people with redis-cli. Those of a tenant carry its name.
 
 Lifetimes: buckets until they are full again, leases a day after the last, day counters 400 days,
-month counters 5 years; `sluice:tenants` and `sluice:requests` (capped) stay.
+month counters 5 years; virtual keys, `sluice:tenants` and `sluice:requests` (capped) stay.
 """
 
 from datetime import UTC, datetime
@@ -9,6 +9,8 @@ from functools import lru_cache
 
 TENANTS = "sluice:tenants"
 REQUESTS = "sluice:requests"
+KEYS = "sluice:keys"  # SHA-256 of a virtual key's secret -> key id
+KEYS_VERSION = "sluice:keys:version"  # raised with every change of a virtual key
 GATEWAY_LIMIT = "sluice:limit:gateway"  # the limits of everybody together
 REQUESTS_KEPT = 10_000
 
@@ -19,6 +21,11 @@ MONTH_TTL_SECONDS = 5 * 366 * 86_400
 def limit_prefix(tenant: str, scope: str) -> str:
     """Return the common part of the names of a scope's limits; scope is `tenant` or `key:ID`."""
     return f"sluice:limit:{{{tenant}}}:{scope}"
+
+
+def key(key_id: str) -> str:
+    """Return the name of a virtual key's record."""
+    return f"sluice:key:{key_id}"
 
 
 def leases(tenant: str) -> tuple[str, str]:

@@ -317,10 +317,11 @@ async def test_without_keys_loopback_is_fine(address: str) -> None:
             assert reply.status == 200
 
 
-def test_authentication_without_keys_does_not_start(tmp_path: Path) -> None:
-    printed = refused_start(tmp_path, "", AUTH_ENABLED="true")
-    assert "auth.enabled" in printed
-    assert "there is no key" in printed
+async def test_authentication_may_wait_for_its_first_virtual_key() -> None:
+    with running("", environ={"AUTH_ENABLED": "true"}) as gateway:
+        assert get(gateway, "/v1/models", None)[0] == 401
+        assert get(gateway, "/v1/models", KEY)[0] == 401
+
 
 
 @pytest.mark.parametrize(

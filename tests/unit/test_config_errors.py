@@ -92,7 +92,9 @@ PLACED = {
         4,
         "auth.keys[1]",
     ),
-    "no key": ("auth:\n  enabled: true\n", 2, "auth.enabled"),
+    "short admin key": ("auth:\n  admin_key: changeme\n", 2, "auth.admin_key"),
+    "plain admin key": ("auth:\n  admin_key: aaaaaaaaaaaaaaaaaaaaaaa\n", 2, "auth.admin_key"),
+    "empty admin key": ("auth:\n  admin_key: ''\n", 2, "auth.admin_key"),
     "keys not a list": ("auth:\n  keys: 5\n", 2, "auth.keys"),
     "burst alone": ("tenants:\n  acme:\n    burst: 5\n", 3, "tenants.acme.burst"),
     "burst alone in the default": (

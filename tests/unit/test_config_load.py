@@ -116,7 +116,7 @@ def test_api_keys_need_no_auth_section(text: str) -> None:
         ("SLUICE_WORKERS", "3", "server.workers", 3),
         ("SLUICE_WORKERS", "auto", "server.workers", "auto"),
         ("SLUICE_STATE_DIR", "/x", "server.state_dir", "/x"),
-        ("SLUICE_ADMIN_KEY", "a", "auth.admin_key", "a"),
+        ("SLUICE_ADMIN_KEY", "an-admin-key-0123", "auth.admin_key", "an-admin-key-0123"),
         ("AUTH_ENABLED", "false", "auth.enabled", False),
         ("AUTH_ENABLED", "ON", "auth.enabled", True),
         ("AUTH_HEALTH_CHECK", "1", "auth.health_check", True),
@@ -132,7 +132,7 @@ def test_a_variable_overrides_the_file(variable: str, text: str, field: str, val
     file = (
         "server: {address: '127.0.0.1:9', workers: 2, max_request_size: 5, state_dir: /f,\n"
         "  timeouts: {connect: 1, total: 9}}\n"
-        f"auth: {{enabled: true, admin_key: f, keys: [{{name: a, sha256: {SHA}}}]}}\n"
+        f"auth: {{enabled: true, admin_key: an-admin-key-of-file, keys: [{{name: a, sha256: {SHA}}}]}}\n"
         "limits: {default: {rpm: 1, burst: 1}}\nlog: {level: debug}\nredis: {url: redis://f}\n"
     )
 

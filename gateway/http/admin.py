@@ -1,0 +1,156 @@
+"""The admin API: virtual keys and usage, for whoever holds the admin key."""
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from gateway.config.schema import KeySettings
+from gateway.core.errors import ApiError, ConfigError
+from gateway.formats.openai import invalid_field
+from gateway.http.hot import secret_of
+from gateway.pipeline.limiting import LimitBook
+from gateway.store.keys import NoSuchKey, VirtualKey, VirtualKeys
+from gateway.store.usage import GROUPS, Query, UsageReader
+
+MAX_BODY_BYTES = 64 * 1024
+DEFAULT_GRACE_SECONDS = 24 * 3600
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Rotation(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a rotation: how long the secret before goes on working."""
+
+    grace_seconds: int = DEFAULT_GRACE_SECONDS
+
+
+class AdminRoutes:
+    """Handlers under /admin. Each refuses whoever does not present the admin key."""
+
+    def __init__(
+        self, admin_key: str | None, keys: VirtualKeys, book: LimitBook, usage: UsageReader
+    ) -> None:
+        self._digest = hashlib.sha256(admin_key.encode()).digest() if admin_key else None
+        self._keys, self._book, self._usage = keys, book, usage
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes, guarded."""
+        table = (
+            ("GET", "/admin/keys", self.list_keys),
+            ("POST", "/admin/keys", self.create),
+            ("GET", "/admin/keys/{id}", self.show),
+            ("PATCH", "/admin/keys/{id}", self.update),
+            ("POST", "/admin/keys/{id}/rotate", self.rotate),
+            ("POST", "/admin/keys/{id}/revoke", self.revoke),
+            ("DELETE", "/admin/keys/{id}", self.revoke),
+            ("GET", "/admin/usage", self.usage),
+        )
+        return [web.route(method, path, self._guarded(run)) for method, path, run in table]
+
+    def _guarded(self, run: Handler) -> Handler:
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            self._authorise(request)
+            try:
+                return await run(request)
+            except NoSuchKey as error:
+                raise ApiError("not_found", str(error)) from None
+            except ConfigError as error:
+                message = f"Invalid value for '{error.field}': {error.message}."
+                raise ApiError("invalid_value", message, param=error.field) from None
+
+        return guarded
+
+    def _authorise(self, request: web.Request) -> None:
+        secret = secret_of(request.headers)
+        if not secret:
+            raise ApiError("missing_api_key", "No admin key was given.")
+        presented = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        if self._digest is None or not hmac.compare_digest(presented, self._digest):
+            raise ApiError("admin_key_required", "This needs the admin key (auth.admin_key).")
+
+    async def list_keys(self, request: web.Request) -> web.Response:
+        """List every virtual key, or a tenant's."""
+        tenant = request.query.get("tenant")
+        found = await self._keys.all()
+        shown = [r.public() for r in found if tenant in (None, r.settings.tenant)]
+        return _json({"object": "list", "data": shown})
+
+    async def create(self, request: web.Request) -> web.Response:
+        """Make a key; the answer is the only place where its secret ever stands."""
+        settings = _convert(await _body(request), KeySettings)
+        self._book.check(settings)
+        record, secret = await self._keys.create(settings)
+        return _json({"key": secret, **record.public()}, status=201)
+
+    async def show(self, request: web.Request) -> web.Response:
+        """Show a key's record."""
+        return _json((await self._keys.get(request.match_info["id"])).public())
+
+    async def update(self, request: web.Request) -> web.Response:
+        """Change what the body names; null takes a limit away."""
+        key_id, changes = request.match_info["id"], await _body(request)
+        if not isinstance(changes, dict):
+            raise ApiError("invalid_value", "The body must be an object.")
+        blocked = changes.pop("blocked", None)
+        if blocked is not None and not isinstance(blocked, bool):
+            raise ApiError("invalid_value", "'blocked' is true or false.", param="blocked")
+        settings = merged(await self._keys.get(key_id), changes)
+        self._book.check(settings)
+        return _json((await self._keys.update(key_id, settings, blocked=blocked)).public())
+
+    async def rotate(self, request: web.Request) -> web.Response:
+        """Give a key a new secret."""
+        content = await _body(request) if request.can_read_body else {}
+        grace = _convert(content, Rotation).grace_seconds
+        if grace < 0:
+            raise ApiError("invalid_value", "grace_seconds is 0 or more.", param="grace_seconds")
+        record, secret = await self._keys.rotate(request.match_info["id"], grace)
+        return _json({"key": secret, **record.public()})
+
+    async def revoke(self, request: web.Request) -> web.Response:
+        """Make a key worthless for good."""
+        return _json((await self._keys.revoke(request.match_info["id"])).public())
+
+    async def usage(self, request: web.Request) -> web.Response:
+        """Sum up what was used, by any of the groups."""
+        try:
+            query = Query.of(dict(request.query))
+        except ValueError as error:
+            raise ApiError("invalid_value", f"{error}. Groups: {', '.join(GROUPS)}.") from None
+        rows = await self._usage.read(query)
+        return _json({"object": "list", "data": [msgspec.to_builtins(row) for row in rows]})
+
+
+def merged(record: VirtualKey, changes: dict[str, Any]) -> KeySettings:
+    """Return a key's settings with changes. Raises ApiError naming the field that is wrong."""
+    settings: KeySettings = _convert(
+        {**msgspec.to_builtins(record.settings), **changes}, KeySettings
+    )
+    return settings
+
+
+async def _body(request: web.Request) -> Any:
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        raise ApiError("request_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes.")
+    try:
+        return msgspec.json.decode(await request.read())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError("invalid_json", f"The request body is not valid JSON: {error}") from None
+
+
+def _convert(content: Any, kind: Any) -> Any:
+    try:
+        return msgspec.convert(content, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise invalid_field(str(error)) from None
+
+
+def _json(content: object, status: int = 200) -> web.Response:
+    body = msgspec.json.encode(content)
+    response = web.Response(body=body, status=status, content_type="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -1,0 +1,199 @@
+"""Virtual keys in Redis: made, listed, changed, rotated and revoked while the gateway runs.
+
+A secret is shown once and never kept: the record has its SHA-256. Every change raises a version
+that workers watch, so none acts on an old record for longer than a second.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import time
+from typing import Any
+
+import msgspec
+
+from gateway.config.schema import KeySettings
+from gateway.core.errors import SluiceError
+from gateway.store import names
+from gateway.store.client import Client
+
+SECRET_PREFIX = "sk-sluice-"  # noqa: S105  what all of them begin with
+SECRET_BYTES = 32
+ID_BYTES = 8
+MAX_LISTED = 10_000
+USED_EVERY_SECONDS = 60
+
+_json = msgspec.json.Encoder().encode
+_TEXT = {"name", "tenant"}  # settings kept as they are; the others as JSON
+
+
+class VirtualKey(msgspec.Struct, frozen=True):
+    """A key's record. Times are Unix seconds; 0 means never. After a rotation the secret before is
+    good until `previous_until`.
+    """
+
+    id: str
+    settings: KeySettings
+    sha256: str
+    created: int
+    previous_sha256: str = ""
+    previous_until: int = 0
+    last_used: int = 0
+    blocked: bool = False
+    revoked: int = 0
+
+    def good_until(self, digest: str, now: float) -> float:
+        """Return until when a secret with this digest opens anything; 0 for not at all."""
+        if self.blocked or self.revoked:
+            return 0
+        until = self.settings.expires or float("inf")
+        if digest == self.previous_sha256:
+            until = min(until, self.previous_until)
+        elif digest != self.sha256:
+            return 0
+        return until if until > now else 0
+
+    def public(self) -> dict[str, Any]:
+        """Return what may be shown: everything, as it holds no secret."""
+        shown = msgspec.to_builtins(self.settings)
+        own = ("sha256", "created", "previous_until", "last_used", "blocked", "revoked")
+        return {"id": self.id, **shown} | {name: getattr(self, name) for name in own}
+
+
+class NoSuchKey(SluiceError):
+    """There is no virtual key of that id."""
+
+
+class VirtualKeys:
+    """All virtual keys. Every method raises StoreError."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def create(self, settings: KeySettings) -> tuple[VirtualKey, str]:
+        """Make a key; return its record and its secret, which nobody can show again."""
+        secret = new_secret()
+        record = VirtualKey(
+            id="key_" + secrets.token_hex(ID_BYTES),
+            settings=settings,
+            sha256=sha256(secret),
+            created=int(time.time()),
+        )
+        await self._write(record)
+        return record, secret
+
+    async def find(self, digest: str) -> VirtualKey | None:
+        """Return the key that a secret with this SHA-256 belongs to."""
+        found = await self._client.call("HGET", names.KEYS, digest)
+        return None if found is None else await self._read(found.decode())
+
+    async def get(self, key_id: str) -> VirtualKey:
+        """Return a record. Raises NoSuchKey."""
+        record = await self._read(key_id)
+        if record is None:
+            raise NoSuchKey(f"there is no key {key_id[:64]!r}")
+        return record
+
+    async def all(self) -> list[VirtualKey]:
+        """Return every record, the oldest first."""
+        ids = {value.decode() for value in await self._client.call("HVALS", names.KEYS)}
+        records = await asyncio.gather(*(self._read(one) for one in sorted(ids)[:MAX_LISTED]))
+        return sorted((r for r in records if r is not None), key=lambda r: (r.created, r.id))
+
+    async def update(
+        self, key_id: str, settings: KeySettings | None = None, *, blocked: bool | None = None
+    ) -> VirtualKey:
+        """Change what is given. Raises NoSuchKey."""
+        record = await self.get(key_id)
+        changed = msgspec.structs.replace(
+            record,
+            settings=record.settings if settings is None else settings,
+            blocked=record.blocked if blocked is None else blocked,
+        )
+        await self._write(changed)
+        return changed
+
+    async def rotate(self, key_id: str, grace_seconds: int) -> tuple[VirtualKey, str]:
+        """Give a key a new secret; the one before works for the grace. Raises NoSuchKey."""
+        record, secret = await self.get(key_id), new_secret()
+        changed = msgspec.structs.replace(
+            record,
+            sha256=sha256(secret),
+            previous_sha256=record.sha256,
+            previous_until=int(time.time()) + grace_seconds,
+        )
+        await self._write(changed, forget=record.previous_sha256)
+        return changed, secret
+
+    async def revoke(self, key_id: str) -> VirtualKey:
+        """Make a key's secrets worthless for good; the record stays. Raises NoSuchKey."""
+        record = await self.get(key_id)
+        changed = msgspec.structs.replace(record, revoked=record.revoked or int(time.time()))
+        await self._write(changed)
+        return changed
+
+    async def version(self) -> int:
+        """Return a number that changes with every change of any key."""
+        return int(await self._client.call("GET", names.KEYS_VERSION) or 0)
+
+    def used(self, key_id: str, now: float) -> None:
+        """Note that a key was used. Its record exists for ever, so this makes none."""
+        self._client.post("HSET", names.key(key_id), "last_used", int(now))
+
+    async def _read(self, key_id: str) -> VirtualKey | None:
+        flat = await self._client.call("HGETALL", names.key(key_id))
+        return decode(dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
+
+    async def _write(self, record: VirtualKey, forget: str = "") -> None:
+        """Send all of a change in one write: the record, how it is found, the version."""
+        pairs = [part for pair in encode(record).items() for part in pair]
+        calls = [self._client.call("HSET", names.key(record.id), *pairs)]
+        calls.append(self._client.call("HSET", names.KEYS, record.sha256, record.id))
+        if forget:
+            calls.append(self._client.call("HDEL", names.KEYS, forget))
+        calls.append(self._client.call("INCR", names.KEYS_VERSION))
+        await asyncio.gather(*calls)
+
+
+def new_secret() -> str:
+    """Return a new secret of 256 random bits."""
+    return SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+
+
+def sha256(secret: str) -> str:
+    """Return the digest under which a secret is known."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def encode(record: VirtualKey) -> dict[str, str]:
+    """Return a record as a flat hash that can be read with redis-cli."""
+    settings = msgspec.to_builtins(record.settings)
+    flat = {n: v if n in _TEXT else _json(v).decode() for n, v in settings.items()}
+    for name in VirtualKey.__struct_fields__:
+        if name not in ("settings", "last_used"):
+            flat[name] = str(int(v)) if isinstance(v := getattr(record, name), int) else v
+    return flat
+
+
+def decode(flat: dict[bytes, bytes]) -> VirtualKey | None:
+    """Read a hash; None for one that is not a key's whole record."""
+    text = {name.decode(): value.decode() for name, value in flat.items()}
+    try:
+        settings = {
+            name: text[name] if name in _TEXT else msgspec.json.decode(text[name])
+            for name in KeySettings.__struct_fields__
+            if name in text
+        }
+        return VirtualKey(
+            id=text["id"],
+            settings=msgspec.convert(settings, KeySettings),
+            sha256=text["sha256"],
+            created=int(text["created"]),
+            previous_sha256=text["previous_sha256"],
+            previous_until=int(text["previous_until"]),
+            last_used=int(text.get("last_used", "0")),
+            blocked=text["blocked"] != "0",
+            revoked=int(text["revoked"]),
+        )
+    except (KeyError, ValueError, msgspec.MsgspecError):
+        return None
