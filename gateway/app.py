@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 import ssl
 from functools import partial
 from urllib.parse import urlsplit
@@ -61,12 +63,14 @@ class Gateway:
         self._config, self._resources = config, resources
         self._loop = asyncio.get_running_loop()
         self._client = Client(resources.location, config.redis.timeout, resources.name)
-        self._admission = Admission(self._client, config.limits.lease)
+        degrade = config.limits.on_store_failure == "degrade"
+        self._admission = Admission(self._client, config.limits.lease, degrade=degrade)
         # A live stream's lease is extended in good time, also when a turn or two are missed.
         self._upkeep_seconds = min(LAST_UPKEEP_SECONDS, config.limits.lease / 6)
         self._transport = Transport()
         self._keys = VirtualKeys(self._client)
         self._lag = 0.0
+        self._name = f"{socket.gethostname()}:{os.getpid()}"  # among the workers of all machines
         self.recorder = Recorder(
             self._loop,
             resources.scoreboard,
@@ -77,7 +81,7 @@ class Gateway:
         self._services = Services(
             loop=self._loop,
             config=config,
-            keyring=Keyring(config, self._keys),
+            keyring=Keyring(config, self._keys, trusting=degrade),
             catalogue=Catalogue(config, resources.prices, resources.demo_socket),
             admission=self._admission,
             transport=self._transport,
@@ -85,7 +89,9 @@ class Gateway:
             append=partial(requests.append, self._client),
         )
         self._traces = TraceExporter(config.tracing) if config.tracing.enabled else None
-        self._readiness = Readiness(store_connected=lambda: self._client.connected)
+        self._readiness = Readiness(
+            store_connected=lambda: self._client.connected, degrades=degrade
+        )
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._demo: DemoUpstream | None = None
@@ -94,6 +100,8 @@ class Gateway:
     async def start(self) -> GatewayServer:
         """Connect to the store, open the demo upstream, build the server. Raises StoreError."""
         await self._client.start()
+        with contextlib.suppress(StoreError):
+            await self._admission.count_workers(self._name, self._upkeep_seconds)
         if self._traces is not None:
             self._traces.start()
         if any(provider.kind == "demo" for provider in self._config.providers.values()):
@@ -173,6 +181,7 @@ class Gateway:
             "sluice_client_connections": len(server.connections) if server else 0,
             "sluice_upstream_connections": self._transport.connections,
             "sluice_unsettled": self._admission.unsettled,
+            "sluice_degraded": float(self._admission.degraded),
             "sluice_store_connected": float(self._client.connected),
             "sluice_loop_lag_seconds": self._lag,
         }
@@ -190,7 +199,9 @@ class Gateway:
             self._admission.extend_open()
             self._admission.retry_unsettled()
             with contextlib.suppress(StoreError):  # it is away: its leases wait for it
-                await reap(self._services)
+                await self._admission.count_workers(self._name, self._upkeep_seconds)
+                if self._admission.may_reap:
+                    await reap(self._services)
 
 
 def check(config: Config, prices: PriceTable) -> None:

@@ -128,10 +128,12 @@ class Auth(Section, frozen=True):
 class Limits(Section, frozen=True):
     """`default` holds for every key that sets no limit of that kind itself, `global` for all.
 
+    `on_store_failure`: while Redis is away, enforce each worker's share of the limits, or refuse.
     `lease`: what a killed worker's requests had reserved is free again after so long.
     """
 
     enabled: bool = True
+    on_store_failure: Literal["degrade", "refuse"] = "degrade"
     lease: Annotated[float, Meta(ge=1, le=3600)] = 30
     default: Scope = Scope()
     everybody: Scope = msgspec.field(name="global", default=Scope())

@@ -30,12 +30,13 @@ class Readiness(msgspec.Struct):
 
     draining: bool = False
     store_connected: Callable[[], bool] = lambda: True
+    degrades: bool = False
 
     def trouble(self) -> str | None:
         """Return why no traffic should come; None when it should."""
         if self.draining:
             return "draining"
-        return None if self.store_connected() else "store unreachable"
+        return None if self.degrades or self.store_connected() else "store unreachable"
 
 
 class PlainRoutes:
@@ -75,7 +76,7 @@ class PlainRoutes:
         trouble = self._readiness.trouble()
         if trouble is not None:
             return _json({"status": "unavailable", "reason": trouble}, status=503)
-        return _json({"status": "ok"})
+        return _json({"status": "ok" if self._readiness.store_connected() else "degraded"})
 
     async def health(self, request: web.Request) -> web.Response:
         """Say how this worker is."""

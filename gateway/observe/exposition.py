@@ -39,6 +39,7 @@ GAUGES: dict[str, str] = {
     "sluice_open_leases": "Requests in flight.",
     "sluice_client_connections": "Open connections from clients.",
     "sluice_upstream_connections": "Open connections to upstreams.",
+    "sluice_degraded": "Workers that decide over limits by themselves.",
     "sluice_unsettled": "Settlements that wait for Redis.",
     "sluice_store_connected": "Workers connected to Redis.",
     "sluice_workers": "Workers that run.",

@@ -99,6 +99,7 @@ class Call:
         "started_at",
         "status",
         "trace",
+        "unsure",
         "usage",
         "usage_source",
         "verdict",
@@ -122,7 +123,7 @@ class Call:
         self.holding: Holding | None = None
         self.grants: tuple[Grant, ...] = ()
         self.allowance: Allowance | None = None
-        self.leased = self.finished = False
+        self.leased = self.finished = self.unsure = False
         self.verdict = NO_VERDICT
         self.route: Route | None = None
         self.relay: Relay | None = None

@@ -81,6 +81,8 @@ async def _learn_limits(services: Services, call: Call) -> None:
     principal = call.principal
     if principal is None or not principal.limits or call.verdict.standings:
         return
+    if services.admission.degraded:
+        return
     nothing = grants(principal.limits, 0, 0, services.admission.now())
     with contextlib.suppress(StoreError):  # the refusal stands without the figures
         call.verdict = await services.admission.peek(principal.tenant, nothing)
@@ -151,14 +153,14 @@ async def admit(services: Services, call: Call) -> None:
     verdict = await services.admission.admit(principal.tenant, call.id, call.holding, granted)
     call.verdict = verdict
     if verdict.refused_by is not None:
-        call.leased = False
+        call.leased = call.unsure = verdict.unsure
         raise limit_error(verdict.refused_by, verdict.wait_seconds, tokens)
 
 
 def _refuse(call: Call, error: ApiError) -> Deliver:
     """Answer with an error: as a reply, or on a stream that is open as its last event."""
     call.status, call.error = error.status, error.code
-    call.outcome = record.ERROR if call.leased else record.REFUSED
+    call.outcome = record.ERROR if call.leased and not call.unsure else record.REFUSED
     if call.relay is not None and call.relay.started:
         call.client.follow(None)
         return partial(call.client.finish, openai.error_event(error))

@@ -16,6 +16,9 @@ from gateway.store.requests import values
 MICROSECONDS = 1_000_000
 OTHER = "other"  # stands for names that a client made up: counters must not grow with them
 UNPRICED = "unpriced"
+NOTHING = (0,) * 8  # a refused request is not in the counters, also if its lease was taken
+
+NOTHING = (0,) * 8  # a refused request is not in the counters, also if its lease was taken
 
 _PROMPT_FIELDS = ("messages", "prompt", "input")
 
@@ -74,7 +77,7 @@ def _close_lease(services: Services, call: Call, finished: RequestRecord) -> Non
             tenant=principal.tenant,
             returns=_returns(call),
             parts=parts(principal.key, finished.model, finished.provider, principal.labels),
-            counts=counts(usage, failed, call.cost_microusd),
+            counts=NOTHING if call.unsure else counts(usage, failed, call.cost_microusd),
             entry=values(finished),
         )
     )

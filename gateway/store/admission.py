@@ -9,16 +9,21 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
+from math import inf
+from time import monotonic
 from typing import TypeVar
 
 import msgspec
 
 from gateway.core.errors import StoreError
 from gateway.policy.limits import CONCURRENCY, MONEY, Grant, Limit, Spec, Standing
+from gateway.policy.share import LocalShare
 from gateway.store import names, requests, scripts
 from gateway.store.client import Client
 from gateway.store.connection import Reply
 
+# A Redis that takes longer than this to decide is not waited for, where `degrade` says so.
+PATIENCE_SECONDS = 0.1
 MAX_BATCH = 256  # Lua's unpack and Redis's attention are both finite
 # Settlements kept while Redis is away; beyond this the oldest are lost, and counted as such.
 MAX_UNSETTLED = 100_000
@@ -48,6 +53,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     standings: tuple[Standing, ...] = ()
     refused_by: Limit | None = None
     wait_seconds: float | None = 0
+    unsure: bool = False  # refused here, though Redis may have taken the lease
 
     @property
     def overdrawn(self) -> list[Limit]:
@@ -86,6 +92,7 @@ class _Ask(msgspec.Struct, frozen=True, gc=False):
     holding: bytes
     grants: tuple[Grant, ...]
     future: asyncio.Future[Verdict] | None
+    forced: bool = False
 
 
 _KEPT = (names.DAY_TTL_SECONDS, names.MONTH_TTL_SECONDS, names.REQUESTS_KEPT)
@@ -108,18 +115,29 @@ def holds(granted: tuple[Grant, ...]) -> tuple[tuple[str, Spec, int], ...]:
 
 
 class Admission:
-    """The worker's side of the leases: asks, settles, extends."""
+    """The worker's side of the leases: asks, settles, extends.
 
-    def __init__(self, client: Client, lease_seconds: float) -> None:
+    With `degrade`, a Redis that is away or late is not waited for: the worker decides by its share
+    of the limits, and tells Redis afterwards.
+    """
+
+    def __init__(self, client: Client, lease_seconds: float, *, degrade: bool = False) -> None:
         self._client, self._lease_seconds = client, lease_seconds
+        self._degrade = degrade
+        self._late = self._alone = False
+        self._share = LocalShare()
+        self._steady_since = asyncio.get_running_loop().time()
+        self.live_workers = 1
         self._lease_ms = int(lease_seconds * 1000)
         self._loop = asyncio.get_running_loop()
         self._asks: dict[str, list[_Ask]] = {}
         self._settlements: dict[str, list[tuple[Settlement, Applied | None]]] = {}
         self._after: list[Callable[[], None]] = []
         self._unsettled: deque[tuple[Settlement, Applied | None]] = deque()
-        # Leases of limitless keys that Redis was not there to take: opened late, then settled.
-        self._unopened: deque[tuple[str, _Ask]] = deque(maxlen=MAX_UNSETTLED)
+        # Leases that nobody waited for: until Redis has them, their settlements are held.
+        self._unopened: deque[tuple[str, _Ask]] = deque()
+        self._opening: set[str] = set()
+        self._held: dict[str, tuple[Settlement, Applied | None]] = {}
         self._open: dict[str, tuple[str, float]] = {}
         self._tenants: set[str] = set()
         self._scheduled = False
@@ -135,7 +153,21 @@ class Admission:
     @property
     def unsettled(self) -> int:
         """Return how many settlements wait for Redis to come back."""
-        return len(self._unsettled)
+        return len(self._unsettled) + len(self._held)
+
+    @property
+    def degraded(self) -> bool:
+        """Tell whether this worker decides by itself at the moment."""
+        return self._degrade and (self._late or not self._client.connected)
+
+    @property
+    def may_reap(self) -> bool:
+        """Tell whether leases that have expired can only be a dead worker's.
+
+        For a lease's time after Redis was away, they may be of workers that are about to settle.
+        """
+        steady = self._loop.time() - self._steady_since >= self._lease_seconds
+        return steady and not self._late and self._client.connected
 
     async def admit(
         self, tenant: str, lease: str, holding: Holding, granted: tuple[Grant, ...]
@@ -145,11 +177,21 @@ class Admission:
         Without limits there is nothing to wait for. Whoever calls this settles the lease, whatever
         happens, also when it raises or is cancelled: the lease may have been taken.
         """
-        future = self._loop.create_future() if granted else None
-        self._asks.setdefault(tenant, []).append(_Ask(lease, _to_json(holding), granted, future))
+        future = None
+        if granted:
+            if self._degrade and (self._late or not self._client.connected):
+                refused = self._decide_alone(lease, granted)
+                if refused is not None:
+                    return refused
+            else:
+                future = self._loop.create_future()
+        forced = future is None and bool(granted)
+        ask = _Ask(lease, _to_json(holding), granted, future, forced)
+        self._asks.setdefault(tenant, []).append(ask)
         self._open[lease] = (tenant, self._loop.time())
         self._schedule()
         if future is None:
+            self._opening.add(lease)
             return Verdict()
         verdict: Verdict = await future
         if verdict.refused_by is not None:
@@ -166,7 +208,13 @@ class Admission:
 
     def settle(self, settlement: Settlement, applied: Applied | None = None) -> None:
         """Turn a lease into usage; `applied` learns whether it was this call that counted."""
-        self._open.pop(settlement.lease, None)
+        lease = settlement.lease
+        self._open.pop(lease, None)
+        if self._degrade:
+            self._share.give_back(lease, {r.key: r.used for r in settlement.returns})
+        if lease in self._opening:
+            self._held[lease] = (settlement, applied)
+            return
         self._settlements.setdefault(settlement.tenant, []).append((settlement, applied))
         self._schedule()
 
@@ -202,6 +250,8 @@ class Admission:
 
         `holding` is what the lease holds then. Raises StoreError.
         """
+        if self.degraded:
+            raise StoreError("Redis is away")
         future: asyncio.Future[Reply] = self._loop.create_future()
         specs = [(*grant.spec, grant.limit.shadow) for grant in budgets]
         data = _pack((lease, _to_json(holding).decode(), specs, amount))
@@ -212,6 +262,18 @@ class Admission:
             raise StoreError("the lease is gone")
         return budgets[refusing - 1].limit if refusing else None
 
+    async def count_workers(self, name: str, every_seconds: float) -> None:
+        """Be counted among the live workers of all machines, and count them. Raises StoreError."""
+        now = self.now()
+        call = self._client.call
+        _, _, _, count = await asyncio.gather(
+            call("ZADD", names.WORKERS, int(now), name),
+            call("ZREMRANGEBYSCORE", names.WORKERS, "-inf", int(now - 3 * every_seconds - 1)),
+            call("EXPIRE", names.WORKERS, 3600),
+            call("ZCARD", names.WORKERS),
+        )
+        self.live_workers = max(1, count)
+
     async def tenants(self) -> set[str]:
         """Return every tenant that ever used this store. Raises StoreError."""
         return {name.decode() for name in await self._client.call("SMEMBERS", names.TENANTS)}
@@ -219,15 +281,16 @@ class Admission:
     def retry_unsettled(self) -> None:
         """Send again what Redis refused while it was reachable."""
         if (self._unsettled or self._unopened) and self._client.connected:
-            self._replay()
+            self._resend()
 
     async def aclose(self, seconds: float) -> None:
         """Send what is left and wait for Redis's answer, so long at most. Idempotent."""
         self.retry_unsettled()
-        self._flush()
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._client.call("PING")
+                for _ in range(2):  # leases, then the settlements that were held for them
+                    self._flush()
+                    await self._client.call("PING")
 
     def now(self) -> float:
         """Return Unix seconds by Redis's clock, as far as this worker knows it."""
@@ -271,9 +334,14 @@ class Admission:
                     specs.append((*grant.spec, grant.limit.shadow))
                     number = numbers[grant.key] = len(specs)
                 wants.append((number, grant.amount))
-            entries.append((ask.lease, ask.holding.decode(), wants))
+            entries.append((ask.lease, ask.holding.decode(), wants, ask.forced))
+        patience = None
+        if self._degrade and not self._late:
+            patience = self._loop.call_later(PATIENCE_SECONDS, self._lose_patience, tenant, asks)
 
         def done(reply: Reply | Exception) -> None:
+            if patience is not None:
+                patience.cancel()
             self._answer(tenant, asks, limits, reply)
 
         data = _pack((self._lease_ms, specs, entries))
@@ -286,15 +354,27 @@ class Admission:
             error = reply if isinstance(reply, StoreError) else StoreError(f"Redis: {reply}")
             for ask in asks:
                 if ask.future is None:
-                    self._unopened.append((tenant, ask))
-                elif not ask.future.done():
+                    self._postpone(tenant, ask)
+                elif ask.future.done():
+                    continue
+                elif self._degrade and ask.lease != NO_LEASE:
+                    self._answer_alone(tenant, ask)
+                else:
                     ask.future.set_exception(error)
             return
+        if self._alone:
+            self._replay()
         now_us, verdicts = _unpack_verdicts(reply)
         self._clock_offset = now_us / 1e6 - time.time()
         for ask, (refusing, wait_us, *levels) in zip(asks, verdicts, strict=True):
-            if ask.future is None or ask.future.done():
+            if ask.future is None:
+                self._opened(tenant, ask)
                 continue
+            if ask.future.done():
+                continue
+            if self._degrade:
+                for grant, level in zip(ask.grants, levels, strict=True):
+                    self._share.note(grant.key, level)
             standings = tuple(
                 [Standing(g.limit, level) for g, level in zip(ask.grants, levels, strict=True)]
             )
@@ -303,6 +383,53 @@ class Admission:
                 ask.future.set_result(Verdict(standings, limits[refusing - 1], wait))
             else:
                 ask.future.set_result(Verdict(standings))
+
+    def _decide_alone(self, lease: str, granted: tuple[Grant, ...]) -> Verdict | None:
+        """Return the refusal of this worker's share of the limits, if it refuses."""
+        self._alone = True
+        found = self._share.take(lease, granted, self.live_workers, monotonic())
+        if found is None:
+            return None
+        limit, wait = found
+        return Verdict((), limit, None if wait == inf else wait)
+
+    def _answer_alone(self, tenant: str, ask: _Ask) -> None:
+        """Decide over an ask that Redis has not answered, though it may have taken the lease."""
+        assert ask.future is not None
+        refused = self._decide_alone(ask.lease, ask.grants)
+        if refused is not None:
+            ask.future.set_result(msgspec.structs.replace(refused, unsure=True))
+            return
+        ask.future.set_result(Verdict())
+        self._opening.add(ask.lease)
+        self._postpone(tenant, msgspec.structs.replace(ask, future=None, forced=True))
+
+    def _lose_patience(self, tenant: str, asks: list[_Ask]) -> None:
+        """Redis is late: decide over what waits, and wait no more until it answers."""
+        self._late = True
+        for ask in asks:
+            if ask.future is None or ask.future.done():
+                continue
+            if ask.lease == NO_LEASE:
+                ask.future.set_exception(StoreError("Redis is late"))
+            else:
+                self._answer_alone(tenant, ask)
+
+    def _postpone(self, tenant: str, ask: _Ask) -> None:
+        """Keep a lease that Redis is to have later; beyond a bound the oldest are lost."""
+        self._unopened.append((tenant, ask))
+        while len(self._unopened) > MAX_UNSETTLED:
+            _, lost = self._unopened.popleft()
+            self._opening.discard(lost.lease)
+            self.lost_settlements += self._held.pop(lost.lease, None) is not None
+
+    def _opened(self, tenant: str, ask: _Ask) -> None:
+        """Redis has a lease that nobody waited for: settle it if that was asked meanwhile."""
+        self._opening.discard(ask.lease)
+        held = self._held.pop(ask.lease, None)
+        if held is not None:
+            self._settlements.setdefault(tenant, []).append(held)
+            self._schedule()
 
     def _send_settlements(self, tenant: str, due: list[tuple[Settlement, Applied | None]]) -> None:
         limit_numbers: dict[str, int] = {}
@@ -344,6 +471,13 @@ class Admission:
             self.lost_settlements += 1
 
     def _replay(self) -> None:
+        """Redis is back: it decides again, and gets what it has missed."""
+        self._late = self._alone = False
+        self._steady_since = self._loop.time()
+        self._share.reset()
+        self._resend()
+
+    def _resend(self) -> None:
         while self._unopened:
             tenant, ask = self._unopened.popleft()
             self._asks.setdefault(tenant, []).append(ask)

@@ -11,6 +11,7 @@ TENANTS = "sluice:tenants"
 REQUESTS = "sluice:requests"
 KEYS = "sluice:keys"  # SHA-256 of a virtual key's secret -> key id
 KEYS_VERSION = "sluice:keys:version"  # raised with every change of a virtual key
+WORKERS = "sluice:workers"  # live workers of all machines -> when last seen (Unix seconds)
 GATEWAY_LIMIT = "sluice:limit:gateway"  # the limits of everybody together
 REQUESTS_KEPT = 10_000
 

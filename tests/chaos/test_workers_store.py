@@ -37,7 +37,8 @@ async def test_a_killed_store_comes_back_and_no_completed_request_is_lost(
     upstream: Upstream,
 ) -> None:
     upstream.behaviour = slow
-    with running(config(upstream.url, auth=LIMITED), workers=2) as gateway:
+    text = config(upstream.url, auth=LIMITED, limits={"on_store_failure": "refuse"})
+    with running(text, workers=2) as gateway:
         async with steady(gateway.port, Ask, connections=20, pause=0.01) as outcomes:
             await asyncio.sleep(0.5)
             killed = gateway.store_pid
@@ -86,7 +87,8 @@ async def test_requests_without_limits_are_served_and_counted_while_the_store_is
 
 
 async def test_a_store_that_hangs_fails_requests_in_time_and_recovers(upstream: Upstream) -> None:
-    text = config(upstream.url, auth=LIMITED, redis={"timeout": 0.5})
+    limits = {"on_store_failure": "refuse"}
+    text = config(upstream.url, auth=LIMITED, limits=limits, redis={"timeout": 0.5})
     with running(text, workers=2) as gateway:
         assert (await once(gateway.port)).status == 200
         pid = gateway.store_pid

@@ -45,8 +45,14 @@ def test_allowlists_have_wildcards(
     assert [model for model in refused if may_use(holder, model)] == []
 
 
+def holder(ring: Keyring, secret: str | None) -> Principal:
+    found = ring.find(secret)
+    assert found is not None
+    return found
+
+
 def test_a_secret_finds_its_holder_with_every_limit_that_applies() -> None:
-    ci = keyring().authenticate(ENVIRON["CI"])
+    ci = holder(keyring(), ENVIRON["CI"])
     assert (ci.key, ci.tenant, ci.models) == ("ci", "acme", ("gpt-4o-mini", "claude-*"))
     shown = [(b.name, b.capacity, b.per_minute, b.scope) for b in ci.limits]
     assert shown == [
@@ -55,14 +61,14 @@ def test_a_secret_finds_its_holder_with_every_limit_that_applies() -> None:
         ("sluice:limit:{acme}:tenant:rpm", 6000, 6000, "tenant"),
         ("sluice:limit:{acme}:tenant:tpm", 1000, 1000, "tenant"),
     ]
-    dev = keyring().authenticate(ENVIRON["DEV"])
+    dev = holder(keyring(), ENVIRON["DEV"])
     assert (dev.key, dev.tenant, dev.models) == ("dev", "default", ("*",))
     assert [b.scope for b in dev.limits] == ["key", "key"]
 
 
 def test_limits_can_be_switched_off() -> None:
     off = KEYS.replace("limits: {", "limits: {enabled: false, ")
-    assert keyring(off).authenticate(ENVIRON["CI"]).limits == ()
+    assert holder(keyring(off), ENVIRON["CI"]).limits == ()
 
 
 @pytest.mark.parametrize(
@@ -79,7 +85,7 @@ def test_limits_can_be_switched_off() -> None:
 )
 def test_any_other_secret_is_refused(secret: str | None, code: str) -> None:
     with pytest.raises(ApiError) as caught:
-        keyring().authenticate(secret)
+        keyring().find(secret)
     assert (caught.value.code, caught.value.status) == (code, 401)
     assert not secret or secret not in caught.value.message
 
@@ -87,9 +93,9 @@ def test_any_other_secret_is_refused(secret: str | None, code: str) -> None:
 def test_without_authentication_everyone_is_anonymous_under_the_default_limits() -> None:
     open_to_all = keyring("limits: {default: {rpm: 5}}")
     for secret in (None, "", "anything"):
-        holder = open_to_all.authenticate(secret)
-        assert (holder.key, holder.tenant, holder.models) == ("anonymous", "default", ("*",))
-        names = [b.name for b in holder.limits]
+        found = holder(open_to_all, secret)
+        assert (found.key, found.tenant, found.models) == ("anonymous", "default", ("*",))
+        names = [b.name for b in found.limits]
         assert names == ["sluice:limit:{default}:key:anonymous:rpm"]
 
 

@@ -4,7 +4,9 @@
 -- KEYS[2]   hash of what each open lease holds: lease id -> JSON
 -- KEYS[3..] limits (see limits.lua)
 -- ARGV[1]   msgpack [lease_ms, [[sort, capacity, more, shadow], ...], [request, ...]], a request
---           being [lease id, holding JSON, [[limit number, amount], ...]]; limits count from 1.
+--           being [lease id, holding JSON, [[limit number, amount], ...], forced]; limits count
+--           from 1. Forced: a worker has admitted it by itself, so it is taken in any case, unless
+--           it was taken before.
 --           Without a lease id, and amounts of 0, it only asks how the limits stand.
 -- returns   msgpack [now_us, [verdict, ...]], a verdict being
 --           [refusing limit or 0, microseconds until it would admit or -1 for never, left, ...]
@@ -22,11 +24,12 @@ end
 
 local verdicts, deadlines, holdings = {}, {}, {}
 for r, request in ipairs(requests) do
-  local asks = request[1] ~= ''
+  local forced = request[4]
+  local asks = request[1] ~= '' and not (forced and redis.call('ZSCORE', KEYS[1], request[1]))
   local refusing, wait = 0, 0
   for _, want in ipairs(request[3]) do
     local limit = limits[want[1]]
-    if asks and want[2] > limit.left and not specs[want[1]][4] then
+    if asks and want[2] > limit.left and not forced and not specs[want[1]][4] then
       local needed = wait_us(limit, want[2], now)
       if needed == -1 or (wait ~= -1 and needed > wait) then
         refusing, wait = want[1], needed

@@ -1,0 +1,87 @@
+"""What one worker may admit by itself while the store that limits are in is away. Pure.
+
+A worker enforces its share: a limit divided by the workers there are, and of what was left when
+last heard no more than that part. Nothing of it is kept when the store is back.
+"""
+
+from math import inf
+
+from gateway.policy.limits import CONCURRENCY, MONEY, RATE, Grant, Limit
+
+MAX_KNOWN = 20_000
+GUESS_SECONDS = 1.0  # nobody knows when a slot becomes free
+
+
+class LocalShare:
+    """Local stand-ins for the limits in the store. Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+        self._left: dict[str, tuple[float, float]] = {}
+        self._taken: dict[str, tuple[Grant, ...]] = {}
+
+    def note(self, key: str, left: int) -> None:
+        """Remember what was left of a limit when the store last said so."""
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known[key] = left
+
+    def take(
+        self, lease: str, granted: tuple[Grant, ...], workers: int, now: float
+    ) -> tuple[Limit, float] | None:
+        """Take a request's amounts of every limit, or of none.
+
+        Returns the limit that refuses and the seconds until it would not (inf: never).
+        """
+        refused: tuple[Limit, float] | None = None
+        found = []
+        for grant in granted:
+            left = self._current(grant, workers, now)
+            found.append(left)
+            if grant.amount > left and not grant.limit.shadow:
+                wait = _wait(grant, left, workers)
+                if refused is None or wait > refused[1]:
+                    refused = grant.limit, wait
+        if refused is not None:
+            return refused
+        for grant, left in zip(granted, found, strict=True):
+            self._left[grant.key] = left - grant.amount, now
+        self._taken[lease] = granted
+        return None
+
+    def give_back(self, lease: str, used: dict[str, int]) -> None:
+        """Return what a lease that was taken here did not use; `used` is by limit key."""
+        for grant in self._taken.pop(lease, ()):
+            if grant.key in self._left and grant.key in used:
+                left, at = self._left[grant.key]
+                self._left[grant.key] = left + grant.amount - used[grant.key], at
+
+    def reset(self) -> None:
+        """Forget all of it but what the store says: it is back."""
+        self._left.clear()
+        self._taken.clear()
+
+    def _current(self, grant: Grant, workers: int, now: float) -> float:
+        limit = grant.limit
+        share = _share(limit, workers)
+        if grant.key not in self._left:
+            known = self._known.get(grant.key)
+            return share if known is None else min(share, max(known, 0) / workers)
+        left, at = self._left[grant.key]
+        if grant.spec[0] != RATE:
+            return left
+        return min(share, left + (now - at) * limit.per_minute / 60 / workers)
+
+
+def _share(limit: Limit, workers: int) -> float:
+    share = limit.capacity / workers
+    return share if limit.unit == MONEY else max(1.0, float(int(share)))
+
+
+def _wait(grant: Grant, left: float, workers: int) -> float:
+    limit = grant.limit
+    if limit.unit == CONCURRENCY:
+        return GUESS_SECONDS
+    if limit.unit == MONEY or grant.amount > _share(limit, workers):
+        return inf
+    return (grant.amount - left) * 60 * workers / limit.per_minute

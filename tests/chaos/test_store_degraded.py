@@ -1,0 +1,157 @@
+"""Redis in trouble under load: no error of the gateway's own, and exact accounts afterwards."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from tests.support.config import chat, config, digest
+from tests.support.gateway import Gateway, running
+from tests.support.load import Ask, Outcome, once, steady
+from tests.support.upstream import Exchange, Upstream, completion, usage
+
+PLENTY = {"rpm": 600_000, "tpm": 600_000_000, "concurrency": 500, "budget": {"usd": 1000}}
+AWAY_SECONDS = 2.5
+Fault = Callable[[Gateway], Awaitable[None]]
+
+
+def degrading(url: str, **limits: Any) -> str:
+    """Limits of every kind, an unlimited key beside them, and a lease that is over soon."""
+    text = json.loads(config(url))
+    text["auth"]["keys"] = [
+        {"name": "k", "tenant": "acme", "sha256": digest("sk-limited"), **(limits or PLENTY)},
+        {"name": "free", "tenant": "free", "sha256": digest("sk-unlimited")},
+    ]
+    text["limits"] = {"on_store_failure": "degrade", "lease": 3}
+    text["redis"] = {"timeout": 1, "memory_mb": 64}
+    return json.dumps(text)
+
+
+async def slow(exchange: Exchange) -> None:
+    await asyncio.sleep(0.03)
+    await exchange.reply(completion("one two three four five", usage(7, 5)))
+
+
+def asks() -> Callable[[], Ask]:
+    """Requests of both keys in turn."""
+    number = 0
+
+    def ask() -> Ask:
+        nonlocal number
+        number += 1
+        return Ask(chat(max_tokens=10), key="sk-limited" if number % 2 else "sk-unlimited")
+
+    return ask
+
+
+@contextlib.asynccontextmanager
+async def under_load(gateway: Gateway) -> AsyncIterator[list[Outcome]]:
+    """About 200 requests a second, before, during and after the block."""
+    async with steady(gateway.port, asks(), connections=12, pause=0.03) as outcomes:
+        await asyncio.sleep(0.7)
+        yield outcomes
+        await asyncio.sleep(1.5)
+
+
+async def killed(gateway: Gateway) -> None:
+    pid = gateway.store_pid
+    os.kill(pid, signal.SIGKILL)
+    await asyncio.sleep(AWAY_SECONDS)
+
+
+async def stopped(gateway: Gateway) -> None:
+    pid = gateway.store_pid
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(AWAY_SECONDS)
+    os.kill(pid, signal.SIGCONT)
+
+
+async def paused(gateway: Gateway) -> None:
+    with gateway.store as store:
+        store.client_pause(int(AWAY_SECONDS * 1000))
+    await asyncio.sleep(AWAY_SECONDS)
+
+
+async def without_scripts(gateway: Gateway) -> None:
+    for _ in range(20):
+        with gateway.store as store:
+            store.script_flush()
+        await asyncio.sleep(0.05)
+
+
+async def full(gateway: Gateway) -> None:
+    with gateway.store as store:
+        store.config_set("maxmemory", "1mb")
+    await asyncio.sleep(AWAY_SECONDS)
+    with gateway.store as store:
+        store.config_set("maxmemory", "64mb")
+
+
+@pytest.mark.parametrize("fault", [killed, stopped, paused, without_scripts, full])
+async def test_no_request_fails_and_every_one_is_counted(upstream: Upstream, fault: Fault) -> None:
+    upstream.behaviour = slow
+    with running(degrading(upstream.url), workers=2) as gateway:
+        async with under_load(gateway) as outcomes:
+            await fault(gateway)
+        assert {(o.status, o.failure) for o in outcomes} == {(200, "")}
+        await asyncio.to_thread(gateway.settled, 30)
+        await nothing_unsettled(gateway)
+        for key, tenant in (("sk-limited", "acme"), ("sk-unlimited", "free")):
+            served = sum(o.ask.key == key for o in outcomes)
+            used = gateway.usage(tenant)
+            assert served > 20
+            assert (used["requests"], used.get("errors", 0)) == (served, 0)
+            assert used["completion_tokens"] == 5 * served
+        with gateway.store as store:
+            left = store.hgetall("sluice:limit:{acme}:key:k:concurrency")
+            (budget,) = store.keys("sluice:limit:{acme}:key:k:budget:*")
+            reserved = store.hget(budget, "reserved")
+        assert (left["in_use"], reserved) == ("0", "0")
+
+
+async def nothing_unsettled(gateway: Gateway) -> None:
+    """Wait until no worker keeps anything for Redis, nor Redis anything open."""
+    async with asyncio.timeout(30):
+        while True:
+            text = gateway.get("/metrics")[1].decode()
+            kept = [x for x in text.splitlines() if x.startswith("sluice_unsettled ")]
+            if kept == ["sluice_unsettled 0.0"]:
+                break
+            await asyncio.sleep(0.3)
+    await asyncio.to_thread(gateway.settled, 30)
+
+
+async def test_everything_deleted_costs_no_request(upstream: Upstream) -> None:
+    upstream.behaviour = slow
+    with running(degrading(upstream.url), workers=2) as gateway:
+        async with under_load(gateway) as outcomes:
+            with gateway.store as store:
+                store.flushall()
+        assert {(o.status, o.failure) for o in outcomes} == {(200, "")}
+        await nothing_unsettled(gateway)
+        with gateway.store as store:
+            assert store.hget("sluice:limit:{acme}:key:k:concurrency", "in_use") == "0"
+
+
+async def test_a_worker_alone_enforces_its_share(upstream: Upstream) -> None:
+    text = degrading(upstream.url, rpm=60, burst=40)
+    with running(text, workers=2) as gateway:
+        await asyncio.sleep(1.5)  # the workers have counted each other
+        assert (await once(gateway.port, asks()())).status == 200
+        pid = gateway.store_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            outcomes = [await once(gateway.port, Ask(chat(), key="sk-limited")) for _ in range(120)]
+            ready = gateway.get("/health/ready")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    statuses = [o.status for o in outcomes]
+    assert set(statuses) == {200, 429}
+    # 40 at first, one a second afterwards; no worker admits more than its half.
+    assert 20 <= statuses.count(200) <= 40 + 15
+    assert ready[0] == 200
