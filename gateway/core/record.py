@@ -8,12 +8,28 @@ from gateway.core.usage import Usage
 OK, ERROR, REFUSED, DISCONNECTED, ABORTED = "ok", "error", "refused", "disconnected", "aborted"
 
 
+class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
+    """One attempt at one target. `failure` is empty where it answered; times are microseconds.
+
+    `connect_us` is spent before the request was sent: waiting for a connection or making one.
+    """
+
+    provider: str
+    model: str
+    status: int
+    failure: str
+    connect_us: int
+    first_byte_us: int
+    duration_us: int
+
+
 class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     """Times are microseconds, `time` is Unix seconds, money is micro-dollars.
 
     `usage_source` says who counted: provider, estimated (the gateway, from the text), partial
     (the gateway, from what a client took before it left), reserved (an aborted request's
     estimate) or none. `trace` is the client's `traceparent`, where it sent one;
+    `queue_us` is the wait for admission; `tries` has each attempt at a provider, in order;
     `shadow` names the limits in shadow that would have refused, as `scope:unit`.
     """
 
@@ -40,3 +56,5 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     trace: str = ""
     shadow: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    queue_us: int = 0
+    tries: tuple[AttemptRecord, ...] = ()

@@ -4,11 +4,13 @@ The only place that tries again, and only while the client has had nothing. What
 failure is `policy.retry`'s to say.
 """
 
+import asyncio
 import zlib
 from functools import partial
 from time import monotonic
 
 from gateway.core.errors import ApiError, Failure, UpstreamError
+from gateway.core.record import AttemptRecord
 from gateway.core.request import Request
 from gateway.formats import openai
 from gateway.pipeline.answer import common_headers, served_headers
@@ -23,6 +25,7 @@ from gateway.upstream.connection import MAX_BODY_BYTES, Reply
 from gateway.upstream.relay import Relay
 
 MAX_SHOWN_CHARS = 300
+MICROSECONDS = 1_000_000
 
 
 async def attempt(services: Services, call: Call) -> Deliver:
@@ -36,10 +39,12 @@ async def attempt(services: Services, call: Call) -> Deliver:
             continue
         call.attempts += 1
         call.route = route
+        call.sent_at, call.reply_at, call.connect_s = monotonic(), 0.0, 0.0
         try:
-            return await _ask(services, call, call.request, route, until)
+            deliver = await _ask(services, call, call.request, route, until)
         except UpstreamError as error:
             failure = error
+            call.tries.append(_tried(call, route, error.failure.value, error.status))
             if error.failure is Failure.STREAM_ERROR:
                 error.message = _redacted(error.message, route)
             if call.relay is not None and call.relay.started:
@@ -47,6 +52,12 @@ async def attempt(services: Services, call: Call) -> Deliver:
                 raise _interrupted(call, error, route) from None
             if decide(error) is Next.GIVE_UP:
                 break
+        except asyncio.CancelledError:
+            call.tries.append(_tried(call, route, "cancelled", 0))
+            raise
+        else:
+            call.tries.append(_tried(call, route, "", 200))
+            return deliver
     if is_clients_fault(failure):
         return _pass_on(call, failure)
     raise failure
@@ -60,9 +71,8 @@ async def _ask(
     body = route.adapter.build(request, target)
     data = b"%b%d\r\n\r\n%b" % (route.heads[request.operation], len(body), body)
     call.relay = relay = _relay(services, call, route) if request.stream else None
-    call.sent_at = monotonic()
     reply = await services.transport.send(target.origin, data, relay, target.deadlines, until)
-    call.reply_at = monotonic()
+    call.reply_at, call.connect_s = monotonic(), reply.connect_seconds
     if reply.status != 200:
         raise _refusal(route, reply)
     if reply.streamed:
@@ -80,6 +90,21 @@ async def _ask(
     content_type = reply.headers.get(b"content-type", b"application/json").decode("latin-1")
     headers = served_headers(call, with_cost=True)
     return partial(call.client.reply, 200, content_type, headers, content)
+
+
+def _tried(call: Call, route: Route, failure: str, status: int) -> AttemptRecord:
+    first = call.reply_at
+    if call.relay is not None and call.relay.started:
+        first = call.relay.first_event_at
+    return AttemptRecord(
+        provider=route.target.provider,
+        model=route.target.model,
+        status=status,
+        failure=failure,
+        connect_us=int(call.connect_s * MICROSECONDS),
+        first_byte_us=int((first - call.sent_at) * MICROSECONDS) if first else 0,
+        duration_us=int((monotonic() - call.sent_at) * MICROSECONDS),
+    )
 
 
 def _relay(services: Services, call: Call, route: Route) -> Relay:

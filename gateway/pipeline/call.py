@@ -6,6 +6,7 @@ from typing import Protocol
 from gateway.core import record
 from gateway.core.errors import ApiError
 from gateway.core.operations import Operation
+from gateway.core.record import AttemptRecord
 from gateway.core.request import Request
 from gateway.core.usage import Usage
 from gateway.pipeline.catalogue import Route, Served
@@ -78,6 +79,7 @@ class Call:
         "attempts",
         "body",
         "client",
+        "connect_s",
         "cost_microusd",
         "error",
         "finished",
@@ -90,6 +92,7 @@ class Call:
         "outcome",
         "price_version",
         "principal",
+        "queued_s",
         "relay",
         "reply_at",
         "request",
@@ -99,6 +102,7 @@ class Call:
         "started_at",
         "status",
         "trace",
+        "tries",
         "unsure",
         "usage",
         "usage_source",
@@ -128,6 +132,8 @@ class Call:
         self.route: Route | None = None
         self.relay: Relay | None = None
         self.attempts = 0
+        self.tries: list[AttemptRecord] = []
+        self.queued_s = self.connect_s = 0.0
         self.sent_at = self.reply_at = 0.0
         self.status = 0
         self.outcome, self.error = record.OK, ""

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from functools import partial
+from time import monotonic
 
 from gateway.core import record
 from gateway.core.errors import ApiError, StoreError, UpstreamError
@@ -150,8 +151,9 @@ async def admit(services: Services, call: Call) -> None:
     if request.stream and money:
         call.allowance = Allowance(services, call, tokens - request.prompt_estimate)
     call.leased = True
+    asked_at = monotonic()
     verdict = await services.admission.admit(principal.tenant, call.id, call.holding, granted)
-    call.verdict = verdict
+    call.verdict, call.queued_s = verdict, monotonic() - asked_at
     if verdict.refused_by is not None:
         call.leased = call.unsure = verdict.unsure
         raise limit_error(verdict.refused_by, verdict.wait_seconds, tokens)

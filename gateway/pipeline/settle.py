@@ -148,6 +148,8 @@ def _record(services: Services, call: Call) -> RequestRecord:
         upstream_us=int(waited * MICROSECONDS),
         trace=call.trace,
         labels=principal.labels if principal else (),
+        queue_us=int(call.queued_s * MICROSECONDS),
+        tries=tuple(call.tries),
         shadow=tuple([f"{limit.scope}:{limit.unit}" for limit in call.verdict.overdrawn]),
     )
 

@@ -68,6 +68,7 @@ class Reply(msgspec.Struct, gc=False):
     body: bytes
     streamed: bool
     first_byte_at: float
+    connect_seconds: float = 0.0
 
 
 class Stale(Exception):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from time import monotonic
 
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Deadlines, Origin
@@ -41,27 +42,34 @@ class Pool:
         A reused connection that turns out dead before any byte of the reply is replaced by a
         fresh one, once. Cancelling closes the connection at once.
         """
-        connection = self._take()
+        connection, waited = self._take(), 0.0
         if connection is None:
+            began = monotonic()
             connection = await self._acquire(deadlines, until)
-        started = self._loop.time()
+            waited = monotonic() - began
+        started = monotonic()
         exchange = connection.exchange(data, sink, deadlines, until)
         try:
-            return await exchange
+            reply = await exchange
         except Stale:
-            if self._loop.time() - started > STALE_SECONDS:
+            if monotonic() - started > STALE_SECONDS:
                 message = "the connection ended before the reply"
                 raise UpstreamError(Failure.RESET, message) from None
         except asyncio.CancelledError:
             connection.abandon(exchange)
             raise
+        else:
+            reply.connect_seconds = waited
+            return reply
         connection = await self._open(deadlines, until)
         exchange = connection.exchange(data, sink, deadlines, until)
         try:
-            return await exchange
+            reply = await exchange
         except asyncio.CancelledError:
             connection.abandon(exchange)
             raise
+        reply.connect_seconds = monotonic() - started
+        return reply
 
     def close(self) -> None:
         """Close every connection; exchanges under way fail. Idempotent."""
