@@ -95,6 +95,7 @@ class Gateway:
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._demo: DemoUpstream | None = None
+        self._hot: HotRoutes | None = None
         self.server: GatewayServer | None = None
 
     async def start(self) -> GatewayServer:
@@ -117,7 +118,7 @@ class Gateway:
         self._runner = web.AppRunner(plain.application(), access_log=None)
         await self._runner.setup()
         assert self._runner.server is not None
-        hot = HotRoutes(self._services)
+        self._hot = hot = HotRoutes(self._services)
         self.server = hot.server = GatewayServer(
             self._runner.server, hot, self._config.server.request_timeout
         )
@@ -143,7 +144,7 @@ class Gateway:
         end = self._loop.time() + grace
         idle_end = self._loop.time() + min(linger, grace)
         while self._loop.time() < end:
-            busy = self.server.busy
+            busy = self.server.busy + (self._hot.draining if self._hot is not None else 0)
             if not busy and (not self.server.connections or self._loop.time() >= idle_end):
                 return
             await asyncio.sleep(0.02)
@@ -154,6 +155,8 @@ class Gateway:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._hot is not None:
+            await self._hot.aclose()
         if self.server is not None:
             self.server.pre_shutdown()
             await self.server.shutdown(CANCEL_SECONDS)

@@ -174,6 +174,7 @@ class Provider(Section, frozen=True):
     headers: dict[str, str] = {}
     timeouts: Timeouts | None = None
     max_connections: Count = 1000
+    on_disconnect: Literal["cancel", "drain"] = "cancel"
     proxy: str | None = None
     ca_file: str | None = None
 

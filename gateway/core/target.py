@@ -46,6 +46,7 @@ class Target(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, str], ...]
     deadlines: Deadlines
     priority: int = 1
+    drains: bool = False  # read to the end for the usage when the client leaves
 
     def __repr__(self) -> str:  # the key must not reach a log by way of a repr
         return f"Target({self.provider}, {self.model})"

@@ -1,5 +1,6 @@
 """Hot path: the routes that serve models, from a connection's protocol to the pipeline."""
 
+import asyncio
 import logging
 import zlib
 from time import monotonic
@@ -23,6 +24,9 @@ from gateway.pipeline.services import Services
 
 logger = logging.getLogger("sluice.http")
 
+# Requests that a worker reads to their end though their clients have left, and for how long.
+MAX_DRAINING = 100
+DRAIN_SECONDS = 120.0
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -44,6 +48,7 @@ class HotRoutes:
         self.max_body_bytes = services.config.server.max_request_size
         self.body_seconds = services.config.server.request_timeout
         self.server: GatewayServer | None = None
+        self._draining: set[asyncio.Task[None]] = set()
 
     async def serve(self, protocol: GatewayProtocol, head: RequestHead, body: bytes) -> None:
         """Serve a request of the direct lane."""
@@ -52,11 +57,41 @@ class HotRoutes:
         client = ClientWriter(protocol, not draining, chunked=True)
         started = monotonic()
         call = Call(request_id(), head.operation, body, head.secret, client, started, head.trace)
+        protocol.call = call
         try:
             await serve(services, call)
         except Exception:
             logger.exception("request %s failed inside the gateway", call.id)
             protocol.force_close()
+
+    def goes_on(self, protocol: GatewayProtocol, task: "asyncio.Task[None]") -> bool:
+        """Tell whether a request whose client left is read to its end, for the usage.
+
+        At most so many at once, for so long, and only of providers that are configured so.
+        """
+        call = protocol.call
+        if call is None or call.route is None or call.finished or not call.sent_at:
+            return False
+        if not call.route.target.drains or len(self._draining) >= MAX_DRAINING:
+            return False
+        call.left = True
+        self._draining.add(task)
+        timer = self._services.loop.call_later(DRAIN_SECONDS, task.cancel)
+        task.add_done_callback(self._draining.discard)
+        task.add_done_callback(lambda _: timer.cancel())
+        return True
+
+    @property
+    def draining(self) -> int:
+        """Return how many requests go on without their client."""
+        return len(self._draining)
+
+    async def aclose(self) -> None:
+        """End what goes on without its client. Idempotent."""
+        tasks = tuple(self._draining)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def refuse_slow(self, protocol: GatewayProtocol) -> None:
         """Refuse a request of the direct lane whose body did not come in time."""
@@ -89,8 +124,10 @@ class HotRoutes:
             return _refused(client, error)
         except (RequestPayloadError, HttpProcessingError, zlib.error):
             return _refused(client, ApiError("invalid_http", "The request's body is malformed."))
-        call = Call(request_id(), request.operation, body, secret, client, started, trace)
-        await serve(self._services, call)
+        protocol.call = call = Call(
+            request_id(), request.operation, body, secret, client, started, trace
+        )
+        await self._serve_shielded(protocol, call)
         if not client.sent and (not client.keep_alive or protocol.has_next):
             await client.delivered()
         return Sent(client.keep_alive)
@@ -101,6 +138,17 @@ class HotRoutes:
             return self._services.keyring.find(secret) is not None
         except ApiError:
             return False
+
+    async def _serve_shielded(self, protocol: GatewayProtocol, call: Call) -> None:
+        """Serve in a task of its own, as aiohttp cancels its handler when the client leaves."""
+        task = self._services.loop.create_task(serve(self._services, call))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if protocol.transport is not None or not self.goes_on(protocol, task):
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            raise
 
     async def _asks(self, secret: str | None) -> bool:
         try:

@@ -16,6 +16,7 @@ from gateway.core.errors import ApiError
 from gateway.core.ids import request_id
 from gateway.formats import openai
 from gateway.http.request_head import MAX_HEAD_BYTES, RequestHead, request_head
+from gateway.pipeline.call import Call
 from gateway.upstream.connection import Flow
 from gateway.upstream.timer import FOREVER, LazyTimer
 
@@ -45,6 +46,10 @@ class DirectLane(Protocol):
         """Answer a whole request; the protocol is told by `answered`."""
         ...
 
+    def goes_on(self, protocol: "GatewayProtocol", task: "asyncio.Task[None]") -> bool:
+        """Tell whether the request under way is to be finished without its client."""
+        ...
+
     def refuse_slow(self, protocol: "GatewayProtocol") -> None:
         """Answer a request whose body did not come in time, the connection's last."""
         ...
@@ -70,6 +75,7 @@ class GatewayProtocol(RequestHandler):
         "_size",
         "_task",
         "_timer",
+        "call",
         "flow",
     )
 
@@ -86,6 +92,7 @@ class GatewayProtocol(RequestHandler):
         self._later: list[bytes] = []  # what a client sent before it had its answer
         self._task: asyncio.Task[None] | None = None
         self.flow: Flow | None = None
+        self.call: Call | None = None  # the request under way
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what is buffered for a client that does not read."""
@@ -105,10 +112,14 @@ class GatewayProtocol(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of the source; the request under way is cancelled."""
-        self.flow = None
+        flow, self.flow = self.flow, None
         self._timer.clear()
-        if self._task is not None:
-            self._task.cancel()
+        if self._task is not None and not self._task.done():
+            if self._lane.goes_on(self, self._task):
+                if flow is not None and self.writing_paused:
+                    flow.resume()
+            else:
+                self._task.cancel()
         super().connection_lost(exc)
 
     def close(self) -> None:
@@ -139,7 +150,7 @@ class GatewayProtocol(RequestHandler):
         """Know that the direct lane's answer is written; the next request may come."""
         if not self._serving:
             return
-        self._serving = False
+        self._serving, self.call = False, None
         transport = self.transport
         if transport is None:
             return

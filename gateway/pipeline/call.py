@@ -87,6 +87,7 @@ class Call:
         "holding",
         "id",
         "leased",
+        "left",
         "model",
         "operation",
         "outcome",
@@ -127,7 +128,7 @@ class Call:
         self.holding: Holding | None = None
         self.grants: tuple[Grant, ...] = ()
         self.allowance: Allowance | None = None
-        self.leased = self.finished = self.unsure = False
+        self.leased = self.finished = self.unsure = self.left = False
         self.verdict = NO_VERDICT
         self.route: Route | None = None
         self.relay: Relay | None = None

@@ -189,6 +189,7 @@ class Catalogue:
             headers=tuple(provider.headers.items()),
             deadlines=Deadlines(times.connect, times.first_byte, times.idle, times.total),
             priority=wanted.priority,
+            drains=provider.on_disconnect == "drain",
         )
 
 

@@ -36,7 +36,8 @@ async def serve(services: Services, call: Call) -> None:
     """Serve one request; the reply reaches the client when its settlement is on its way.
 
     Cancelled when the client goes away: the upstream connection is closed at once and what was
-    delivered is settled.
+    delivered is settled. Where the provider is to be drained instead, `call.left` is set and it
+    goes on to the end.
     """
     try:
         deliver = await _answer(services, call)
@@ -48,6 +49,8 @@ async def serve(services: Services, call: Call) -> None:
             call.outcome = record.DISCONNECTED
         settle(services, call)
         raise
+    if call.left:
+        call.outcome, call.status = record.DISCONNECTED, 499
     call.client.expect()
     settle(services, call)
     services.admission.after_settled(deliver)
