@@ -9,6 +9,7 @@ import ssl
 import sys
 from typing import Any
 
+from gateway.cli.store import with_master
 from gateway.core.errors import StoreError
 from gateway.store.location import Location, parse_url
 
@@ -18,6 +19,8 @@ CONNECT_SECONDS = 5.0
 def redis_cli(url: str, command: list[str]) -> int:
     """Run one command, or without one read commands from standard input; return the exit code."""
     place = parse_url(url)
+    if place.sentinels:
+        place = with_master(url)
     binary = shutil.which("redis-cli") or shutil.which("valkey-cli")
     if binary:
         environ = dict(os.environ)

@@ -5,6 +5,7 @@ import ssl
 from collections.abc import Callable
 
 import hiredis
+import msgspec
 
 from gateway.core.errors import StoreError
 from gateway.store import scripts
@@ -78,8 +79,10 @@ class Client:
                     *args,
                 )
                 connection.send(pack(command), done)
-            else:
-                done(reply)
+                return
+            if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("READONLY"):
+                connection.close()  # it was the master: there is another one now
+            done(reply)
 
         command: tuple[bytes | str | int, ...] = ("EVALSHA", script.sha, len(keys), *keys, *args)
         connection.send(pack(command), answered)
@@ -116,29 +119,56 @@ class Client:
             self.on_connect()
 
     async def _connect(self) -> Connection:
-        def make() -> Connection:
-            return Connection(self._loop, self._timeout, self._on_lost)
-
-        place, loop = self._location, self._loop
-        try:
-            async with asyncio.timeout(self._timeout):
-                if place.unix_path is not None:
-                    _, connection = await loop.create_unix_connection(make, place.unix_path)
-                else:
-                    context = (
-                        ssl.create_default_context(cafile=place.ca_file) if place.tls else None
-                    )
-                    _, connection = await loop.create_connection(
-                        make, place.host, place.port, ssl=context
-                    )
-        except (OSError, TimeoutError) as error:
-            raise StoreError(f"cannot connect to Redis at {place}: {error or 'timeout'}") from None
+        place = self._location
+        if place.sentinels:
+            place = await self.master()
+        connection = await self._open(place)
         try:
             await self._greet(connection)
         except BaseException:
             connection.close()
             raise
         return connection
+
+    async def _open(self, place: Location) -> Connection:
+        def make() -> Connection:
+            return Connection(self._loop, self._timeout, self._on_lost)
+
+        try:
+            async with asyncio.timeout(self._timeout):
+                if place.unix_path is not None:
+                    _, connection = await self._loop.create_unix_connection(make, place.unix_path)
+                else:
+                    context = (
+                        ssl.create_default_context(cafile=place.ca_file) if place.tls else None
+                    )
+                    _, connection = await self._loop.create_connection(
+                        make, place.host, place.port, ssl=context
+                    )
+        except (OSError, TimeoutError) as error:
+            raise StoreError(f"cannot connect to Redis at {place}: {error or 'timeout'}") from None
+        return connection
+
+    async def master(self) -> Location:
+        """Ask the sentinels, one after the other, where the master is now. Raises StoreError."""
+        place, trouble = self._location, "no sentinel answers"
+        for host, port in place.sentinels:
+            there = msgspec.structs.replace(place, host=host, port=port, sentinels=())
+            try:
+                sentinel = await self._open(there)
+                try:
+                    found = await sentinel.call(
+                        "SENTINEL", "GET-MASTER-ADDR-BY-NAME", place.service
+                    )
+                finally:
+                    sentinel.close()
+            except StoreError as error:
+                trouble = str(error)
+                continue
+            if found is not None:
+                return msgspec.structs.replace(there, host=found[0].decode(), port=int(found[1]))
+            trouble = f"a sentinel knows no service {place.service!r}"
+        raise StoreError(trouble)
 
     async def _greet(self, connection: Connection) -> None:
         place = self._location
@@ -148,10 +178,15 @@ class Client:
             calls.append(connection.call("AUTH", *user, place.password))
         if place.database:
             calls.append(connection.call("SELECT", place.database))
+        if place.sentinels:
+            calls.append(connection.call("ROLE"))
         calls.append(connection.call("CLIENT", "SETNAME", self._name))
         calls.extend(connection.call("SCRIPT", "LOAD", s.source) for s in scripts.ALL)
         try:
-            await asyncio.gather(*calls)
+            answers = await asyncio.gather(*calls)
         except StoreError:
             await asyncio.gather(*calls, return_exceptions=True)
             raise
+        roles = [answer[0] for answer in answers if isinstance(answer, list)]
+        if roles and roles[0] != b"master":
+            raise StoreError("the sentinels name a server that is no master yet")

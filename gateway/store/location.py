@@ -1,4 +1,4 @@
-"""Where Redis is: a `redis://`, `rediss://` or `unix://` URL taken apart."""
+"""Where Redis is: a `redis://`, `rediss://`, `redis+sentinel://` or `unix://` URL taken apart."""
 
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -7,10 +7,20 @@ import msgspec
 from gateway.core.errors import ConfigError
 
 DEFAULT_PORT = 6379
+SENTINEL_PORT = 26379
+_SCHEMES = {
+    "redis": (False, False),
+    "rediss": (True, False),
+    "redis+sentinel": (False, True),
+    "rediss+sentinel": (True, True),
+}
 
 
 class Location(msgspec.Struct, frozen=True):
-    """An address with its credentials; printing it shows no password."""
+    """An address with its credentials; printing it shows no password.
+
+    With `sentinels` they are asked which server is the master of `service` now.
+    """
 
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
@@ -20,8 +30,12 @@ class Location(msgspec.Struct, frozen=True):
     username: str | None = None
     password: str | None = None
     database: int = 0
+    sentinels: tuple[tuple[str, int], ...] = ()
+    service: str = ""
 
     def __str__(self) -> str:
+        if self.sentinels:
+            return f"the master of {self.service!r}"
         return self.unix_path or f"{self.host}:{self.port}"
 
     __repr__ = __str__
@@ -32,7 +46,11 @@ def parse_url(url: str) -> Location:
     try:
         parts = urlsplit(url)
         query = parse_qs(parts.query)
-        database = query.get("db", [parts.path.strip("/") if parts.scheme != "unix" else "0"])[0]
+        tls, by_sentinel = _SCHEMES.get(parts.scheme, (False, False))
+        service, _, path = parts.path.strip("/").partition("/") if by_sentinel else ("", "", "")
+        if not by_sentinel and parts.scheme != "unix":
+            path = parts.path.strip("/")
+        database = query.get("db", [path or "0"])[0]
         common = Location(
             username=unquote(parts.username) if parts.username else None,
             password=unquote(parts.password) if parts.password else None,
@@ -44,17 +62,33 @@ def parse_url(url: str) -> Location:
             if not parts.path.strip("/"):
                 raise ValueError
             return msgspec.structs.replace(common, unix_path=unquote(parts.path))
-        if parts.scheme not in ("redis", "rediss"):
+        if parts.scheme not in _SCHEMES:
             raise ValueError
+        ca_file = next(iter(query.get("ssl_ca_certs", [])), None)
+        if by_sentinel:
+            if not service:
+                raise ValueError
+            found = tuple(_address(a) for a in parts.netloc.rpartition("@")[2].split(","))
+            return msgspec.structs.replace(
+                common, tls=tls, ca_file=ca_file, sentinels=found, service=service
+            )
         return msgspec.structs.replace(
             common,
             host=parts.hostname or "127.0.0.1",
             port=parts.port or DEFAULT_PORT,
-            tls=parts.scheme == "rediss",
-            ca_file=next(iter(query.get("ssl_ca_certs", [])), None),
+            tls=tls,
+            ca_file=ca_file,
         )
     except ValueError:
         raise ConfigError(
-            "expected redis://[user:password@]host[:port][/db], rediss://... or unix:///path",
+            "expected redis://[user:password@]host[:port][/db], rediss://..., unix:///path or "
+            "redis+sentinel://host[:port],.../service[/db]",
             field="redis.url",
         ) from None
+
+
+def _address(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError
+    return parts.hostname, parts.port or SENTINEL_PORT
