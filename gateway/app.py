@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 from aiohttp import web
 
-from gateway.config.schema import Config, Tls
+from gateway.config.schema import Config, Scope, Tls
 from gateway.core.errors import ConfigError, StoreError
 from gateway.core.record import RequestRecord
 from gateway.http.admin import AdminRoutes
@@ -31,7 +31,7 @@ from gateway.pipeline.services import Services
 from gateway.policy.pricing import PriceTable
 from gateway.store import requests
 from gateway.store.admission import Admission
-from gateway.store.client import Client
+from gateway.store.client import make_client
 from gateway.store.keys import VirtualKeys
 from gateway.store.location import Location
 from gateway.store.usage import UsageReader
@@ -62,7 +62,7 @@ class Gateway:
     def __init__(self, config: Config, resources: Resources) -> None:
         self._config, self._resources = config, resources
         self._loop = asyncio.get_running_loop()
-        self._client = Client(resources.location, config.redis.timeout, resources.name)
+        self._client = make_client(resources.location, config.redis.timeout, resources.name)
         degrade = config.limits.on_store_failure == "degrade"
         self._admission = Admission(self._client, config.limits.lease, degrade=degrade)
         # A live stream's lease is extended in good time, also when a turn or two are missed.
@@ -119,9 +119,7 @@ class Gateway:
         await self._runner.setup()
         assert self._runner.server is not None
         self._hot = hot = HotRoutes(self._services)
-        self.server = hot.server = GatewayServer(
-            self._runner.server, hot, self._config.server.request_timeout
-        )
+        self.server = GatewayServer(self._runner.server, hot, self._config.server.request_timeout)
         self._tasks = [
             self._loop.create_task(self._keep_up(), name="upkeep"),
             self._loop.create_task(self._services.keyring.watch(), name="keys"),
@@ -211,6 +209,9 @@ def check(config: Config, prices: PriceTable) -> None:
     """Compile everything a worker would, to find errors before any worker is started."""
     Catalogue(config, prices, "")
     Keyring(config)
+    if "+cluster" in (config.redis.url or "") and config.limits.everybody != Scope():
+        message = "a cluster decides over one tenant at a time: limits of all need a single Redis"
+        raise ConfigError(message, field="limits.global")
     if urlsplit(config.tracing.endpoint).scheme not in ("http", "https"):
         raise ConfigError("expected a URL (http, https)", field="tracing.endpoint")
     if config.server.tls is not None:

@@ -9,6 +9,8 @@ import ssl
 import sys
 from typing import Any
 
+import msgspec
+
 from gateway.cli.store import with_master
 from gateway.core.errors import StoreError
 from gateway.store.location import Location, parse_url
@@ -21,6 +23,9 @@ def redis_cli(url: str, command: list[str]) -> int:
     place = parse_url(url)
     if place.sentinels:
         place = with_master(url)
+    if place.seeds:
+        host, port = place.seeds[0]
+        place = msgspec.structs.replace(place, host=host, port=port)
     binary = shutil.which("redis-cli") or shutil.which("valkey-cli")
     if binary:
         environ = dict(os.environ)
@@ -139,6 +144,7 @@ def _options(place: Location) -> list[str]:
         options += ["--user", place.username]
     if place.tls:
         options += ["--tls", *(["--cacert", place.ca_file] if place.ca_file else [])]
+    options += ["-c"] if place.seeds else []
     return [*options, "-n", str(place.database)] if place.database else options
 
 

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from gateway.core.errors import ConfigError, StoreError
-from gateway.store.client import Client
+from gateway.store.client import Client, make_client
+from gateway.store.link import Link
 from gateway.store.location import Location, parse_url
 
 TIMEOUT_SECONDS = 10.0
@@ -15,8 +16,12 @@ T = TypeVar("T")
 
 def with_master(url: str) -> Location:
     """Return where the master is that a URL's sentinels name. Raises ConfigError."""
+
+    async def ask() -> Location:
+        return await Link(parse_url(url), TIMEOUT_SECONDS, "sluice-cli").master()
+
     try:
-        return with_client(url, lambda client: client.master())
+        return asyncio.run(ask())
     except StoreError as error:
         raise ConfigError(str(error), field="redis.url") from None
 
@@ -24,20 +29,12 @@ def with_master(url: str) -> Location:
 def with_store(url: str, work: Callable[[Client], Awaitable[T]]) -> T:
     """Run `work` with a connected client. Raises StoreError and what `work` raises."""
 
-    async def connected(client: Client) -> T:
+    async def run() -> T:
+        client = make_client(parse_url(url), TIMEOUT_SECONDS, "sluice-cli")
         await client.start()
         try:
             return await work(client)
         finally:
             await client.aclose()
-
-    return with_client(url, connected)
-
-
-def with_client(url: str, work: Callable[[Client], Awaitable[T]]) -> T:
-    """Run `work` with a client that is not connected yet."""
-
-    async def run() -> T:
-        return await work(Client(parse_url(url), TIMEOUT_SECONDS, "sluice-cli"))
 
     return asyncio.run(run())

@@ -7,13 +7,20 @@ from aiohttp.streams import StreamReader
 
 from gateway.core.errors import ApiError
 
+MAX_LENGTH_DIGITS = 18  # int() takes offence at thousands
+
+
+def declared_length(message: RawRequestMessage) -> float:
+    """Return the Content-Length, 0 where there is none."""
+    digits = message.headers.get("Content-Length", "0").lstrip("0")
+    return float("inf") if len(digits) > MAX_LENGTH_DIGITS else int(digits or "0")
+
 
 async def read_body(
     message: RawRequestMessage, payload: StreamReader, most: int, seconds: float
 ) -> bytes:
     """Return the whole body. Raises ApiError when it is too large or takes too long."""
-    declared = message.headers.get("Content-Length")
-    if declared is not None and int(declared) > most:
+    if declared_length(message) > most:
         raise _too_large(most)
     if payload.is_eof():
         body = payload.read_nowait(-1)

@@ -24,6 +24,11 @@ class Peer(Protocol):
         """Tell whether the client is behind."""
         ...
 
+    @property
+    def draining(self) -> bool:
+        """Tell whether an answer is to be the connection's last."""
+        ...
+
     def answered(self, keep_alive: bool) -> None:
         """Know that an answer is written to its end."""
         ...
@@ -125,6 +130,8 @@ class ClientWriter:
             await self._done
 
     def _connection(self) -> bytes:
+        if self._peer.draining:
+            self._keep_alive = False
         if not self._keep_alive:
             return b"Connection: close\r\n"
         return b"" if self._chunked else b"Connection: keep-alive\r\n"  # HTTP/1.0 must be told

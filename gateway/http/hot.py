@@ -12,12 +12,11 @@ from multidict import CIMultiDictProxy
 from gateway.core.errors import ApiError, StoreError
 from gateway.core.ids import request_id
 from gateway.formats import openai
-from gateway.http.body import read_body, too_slow
+from gateway.http.body import declared_length, read_body, too_slow
 from gateway.http.client import ClientWriter
 from gateway.http.hot_request import HotRequest, Sent
 from gateway.http.protocol import GatewayProtocol
 from gateway.http.request_head import MAX_TRACE_CHARS, RequestHead
-from gateway.http.server import GatewayServer
 from gateway.pipeline.call import Call
 from gateway.pipeline.serve import serve
 from gateway.pipeline.services import Services
@@ -47,14 +46,12 @@ class HotRoutes:
         self._services = services
         self.max_body_bytes = services.config.server.max_request_size
         self.body_seconds = services.config.server.request_timeout
-        self.server: GatewayServer | None = None
         self._draining: set[asyncio.Task[None]] = set()
 
     async def serve(self, protocol: GatewayProtocol, head: RequestHead, body: bytes) -> None:
         """Serve a request of the direct lane."""
         services = self._services
-        draining = self.server is not None and self.server.draining
-        client = ClientWriter(protocol, not draining, chunked=True)
+        client = ClientWriter(protocol, True, chunked=True)
         started = monotonic()
         call = Call(request_id(), head.operation, body, head.secret, client, started, head.trace)
         protocol.call = call
@@ -101,9 +98,8 @@ class HotRoutes:
         """Read the body, run the pipeline; the reply is written by then, or on its way."""
         message, protocol = request.message, request.protocol
         started = monotonic()
-        draining = self.server is not None and self.server.draining
         modern = message.version >= (1, 1)
-        keep_alive = not message.should_close and not draining
+        keep_alive = not message.should_close
         if not modern and "Transfer-Encoding" in message.headers:
             keep_alive = False  # or a second request could be smuggled (RFC 9112 section 6.1)
         client = ClientWriter(protocol, keep_alive, modern)
@@ -158,9 +154,8 @@ class HotRoutes:
         return True
 
     def _continue(self, request: HotRequest) -> None:
-        declared = request.message.headers.get("Content-Length", "0")
         transport = request.protocol.transport
-        if transport is not None and int(declared) <= self.max_body_bytes:
+        if transport is not None and declared_length(request.message) <= self.max_body_bytes:
             transport.write(CONTINUE)
 
 

@@ -44,6 +44,11 @@ class HotRequest:
         self.writer, self._task = writer, task
 
     @property
+    def method(self) -> str:
+        """Return the method; aiohttp asks when something fails."""
+        return self.message.method
+
+    @property
     def headers(self) -> Any:
         """Return the request's headers."""
         return self.message.headers

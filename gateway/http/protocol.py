@@ -28,6 +28,8 @@ KEEP_ALIVE_SECONDS = 75
 SERVER = "sluice"  # no version: it would tell an attacker what to try
 # What a stalled client can make us hold: above this the provider's stream is paused.
 WRITE_BUFFER_BYTES = 32 * 1024
+# What a client may send before it has its answer and still be read from.
+MAX_LATER_BYTES = 64 * 1024
 
 
 class DirectLane(Protocol):
@@ -69,6 +71,8 @@ class GatewayProtocol(RequestHandler):
         "_head_seconds",
         "_lane",
         "_later",
+        "_later_paused",
+        "_later_size",
         "_needed",
         "_parts",
         "_serving",
@@ -90,6 +94,7 @@ class GatewayProtocol(RequestHandler):
         self._parts: list[bytes] = []  # of a request that is not here as a whole
         self._size = self._needed = 0
         self._later: list[bytes] = []  # what a client sent before it had its answer
+        self._later_size, self._later_paused = 0, False
         self._task: asyncio.Task[None] | None = None
         self.flow: Flow | None = None
         self.call: Call | None = None  # the request under way
@@ -161,8 +166,16 @@ class GatewayProtocol(RequestHandler):
         if self._later:
             data = b"".join(self._later)
             self._later.clear()
-            transport.resume_reading()
+            self._later_size = 0
+            if self._later_paused:
+                self._later_paused = False
+                transport.resume_reading()
             self._take(data)
+
+    @property
+    def draining(self) -> bool:
+        """Tell whether answers are to be their connections' last."""
+        return self._manager is None or bool(getattr(self._manager, "draining", False))
 
     @property
     def has_next(self) -> bool:
@@ -244,9 +257,13 @@ class GatewayProtocol(RequestHandler):
         self._parts, self._size, self._needed = [data], len(data), needed
 
     def _keep_for_later(self, data: bytes) -> None:
+        """Keep what comes early; read on while it is little, to notice a client that leaves."""
         assert self.transport is not None
         self._later.append(data)
-        self.transport.pause_reading()
+        self._later_size += len(data)
+        if self._later_size > MAX_LATER_BYTES and not self._later_paused:
+            self._later_paused = True
+            self.transport.pause_reading()
 
     def _leave_lane(self, data: bytes) -> None:
         self._parts, self._needed = [], 0

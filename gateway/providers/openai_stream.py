@@ -14,7 +14,7 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 KEPT_BYTES = 16 * 1024
 # Events that are remembered in the hope that more of the kind follow.
 LEARNING_TRIES = 8
-PROBE = b"~"
+PROBE, OTHER_PROBE = b"~", b"!"
 MAX_FRAME_BYTES = 2048
 # The first line of an HTTP chunk by the length of the whole of it; b"-" where there is none.
 SIZE_LINES = [b"-"] * (MAX_FRAME_BYTES + 16)
@@ -147,11 +147,12 @@ class OpenAIStream:
         self._tries -= 1
         before, _, after = event.partition(quoted)
         prefix, suffix = before + b'"', b'"' + after
+        probe = PROBE if text != PROBE.decode() else OTHER_PROBE
         try:  # it may stand elsewhere, beside the same text in another spelling
-            probed = decode_chunk((prefix + PROBE + suffix)[6:-2])
+            probed = decode_chunk((prefix + probe + suffix)[6:-2])
         except UNREADABLE:
             return
-        if probed.choices and probed.choices[0].generated() == PROBE.decode():
+        if probed.choices and probed.choices[0].generated() == probe.decode():
             self._prefix, self._suffix = prefix, suffix + b"\r\n"
 
     def _feed_any(self, data: bytes) -> bytes:

@@ -179,7 +179,7 @@ class Admission:
         """
         future = None
         if granted:
-            if self._degrade and (self._late or not self._client.connected):
+            if self._degrade and (self._late or not self._client.reaches(tenant)):
                 refused = self._decide_alone(lease, granted)
                 if refused is not None:
                     return refused
@@ -384,6 +384,9 @@ class Admission:
             else:
                 ask.future.set_result(Verdict(standings))
 
+    def _stream(self, tenant: str) -> str:
+        return names.requests(tenant, clustered=self._client.clustered)
+
     def _decide_alone(self, lease: str, granted: tuple[Grant, ...]) -> Verdict | None:
         """Return the refusal of this worker's share of the limits, if it refuses."""
         self._alone = True
@@ -448,7 +451,7 @@ class Admission:
             hashes = [usage_numbers.setdefault(p, len(usage_numbers)) for p in settlement.parts]
             entries.append((settlement.lease, gives, hashes, settlement.counts, settlement.entry))
         day, month = names.periods(self.now())
-        keys = [*names.leases(tenant), names.REQUESTS, *limit_keys]
+        keys = [*names.leases(tenant), self._stream(tenant), *limit_keys]
         for part in usage_numbers:
             keys += (names.usage(tenant, day, part), names.usage(tenant, month, part))
 

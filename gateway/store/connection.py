@@ -37,7 +37,6 @@ class Connection(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._waiting: deque[tuple[float, Callback]] = deque()
         self._outgoing: list[bytes] = []
-        self._after_write: list[Callable[[], None]] = []
         self._flush_scheduled = False
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -88,13 +87,8 @@ class Connection(asyncio.Protocol):
         self.send(pack(args), done)
         return future
 
-    def after_write(self, callback: Callable[[], None]) -> None:
-        """Run the callback once all that is queued now has been handed to the kernel."""
-        self._after_write.append(callback)
-        self._schedule()
-
     def flush(self) -> None:
-        """Write what is queued, then run what waited for it."""
+        """Write what is queued."""
         self._flush_scheduled = False
         if self._outgoing and not self.closed:
             data = b"".join(self._outgoing)
@@ -103,9 +97,6 @@ class Connection(asyncio.Protocol):
             # waits for it: a worker killed in between loses no usage of a completed request.
             assert self._transport is not None
             self._transport.write(data)
-        callbacks, self._after_write = self._after_write, []
-        for callback in callbacks:
-            callback()
 
     def close(self) -> None:
         """Close; waiting commands fail."""

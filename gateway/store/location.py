@@ -13,13 +13,16 @@ _SCHEMES = {
     "rediss": (True, False),
     "redis+sentinel": (False, True),
     "rediss+sentinel": (True, True),
+    "redis+cluster": (False, False),
+    "rediss+cluster": (True, False),
 }
 
 
 class Location(msgspec.Struct, frozen=True):
     """An address with its credentials; printing it shows no password.
 
-    With `sentinels` they are asked which server is the master of `service` now.
+    With `sentinels` they are asked which server is the master of `service` now; `seeds` are any
+    servers of a cluster.
     """
 
     host: str = "127.0.0.1"
@@ -32,10 +35,13 @@ class Location(msgspec.Struct, frozen=True):
     database: int = 0
     sentinels: tuple[tuple[str, int], ...] = ()
     service: str = ""
+    seeds: tuple[tuple[str, int], ...] = ()
 
     def __str__(self) -> str:
         if self.sentinels:
             return f"the master of {self.service!r}"
+        if self.seeds:
+            return "the cluster of " + ", ".join(f"{host}:{port}" for host, port in self.seeds)
         return self.unix_path or f"{self.host}:{self.port}"
 
     __repr__ = __str__
@@ -65,10 +71,18 @@ def parse_url(url: str) -> Location:
         if parts.scheme not in _SCHEMES:
             raise ValueError
         ca_file = next(iter(query.get("ssl_ca_certs", [])), None)
+        if parts.scheme.endswith("+cluster"):
+            if common.database:
+                raise ValueError
+            places = parts.netloc.rpartition("@")[2].split(",")
+            seeds = tuple(_address(place, DEFAULT_PORT) for place in places)
+            return msgspec.structs.replace(common, tls=tls, ca_file=ca_file, seeds=seeds)
         if by_sentinel:
             if not service:
                 raise ValueError
-            found = tuple(_address(a) for a in parts.netloc.rpartition("@")[2].split(","))
+            found = tuple(
+                _address(a, SENTINEL_PORT) for a in parts.netloc.rpartition("@")[2].split(",")
+            )
             return msgspec.structs.replace(
                 common, tls=tls, ca_file=ca_file, sentinels=found, service=service
             )
@@ -82,13 +96,13 @@ def parse_url(url: str) -> Location:
     except ValueError:
         raise ConfigError(
             "expected redis://[user:password@]host[:port][/db], rediss://..., unix:///path or "
-            "redis+sentinel://host[:port],.../service[/db]",
+            "redis+sentinel://host[:port],.../service[/db] or redis+cluster://host[:port],...",
             field="redis.url",
         ) from None
 
 
-def _address(text: str) -> tuple[str, int]:
+def _address(text: str, port: int) -> tuple[str, int]:
     parts = urlsplit(f"//{text}")
     if not parts.hostname:
         raise ValueError
-    return parts.hostname, parts.port or SENTINEL_PORT
+    return parts.hostname, parts.port or port

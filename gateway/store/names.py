@@ -19,6 +19,11 @@ DAY_TTL_SECONDS = 400 * 86_400
 MONTH_TTL_SECONDS = 5 * 366 * 86_400
 
 
+def requests(tenant: str, *, clustered: bool) -> str:
+    """Return the name of the stream of finished requests: in a cluster each tenant has its own."""
+    return f"{REQUESTS}:{{{tenant}}}" if clustered else REQUESTS
+
+
 def limit_prefix(tenant: str, scope: str) -> str:
     """Return the common part of the names of a scope's limits; scope is `tenant` or `key:ID`."""
     return f"sluice:limit:{{{tenant}}}:{scope}"

@@ -59,4 +59,5 @@ def values(record: RequestRecord) -> Values:
 def append(client: Client, record: RequestRecord) -> None:
     """Add the entry of a request that no settlement will add."""
     pairs = [part for pair in zip(FIELDS, values(record), strict=True) for part in pair]
-    client.post("XADD", names.REQUESTS, "MAXLEN", "~", names.REQUESTS_KEPT, "*", *pairs)
+    stream = names.requests(record.tenant, clustered=client.clustered)
+    client.post("XADD", stream, "MAXLEN", "~", names.REQUESTS_KEPT, "*", *pairs)

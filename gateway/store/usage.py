@@ -13,7 +13,6 @@ from gateway.store.client import Client
 GROUPS = ("tenant", "key", "model", "provider", "label")
 MAX_DAYS = 400
 MAX_ROWS = 20_000
-SCAN_COUNT = 1000
 
 _MONTH = re.compile(r"\d{4}-\d{2}")
 
@@ -96,21 +95,15 @@ class UsageReader:
     ) -> list[tuple[str, str, str, str]]:
         """Find the counters of a group by their names."""
         found: dict[str, tuple[str, str, str, str]] = {}  # a scan may name a key twice
-        mark, cursor = f":{query.by}:", b"0"
+        mark = f":{query.by}:"
         tenant = "*" if query.tenant is None else _literal(query.tenant)
-        pattern = f"sluice:usage:{{{tenant}}}:*{mark}*"
-        while True:
-            cursor, keys = await self._client.call(
-                "SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT
-            )
-            for key in keys:
-                name = key.decode()
-                whose, _, rest = name.removeprefix("sluice:usage:{").partition("}:")
-                period, _, group = rest.partition(mark)
-                if (whose, period) in wanted:
-                    found[name] = (whose, period, group, name)
-            if cursor == b"0" or len(found) > MAX_ROWS:
-                return list(found.values())
+        for key in await self._client.scan(f"sluice:usage:{{{tenant}}}:*{mark}*"):
+            name = key.decode()
+            whose, _, rest = name.removeprefix("sluice:usage:{").partition("}:")
+            period, _, group = rest.partition(mark)
+            if (whose, period) in wanted:
+                found[name] = (whose, period, group, name)
+        return list(found.values())
 
 
 def _row(period: str, tenant: str, group: str, flat: list[bytes]) -> Row:

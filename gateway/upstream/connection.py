@@ -39,6 +39,14 @@ class Flow(Protocol):
         """Go on."""
         ...
 
+    def hold(self) -> None:
+        """Send nothing until `release`, whatever `resume` says."""
+        ...
+
+    def release(self) -> None:
+        """Go on, unless paused."""
+        ...
+
     def fail(self, error: UpstreamError) -> None:
         """End the exchange with an error."""
         ...
@@ -92,6 +100,7 @@ class Connection(asyncio.Protocol):
         "_headers",
         "_headers_done",
         "_heard_at",
+        "_held",
         "_informational",
         "_kept",
         "_loop",
@@ -101,6 +110,7 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_phase",
         "_sink",
+        "_slow",
         "_started_at",
         "_status",
         "_streaming",
@@ -114,6 +124,8 @@ class Connection(asyncio.Protocol):
 
     _headers: dict[bytes, bytes]
     _headers_done: bool
+    _slow: bool
+    _held: bool
     _between: bool
     _streaming: bool
     _chunked_or_sized: bool
@@ -198,18 +210,23 @@ class Connection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Stop reading: whoever takes the body cannot keep up. Only `until` counts meanwhile."""
-        if not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
-            self._phase = Failure.TOTAL_TIMEOUT
-            self._timer.set(self._until)
+        self._slow = True
+        self._stop_reading()
 
     def resume(self) -> None:
-        """Read again."""
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
-            self._watch_idle()
+        """Read again, unless the stream is held."""
+        self._slow = False
+        self._read_again()
+
+    def hold(self) -> None:
+        """Stop reading until it is decided whether the stream may go on."""
+        self._held = True
+        self._stop_reading()
+
+    def release(self) -> None:
+        """Read again, unless whoever takes the body cannot keep up."""
+        self._held = False
+        self._read_again()
 
     def fail(self, error: UpstreamError) -> None:
         """End the exchange under way with an error."""
@@ -348,6 +365,20 @@ class Connection(asyncio.Protocol):
             self._answer()
         self._ended, self._kept = True, self._parser.should_keep_alive()
 
+    def _stop_reading(self) -> None:
+        if not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+            self._phase = Failure.TOTAL_TIMEOUT
+            self._timer.set(self._until)
+
+    def _read_again(self) -> None:
+        ready = not (self._slow or self._held)
+        if self._paused and ready and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+            self._watch_idle()
+
     # -- inside ------------------------------------------------------------------------------
 
     def _reset(self) -> None:
@@ -356,6 +387,7 @@ class Connection(asyncio.Protocol):
         self._ended = self._surplus = self._kept = self._between = False
         self._body = []
         self._body_size = self._head_bytes = self._status = self._informational = 0
+        self._slow = self._held = False
         self._first_byte_at = 0.0
         self._failure = None
 

@@ -141,11 +141,11 @@ class Relay:
         assert allowance is not None
         assert flow is not None
         self._allowed = FOREVER  # until the answer is there
-        flow.pause()
+        flow.hold()
 
         def granted() -> None:
             self._allowed = allowance.text_bytes
-            flow.resume()
+            flow.release()
 
         allowance.extend(granted, flow.fail)
 

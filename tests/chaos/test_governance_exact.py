@@ -24,7 +24,7 @@ MOST_TOKENS = 10
 USED_TOKENS = 5
 BUDGET_MICROUSD = STREAMS // 10 * USED_TOKENS * 1000
 TOKENS_A_MINUTE = 600
-SLOTS = 30
+SLOTS = 60
 
 
 async def five_words(exchange: Exchange) -> None:
@@ -63,6 +63,15 @@ def limit(gateway: Gateway, tenant: str, last: str) -> dict[str, int]:
     return {name: int(value) for name, value in found.items()}
 
 
+def ledger(gateway: Gateway, tenant: str) -> list[dict[str, str]]:
+    """A tenant's entries in the stream of finished requests; no request has two."""
+    with gateway.store as store:
+        found = [e for _, e in store.xrange("sluice:requests") if e["tenant"] == tenant]
+    ids = [entry["id"] for entry in found]
+    assert len(ids) == len(set(ids)), "a request has two entries"
+    return found
+
+
 async def one_round(gateway: Gateway, name: str, dice: random.Random) -> list[Outcome]:
     """Send everything at once; in the middle of it kill a worker."""
 
@@ -93,6 +102,7 @@ async def test_a_budget_is_never_overspent_and_nothing_stays_reserved(upstream: 
     upstream.behaviour = five_words
     dice = random.Random(20261121)
     refusals: set[Any] = set()
+    served = aborted = 0
     budget = {"budget": {"usd": BUDGET_MICROUSD / 1e6, "per": "total"}}
     with running(rounds_config(upstream.url, budget), workers=WORKERS) as gateway:
         for number in range(ROUNDS):
@@ -107,13 +117,19 @@ async def test_a_budget_is_never_overspent_and_nothing_stays_reserved(upstream: 
             assert limit(gateway, name, "concurrency")["in_use"] == 0, f"round {number}: a leak"
             assert state["spent"] == gateway.usage(name)["cost_microusd"]
             assert state["spent"] >= len(done) * USED_TOKENS * 1000
-            assert done, "nothing was served: the test shows nothing"
-    assert refusals == {"budget_exceeded", "rate_limit_exceeded"}
+            served += len(done)
+            admitted = [entry for entry in ledger(gateway, name) if entry["outcome"] != "refused"]
+            assert len(admitted) == gateway.usage(name)["requests"], f"round {number}"
+            assert sum(int(e["cost_microusd"]) for e in admitted) == state["spent"]
+            aborted += sum(entry["outcome"] == "aborted" for entry in admitted)
+    assert served, "nothing was served: the test shows nothing"
+    assert aborted, "no killed worker had anything in flight: the test shows nothing"
+    assert "budget_exceeded" in refusals <= {"budget_exceeded", "rate_limit_exceeded"}
 
 
 async def test_tokens_are_never_overdrawn_and_none_are_lost(upstream: Upstream) -> None:
     upstream.behaviour = five_words
-    dice = random.Random(1121)
+    dice, served = random.Random(1121), 0
     with running(rounds_config(upstream.url, {"tpm": TOKENS_A_MINUTE}), workers=WORKERS) as gateway:
         for number in range(ROUNDS):
             name, began = f"r{number}", time.monotonic()
@@ -126,7 +142,8 @@ async def test_tokens_are_never_overdrawn_and_none_are_lost(upstream: Upstream) 
             assert len(completed(outcomes)) * USED_TOKENS <= TOKENS_A_MINUTE + refilled
             # Were anything still reserved, less than this would be left.
             assert state["level"] >= TOKENS_A_MINUTE - tokens, f"round {number}: a leak"
-            assert completed(outcomes), "nothing was served: the test shows nothing"
+            served += len(completed(outcomes))
+    assert served, "nothing was served: the test shows nothing"
 
 
 async def test_never_one_request_more_at_once(upstream: Upstream) -> None:

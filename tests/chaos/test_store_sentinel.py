@@ -65,7 +65,7 @@ class Group:
 
     def _knows_others(self, port: int) -> bool:
         state = self.redis(port).sentinel_master("main")
-        return state["num-other-sentinels"] == 2 and state["num-slaves"] == 1
+        return (state["num-other-sentinels"], state["num-slaves"]) == (2, 1)
 
     def _start(self, name: str, text: str, *options: str) -> subprocess.Popen[bytes]:
         file = self._directory / f"{name}.conf"

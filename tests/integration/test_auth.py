@@ -323,7 +323,6 @@ async def test_authentication_may_wait_for_its_first_virtual_key() -> None:
         assert get(gateway, "/v1/models", KEY)[0] == 401
 
 
-
 @pytest.mark.parametrize(
     ("auth", "field"),
     [

@@ -17,8 +17,8 @@ from gateway.policy.limits import REQUESTS, TOKENS
 from gateway.store import admission as admission_module
 from gateway.store import names
 from gateway.store.admission import Admission
-from gateway.store.client import Client
 from gateway.store.connection import Connection
+from gateway.store.link import Link
 from tests.support.store import (
     StoreServer,
     ask,
@@ -200,7 +200,7 @@ async def test_a_cancelled_wait_never_gives_its_reply_to_another(server: StoreSe
 @asynccontextmanager
 async def leased(
     server: StoreServer, tenant: str, count: int, timeout: float
-) -> AsyncIterator[tuple[Admission, Client]]:
+) -> AsyncIterator[tuple[Admission, Link]]:
     """So many open leases, `0`, `1` and on."""
     async with connected(server, timeout) as (admission, client):
         who = principal(tenant, bucket(tenant, REQUESTS, 10_000, 1))

@@ -15,7 +15,7 @@ import redis
 from gateway.policy.access import Principal
 from gateway.policy.limits import TOKENS, Limit, grants
 from gateway.store.admission import Admission, Holding, Return, Settlement, Verdict
-from gateway.store.client import Client
+from gateway.store.link import Link
 from gateway.store.location import Location
 from gateway.store.requests import FIELDS
 from workers.store_server import SETTINGS, find_server
@@ -111,9 +111,9 @@ def store_server(directory: Path) -> Iterator[StoreServer]:
 @asynccontextmanager
 async def connected(
     server: StoreServer, timeout: float = 10.0
-) -> AsyncIterator[tuple[Admission, Client]]:
+) -> AsyncIterator[tuple[Admission, Link]]:
     """One worker's client and admission."""
-    client = Client(Location(unix_path=server.socket), timeout, "test")
+    client = Link(Location(unix_path=server.socket), timeout, "test")
     admission = Admission(client, 30)
     await client.start()
     try:

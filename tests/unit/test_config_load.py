@@ -132,7 +132,8 @@ def test_a_variable_overrides_the_file(variable: str, text: str, field: str, val
     file = (
         "server: {address: '127.0.0.1:9', workers: 2, max_request_size: 5, state_dir: /f,\n"
         "  timeouts: {connect: 1, total: 9}}\n"
-        f"auth: {{enabled: true, admin_key: admin-key-of-file, keys: [{{name: a, sha256: {SHA}}}]}}\n"
+        "auth: {enabled: true, admin_key: admin-key-of-file,\n"
+        f"  keys: [{{name: a, sha256: {SHA}}}]}}\n"
         "limits: {default: {rpm: 1, burst: 1}}\nlog: {level: debug}\nredis: {url: redis://f}\n"
     )
 

@@ -27,27 +27,14 @@ def head(*lines: str, start: str = START) -> bytes:
 
 
 PLAIN = head(HOST, KEY, LENGTH)
-OPENAI_PYTHON = head(
-    HOST,
-    "Accept-Encoding: gzip, deflate, br, zstd",
-    "Connection: keep-alive",
-    "Accept: application/json",
-    "Content-Type: application/json",
-    "User-Agent: OpenAI/Python 2.8.0",
-    "X-Stainless-Lang: python",
-    "X-Stainless-Raw-Response: ",
-    "x-stainless-read-timeout: 600",
-    "Idempotency-Key: stainless-python-retry-1",
-    KEY,
-    LENGTH,
-)
+SDK = [
+    *("Accept-Encoding: gzip, deflate", "Connection: keep-alive", "Accept: application/json"),
+    *("Content-Type: application/json", "User-Agent: OpenAI/Python 2.8.0", "X-Stainless-Lang: py"),
+    *("X-Stainless-Raw-Response: ", "x-stainless-read-timeout: 600", "Idempotency-Key: retry-1"),
+]
+OPENAI_PYTHON = head(HOST, *SDK, KEY, LENGTH)
 OPENAI_NODE = head(
-    "accept: application/json",
-    "content-type: application/json",
-    "authorization: Bearer sk-1",
-    "Content-Length:5",
-    "host: sluice.test",
-    "connection: keep-alive",
+    *(line.lower() for line in SDK), KEY.replace("A", "a"), "host:a", "content-length:5"
 )
 
 
@@ -84,7 +71,6 @@ def test_a_query_changes_nothing(path: str, query: str) -> None:
         (["Authorization: Bearer sk-1"], "sk-1"),
         (["AUTHORIZATION: bEARER   sk-1  "], "sk-1"),
         (["x-api-key: sk-1"], "sk-1"),
-        (["X-API-Key:sk-1"], "sk-1"),
         (["api-key:\tsk-1"], "sk-1"),
         (["Authorization: Basic eA==", "api-key: sk-1"], "sk-1"),
         (["Authorization: Bearer sk-1", "x-api-key: sk-2", "api-key: sk-3"], "sk-1"),
@@ -102,7 +88,6 @@ def test_a_key_is_found_in_each_of_its_places(lines: list[str], secret: str | No
     assert (read.secret or None) == (secret or None)
 
 
-@pytest.mark.xfail(strict=True, reason="the whitespace stays, unlike in aiohttp's lane")
 @pytest.mark.parametrize("name", ["x-api-key", "api-key"])
 def test_the_whitespace_behind_a_key_is_no_part_of_it(name: str) -> None:
     # RFC 9110 section 5.5: a field value does not include trailing whitespace.
@@ -121,7 +106,6 @@ def test_the_length_is_what_is_declared(line: str, length: int) -> None:
     assert read.length == length
 
 
-@pytest.mark.xfail(strict=True, reason="int() refuses more than 4,300 digits", raises=ValueError)
 def test_a_length_with_thousands_of_zeros_is_no_accident() -> None:
     read = request_head(head(HOST, "Content-Length: " + "0" * 5000 + "5"))
     assert read is None or read.length == 5
@@ -210,17 +194,13 @@ FIELDS = [
     *("Connection", "Transfer-Encoding", "Expect", "Upgrade", "TE", "Trailer", "Keep-Alive"),
 ]
 VALUES = [
-    *("5", "007", "+5", "5,5", "a", "", "Bearer k", "bearer  k", "Basic k", "Bearer\tk", "k k"),
+    *("5", "007", "+5", "5,5", "a", "", "Bearer k", "bearer  k ", "Basic k", "Bearer\tk", "k k\t"),
     *("keep-alive", "Keep-Alive", "close", "chunked", "identity", "\xc3\xb6", "\xff", "\0", "a:b"),
 ]
-TEXTS = st.text(st.characters(max_codepoint=255), max_size=5).map(lambda text: text.strip(" \t"))
+TEXTS = st.text(st.characters(max_codepoint=255), max_size=5)
+COLONS = st.sampled_from([":", ": ", ":\t", " : "])
 LINES = st.lists(
-    st.tuples(
-        st.sampled_from(FIELDS),
-        st.sampled_from([":", ": ", ":\t", " : "]),
-        st.sampled_from(VALUES) | TEXTS,
-    ),
-    max_size=4,
+    st.tuples(st.sampled_from(FIELDS), COLONS, st.sampled_from(VALUES) | TEXTS), max_size=4
 )
 STARTS = st.sampled_from([START, START, START.replace("POST ", "POST  "), START + " "]) | st.builds(
     "{} {}{} HTTP/1.{}".format,
@@ -253,10 +233,10 @@ def read_by_aiohttp(loop: asyncio.AbstractEventLoop, data: bytes) -> RawRequestM
 
 
 def declared(lines: Lines, *names: str) -> list[str]:
-    return [value for name, _, value in lines if name.lower() in names]
+    return [value.strip(" \t") for name, _, value in lines if name.lower() in names]
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 @given(start=STARTS, lines=LINES, plain=st.booleans(), end=ENDS, order=st.randoms())
 def test_any_head_that_is_read_is_read_as_aiohttp_would(
     loop: asyncio.AbstractEventLoop,

@@ -1,0 +1,219 @@
+"""One Redis server: keeps a multiplexed connection up to it, with the Lua functions loaded."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+
+import hiredis
+import msgspec
+
+from gateway.core.errors import StoreError
+from gateway.store import scripts
+from gateway.store.connection import Callback, Connection, Reply, pack
+from gateway.store.location import Location
+from gateway.store.scripts import Script
+
+SCAN_COUNT = 1000
+MAX_SCANNED = 200_000
+FIRST_BACKOFF_SECONDS = 0.05
+LAST_BACKOFF_SECONDS = 2.0
+
+
+class Link:
+    """Sends commands on whatever connection is up; while none is, each fails at once.
+
+    Implements `client.Client` for a single server, or for the master that sentinels name.
+    """
+
+    clustered = False
+
+    def __init__(self, location: Location, timeout: float, name: str) -> None:
+        self._location, self._timeout, self._name = location, timeout, name
+        self._loop = asyncio.get_running_loop()
+        self._connection: Connection | None = None
+        self._lost = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self.on_connect: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[], None] = lambda: None
+
+    @property
+    def connected(self) -> bool:
+        """Tell whether commands can be sent now."""
+        return self._connection is not None
+
+    def reaches(self, tenant: str) -> bool:
+        """Tell whether a tenant's keys can be reached now."""
+        return self._connection is not None
+
+    async def start(self) -> None:
+        """Connect once, raising StoreError, then stay connected in the background."""
+        self._connection = await self._connect()
+        self._keeper = self._loop.create_task(self._keep_connected(), name="redis")
+
+    def start_later(self) -> None:
+        """Connect in the background, as soon as that works."""
+        self._lost.set()
+        self._keeper = self._loop.create_task(self._keep_connected(), name="redis")
+
+    async def aclose(self) -> None:
+        """Close the connection; idempotent."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def call(self, *args: bytes | str | int) -> asyncio.Future[Reply]:
+        """Send a command; the future raises StoreError where it fails."""
+        if self._connection is None:
+            future: asyncio.Future[Reply] = self._loop.create_future()
+            future.set_exception(StoreError("Redis is not reachable"))
+            return future
+        return self._connection.call(*args)
+
+    async def scan(self, pattern: str) -> list[bytes]:
+        """Return the keys that match a pattern, some perhaps twice. Raises StoreError."""
+        found: list[bytes] = []
+        cursor = b"0"
+        while True:
+            cursor, keys = await self.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
+            found += keys
+            if cursor == b"0" or len(found) > MAX_SCANNED:
+                return found
+
+    def send(self, args: tuple[bytes | str | int, ...], done: Callback) -> None:
+        """Send a command; `done` gets its reply or an exception, always once."""
+        if self._connection is None:
+            done(StoreError("Redis is not reachable"))
+        else:
+            self._connection.send(pack(args), done)
+
+    def post(self, *args: bytes | str | int) -> None:
+        """Send a command whose reply does not matter."""
+        if self._connection is not None:
+            self._connection.send(pack(args), lambda _: None)
+
+    def run(self, script: Script, keys: list[str], args: tuple[bytes, ...], done: Callback) -> None:
+        """Run a Lua function; `done` gets its reply or an exception, always once."""
+        connection = self._connection
+        if connection is None:
+            done(StoreError("Redis is not reachable"))
+            return
+
+        def answered(reply: Reply | Exception) -> None:
+            if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
+                # Somebody flushed the scripts: EVAL runs it all the same and loads it again.
+                command: tuple[bytes | str | int, ...] = (
+                    "EVAL",
+                    script.source,
+                    len(keys),
+                    *keys,
+                    *args,
+                )
+                connection.send(pack(command), done)
+                return
+            if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("READONLY"):
+                connection.close()  # it was the master: there is another one now
+            done(reply)
+
+        command: tuple[bytes | str | int, ...] = ("EVALSHA", script.sha, len(keys), *keys, *args)
+        connection.send(pack(command), answered)
+
+    def flush(self) -> None:
+        """Write what is queued at once."""
+        if self._connection is not None:
+            self._connection.flush()
+
+    def _on_lost(self, connection: Connection) -> None:
+        if connection is self._connection:
+            self._connection = None
+            self._lost.set()
+            self.on_lost()
+
+    async def _keep_connected(self) -> None:
+        while True:
+            await self._lost.wait()
+            self._lost.clear()
+            backoff = FIRST_BACKOFF_SECONDS
+            while self._connection is None:
+                try:
+                    self._connection = await self._connect()
+                except StoreError:
+                    await asyncio.sleep(backoff)
+                    backoff = min(backoff * 2, LAST_BACKOFF_SECONDS)
+            self.on_connect()
+
+    async def _connect(self) -> Connection:
+        place = self._location
+        if place.sentinels:
+            place = await self.master()
+        connection = await self._open(place)
+        try:
+            await self._greet(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _open(self, place: Location) -> Connection:
+        def make() -> Connection:
+            return Connection(self._loop, self._timeout, self._on_lost)
+
+        try:
+            async with asyncio.timeout(self._timeout):
+                if place.unix_path is not None:
+                    _, connection = await self._loop.create_unix_connection(make, place.unix_path)
+                else:
+                    context = (
+                        ssl.create_default_context(cafile=place.ca_file) if place.tls else None
+                    )
+                    _, connection = await self._loop.create_connection(
+                        make, place.host, place.port, ssl=context
+                    )
+        except (OSError, TimeoutError) as error:
+            raise StoreError(f"cannot connect to Redis at {place}: {error or 'timeout'}") from None
+        return connection
+
+    async def master(self) -> Location:
+        """Ask the sentinels, one after the other, where the master is now. Raises StoreError."""
+        place, trouble = self._location, "no sentinel answers"
+        for host, port in place.sentinels:
+            there = msgspec.structs.replace(place, host=host, port=port, sentinels=())
+            try:
+                sentinel = await self._open(there)
+                try:
+                    found = await sentinel.call(
+                        "SENTINEL", "GET-MASTER-ADDR-BY-NAME", place.service
+                    )
+                finally:
+                    sentinel.close()
+            except StoreError as error:
+                trouble = str(error)
+                continue
+            if found is not None:
+                return msgspec.structs.replace(there, host=found[0].decode(), port=int(found[1]))
+            trouble = f"a sentinel knows no service {place.service!r}"
+        raise StoreError(trouble)
+
+    async def _greet(self, connection: Connection) -> None:
+        place = self._location
+        calls = []
+        if place.password is not None:
+            user = (place.username,) if place.username else ()
+            calls.append(connection.call("AUTH", *user, place.password))
+        if place.database:
+            calls.append(connection.call("SELECT", place.database))
+        if place.sentinels:
+            calls.append(connection.call("ROLE"))
+        calls.append(connection.call("CLIENT", "SETNAME", self._name))
+        calls.extend(connection.call("SCRIPT", "LOAD", s.source) for s in scripts.ALL)
+        try:
+            answers = await asyncio.gather(*calls)
+        except StoreError:
+            await asyncio.gather(*calls, return_exceptions=True)
+            raise
+        roles = [answer[0] for answer in answers if isinstance(answer, list)]
+        if roles and roles[0] != b"master":
+            raise StoreError("the sentinels name a server that is no master yet")
