@@ -33,7 +33,7 @@ async def attempt(services: Services, call: Call) -> Deliver:
     assert call.request is not None
     assert call.model is not None
     until = call.started_at + services.config.server.timeouts.total
-    failure = UpstreamError(Failure.CONNECT, "no target")
+    failure: UpstreamError | None = None
     for route in plan(call.model.routes):
         if call.operation not in route.adapter.operations:
             continue
@@ -58,6 +58,8 @@ async def attempt(services: Services, call: Call) -> Deliver:
         else:
             call.tries.append(_tried(call, route, "", 200))
             return deliver
+    if failure is None:
+        failure = UpstreamError(Failure.CONNECT, "no target")
     if is_clients_fault(failure):
         return _pass_on(call, failure)
     raise failure

@@ -22,7 +22,7 @@ from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import settle
 from gateway.policy.access import may_use
-from gateway.policy.limits import MONEY, grants
+from gateway.policy.limits import grants, has_budget
 from gateway.policy.retry import client_error
 from gateway.store.admission import Holding, holds
 
@@ -131,7 +131,7 @@ async def admit(services: Services, call: Call) -> None:
     now = services.admission.now()
     limits = principal.limits_for(request.model)
     money = 0
-    if any(limit.unit == MONEY for limit in limits):
+    if has_budget(limits):
         if request.stream:
             output = min(output, SLICE_TOKENS)
         money = price_of(served, Usage(request.prompt_estimate, completion_tokens=output))

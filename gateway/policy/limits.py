@@ -122,6 +122,14 @@ def _fixed(limit: Limit) -> Limit:
     return msgspec.structs.replace(limit, fixed=limit.spec(0))
 
 
+def has_budget(applied: tuple[Limit, ...]) -> bool:
+    """Tell whether money is limited."""
+    for limit in applied:  # noqa: SIM110  a generator costs more than the loop
+        if limit.unit == MONEY:
+            return True
+    return False
+
+
 def grants(applied: tuple[Limit, ...], tokens: int, microusd: int, now: float) -> tuple[Grant, ...]:
     """Return what a request takes from each limit; `now` is Unix seconds."""
     found = []

@@ -16,15 +16,14 @@ class LocalShare:
     """Local stand-ins for the limits in the store. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._known: dict[str, int] = {}
+        self.known: dict[str, int] = {}  # what was left when the store last said so
         self._left: dict[str, tuple[float, float]] = {}
         self._taken: dict[str, tuple[Grant, ...]] = {}
 
-    def note(self, key: str, left: int) -> None:
-        """Remember what was left of a limit when the store last said so."""
-        if len(self._known) >= MAX_KNOWN:
-            self._known.clear()
-        self._known[key] = left
+    def forget_some(self) -> None:
+        """Bound what is known."""
+        if len(self.known) >= MAX_KNOWN:
+            self.known.clear()
 
     def take(
         self, lease: str, granted: tuple[Grant, ...], workers: int, now: float
@@ -65,7 +64,7 @@ class LocalShare:
         limit = grant.limit
         share = _share(limit, workers)
         if grant.key not in self._left:
-            known = self._known.get(grant.key)
+            known = self.known.get(grant.key)
             return share if known is None else min(share, max(known, 0) / workers)
         left, at = self._left[grant.key]
         if grant.spec[0] != RATE:

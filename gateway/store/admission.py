@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from gateway.core.errors import StoreError
-from gateway.policy.limits import CONCURRENCY, MONEY, Grant, Limit, Spec, Standing
+from gateway.policy.limits import RATE, Grant, Limit, Spec, Standing
 from gateway.policy.share import LocalShare
 from gateway.store import names, requests, scripts
 from gateway.store.client import Client
@@ -54,11 +54,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     refused_by: Limit | None = None
     wait_seconds: float | None = 0
     unsure: bool = False  # refused here, though Redis may have taken the lease
-
-    @property
-    def overdrawn(self) -> list[Limit]:
-        """Return the limits in shadow that would have refused."""
-        return [s.limit for s in self.standings if s.limit.shadow and s.level < 0]
+    overdrawn: tuple[Limit, ...] = ()  # limits in shadow that would have refused
 
 
 class Return(msgspec.Struct, frozen=True, gc=False):
@@ -109,9 +105,7 @@ Applied = Callable[[bool], None]
 
 def holds(granted: tuple[Grant, ...]) -> tuple[tuple[str, Spec, int], ...]:
     """Return what of the grants must be given back even if nobody is left to settle them."""
-    return tuple(
-        [(g.key, g.spec, g.amount) for g in granted if g.limit.unit in (CONCURRENCY, MONEY)]
-    )
+    return tuple([(g.key, g.spec, g.amount) for g in granted if g.spec[0] != RATE])
 
 
 class Admission:
@@ -141,6 +135,10 @@ class Admission:
         self._open: dict[str, tuple[str, float]] = {}
         self._tenants: set[str] = set()
         self._scheduled = False
+        # Batches that Redis has not answered, oldest first: until when, whose, what.
+        self._waiting: dict[int, tuple[float, str, list[_Ask]]] = {}
+        self._batches = 0
+        self._patience: asyncio.TimerHandle | None = None
         self._clock_offset = 0.0
         self.lost_settlements = 0
         client.on_connect = self._replay
@@ -210,7 +208,7 @@ class Admission:
         """Turn a lease into usage; `applied` learns whether it was this call that counted."""
         lease = settlement.lease
         self._open.pop(lease, None)
-        if self._degrade:
+        if self._alone:
             self._share.give_back(lease, {r.key: r.used for r in settlement.returns})
         if lease in self._opening:
             self._held[lease] = (settlement, applied)
@@ -233,6 +231,7 @@ class Admission:
 
     def extend_open(self) -> None:
         """Move the deadlines of this worker's leases that are not brand new."""
+        self._share.forget_some()
         old = self._loop.time() - self._lease_seconds / 3
         by_tenant: dict[str, list[bytes]] = {}
         for lease, (tenant, since) in self._open.items():
@@ -285,6 +284,8 @@ class Admission:
 
     async def aclose(self, seconds: float) -> None:
         """Send what is left and wait for Redis's answer, so long at most. Idempotent."""
+        if self._patience is not None:
+            self._patience.cancel()
         self.retry_unsettled()
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(seconds):
@@ -335,13 +336,14 @@ class Admission:
                     number = numbers[grant.key] = len(specs)
                 wants.append((number, grant.amount))
             entries.append((ask.lease, ask.holding.decode(), wants, ask.forced))
-        patience = None
+        number = self._batches = self._batches + 1
         if self._degrade and not self._late:
-            patience = self._loop.call_later(PATIENCE_SECONDS, self._lose_patience, tenant, asks)
+            self._waiting[number] = (monotonic() + PATIENCE_SECONDS, tenant, asks)
+            if self._patience is None:
+                self._patience = self._loop.call_later(PATIENCE_SECONDS, self._check_patience)
 
         def done(reply: Reply | Exception) -> None:
-            if patience is not None:
-                patience.cancel()
+            self._waiting.pop(number, None)
             self._answer(tenant, asks, limits, reply)
 
         data = _pack((self._lease_ms, specs, entries))
@@ -365,6 +367,7 @@ class Admission:
         if self._alone:
             self._replay()
         now_us, verdicts = _unpack_verdicts(reply)
+        known = self._share.known
         self._clock_offset = now_us / 1e6 - time.time()
         for ask, (refusing, wait_us, *levels) in zip(asks, verdicts, strict=True):
             if ask.future is None:
@@ -372,17 +375,20 @@ class Admission:
                 continue
             if ask.future.done():
                 continue
-            if self._degrade:
-                for grant, level in zip(ask.grants, levels, strict=True):
-                    self._share.note(grant.key, level)
-            standings = tuple(
-                [Standing(g.limit, level) for g, level in zip(ask.grants, levels, strict=True)]
-            )
+            standings, overdrawn = [], []
+            for grant, level in zip(ask.grants, levels, strict=True):
+                limit, known[grant.key] = grant.limit, level
+                standings.append(Standing(limit, level))
+                if limit.shadow and level < 0:
+                    overdrawn.append(limit)
             if refusing:
                 wait = None if wait_us < 0 else wait_us / 1e6
-                ask.future.set_result(Verdict(standings, limits[refusing - 1], wait))
+                refused_by = limits[refusing - 1]
+                ask.future.set_result(Verdict(tuple(standings), refused_by, wait))
             else:
-                ask.future.set_result(Verdict(standings))
+                ask.future.set_result(
+                    Verdict(tuple(standings), overdrawn=tuple(overdrawn) if overdrawn else ())
+                )
 
     def _stream(self, tenant: str) -> str:
         return names.requests(tenant, clustered=self._client.clustered)
@@ -406,6 +412,19 @@ class Admission:
         ask.future.set_result(Verdict())
         self._opening.add(ask.lease)
         self._postpone(tenant, msgspec.structs.replace(ask, future=None, forced=True))
+
+    def _check_patience(self) -> None:
+        """Look whether any batch waits for too long; one timer serves them all."""
+        self._patience = None
+        now = monotonic()
+        while self._waiting:
+            number = next(iter(self._waiting))
+            until, tenant, asks = self._waiting[number]
+            if until > now:
+                self._patience = self._loop.call_later(until - now, self._check_patience)
+                return
+            del self._waiting[number]
+            self._lose_patience(tenant, asks)
 
     def _lose_patience(self, tenant: str, asks: list[_Ask]) -> None:
         """Redis is late: decide over what waits, and wait no more until it answers."""
