@@ -173,7 +173,8 @@ class Link:
                         make, place.host, place.port, ssl=context
                     )
         except (OSError, TimeoutError) as error:
-            raise StoreError(f"cannot connect to Redis at {place}: {error or 'timeout'}") from None
+            reason = str(error) or type(error).__name__
+            raise StoreError(f"cannot connect to Redis at {place}: {reason}") from None
         return connection
 
     async def master(self) -> Location:
