@@ -20,6 +20,7 @@ from gateway.store.keys import NoSuchKey, VirtualKey, VirtualKeys
 _SPAN = re.compile(r"([0-9]{1,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _BUDGET = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:/([a-z0-9]+))?")
+CLEARABLE = ("rpm", "burst", "tpm", "concurrency", "budget", "models", "labels", "expires")
 SETTINGS = ("name", "tenant", "models", "rpm", "burst", "tpm", "concurrency", "budget", "labels")
 
 
@@ -47,6 +48,9 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     update, rotate = actions.choices["update"], actions.choices["rotate"]
     update.add_argument("--name")
     _add_settings(update)
+    update.add_argument(
+        "--clear", action="append", default=[], choices=CLEARABLE, help="take it away; repeatable"
+    )
     blocked = update.add_mutually_exclusive_group()
     blocked.add_argument("--block", dest="blocked", action="store_true", default=None)
     blocked.add_argument("--unblock", dest="blocked", action="store_false")
@@ -116,10 +120,14 @@ async def _act(
         book.check(settings)
         record, secret = await keys.create(settings)
     elif action == "update":
-        before = msgspec.to_builtins((await keys.get(arguments.id)).settings)
-        settings = _settings(before, arguments)
-        book.check(settings)
-        record = await keys.update(arguments.id, settings, blocked=arguments.blocked)
+        before = (await keys.get(arguments.id)).settings
+        built = {n: v for n, v in msgspec.to_builtins(before).items() if n not in arguments.clear}
+        settings = _settings(built, arguments)
+        if settings != before:
+            book.check(settings)
+        record = await keys.update(
+            arguments.id, None if settings == before else settings, blocked=arguments.blocked
+        )
     elif action == "rotate":
         record, secret = await keys.rotate(arguments.id, arguments.grace)
     elif action == "revoke":

@@ -46,8 +46,11 @@ def run(url: str, arguments: argparse.Namespace) -> int:
     try:
         query = Query.of({name: text for name, text in fields.items() if text is not None})
         rows = with_store(url, lambda client: UsageReader(client).read(query))
-    except (ValueError, StoreError) as error:
+    except ValueError as error:
         print(f"sluice: {error}", file=sys.stderr)
+        return 2
+    except StoreError as error:
+        print(f"sluice: {error}. Is the gateway running?", file=sys.stderr)
         return 1
     if arguments.format == "json":
         print(json.dumps([msgspec.to_builtins(row) for row in rows]))

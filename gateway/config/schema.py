@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=10**12)]  # Lua counts exactly up to 2**53
 Seconds = Annotated[float, Meta(gt=0, le=7 * 86_400)]
 Weight = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -106,7 +106,7 @@ class KeySettings(Scope, frozen=True, kw_only=True):
     tenant: Name = DEFAULT_TENANT
     models: tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...] = ("*",)
     labels: Annotated[dict[Label, Label], Meta(max_length=8)] = {}
-    expires: Annotated[float, Meta(ge=0)] | None = None
+    expires: Annotated[float, Meta(ge=0, le=253_402_300_799)] | None = None  # the year 9999
 
 
 class Key(KeySettings, frozen=True, kw_only=True):

@@ -129,6 +129,9 @@ def invalid_field(error: str) -> ApiError:
         path = f"{field}.{name}".lstrip(".")
         text = f"Missing required parameter: '{path}'."
         return ApiError("missing_required_parameter", text, param=path)
+    if "unknown field" in message:
+        field = f"{field}.{message.rpartition('field ')[2].strip('`')}".lstrip(".")
+        return ApiError("invalid_value", f"Unknown field: '{field}'.", param=field)
     shown = field or "the body"
     return ApiError(
         "invalid_value", f"Invalid value for '{shown}': {message}.", param=field or None

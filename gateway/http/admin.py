@@ -17,6 +17,7 @@ from gateway.store.keys import NoSuchKey, VirtualKey, VirtualKeys
 from gateway.store.usage import GROUPS, Query, UsageReader
 
 MAX_BODY_BYTES = 64 * 1024
+MAX_GRACE_SECONDS = 10 * 366 * 86_400
 DEFAULT_GRACE_SECONDS = 24 * 3600
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -98,16 +99,19 @@ class AdminRoutes:
         blocked = changes.pop("blocked", None)
         if blocked is not None and not isinstance(blocked, bool):
             raise ApiError("invalid_value", "'blocked' is true or false.", param="blocked")
-        settings = merged(await self._keys.get(key_id), changes)
-        self._book.check(settings)
+        settings = None
+        if changes:
+            settings = merged(await self._keys.get(key_id), changes)
+            self._book.check(settings)
         return _json((await self._keys.update(key_id, settings, blocked=blocked)).public())
 
     async def rotate(self, request: web.Request) -> web.Response:
         """Give a key a new secret."""
         content = await _body(request) if request.can_read_body else {}
         grace = _convert(content, Rotation).grace_seconds
-        if grace < 0:
-            raise ApiError("invalid_value", "grace_seconds is 0 or more.", param="grace_seconds")
+        if not 0 <= grace <= MAX_GRACE_SECONDS:
+            message = f"grace_seconds is from 0 to {MAX_GRACE_SECONDS}."
+            raise ApiError("invalid_value", message, param="grace_seconds")
         record, secret = await self._keys.rotate(request.match_info["id"], grace)
         return _json({"key": secret, **record.public()})
 
@@ -118,26 +122,29 @@ class AdminRoutes:
     async def usage(self, request: web.Request) -> web.Response:
         """Sum up what was used, by any of the groups."""
         try:
-            query = Query.of(dict(request.query))
+            rows = await self._usage.read(Query.of(dict(request.query)))
         except ValueError as error:
             raise ApiError("invalid_value", f"{error}. Groups: {', '.join(GROUPS)}.") from None
-        rows = await self._usage.read(query)
         return _json({"object": "list", "data": [msgspec.to_builtins(row) for row in rows]})
 
 
 def merged(record: VirtualKey, changes: dict[str, Any]) -> KeySettings:
     """Return a key's settings with changes. Raises ApiError naming the field that is wrong."""
-    settings: KeySettings = _convert(
-        {**msgspec.to_builtins(record.settings), **changes}, KeySettings
-    )
+    fields = {**msgspec.to_builtins(record.settings), **changes}
+    given = {name: value for name, value in fields.items() if value is not None}
+    settings: KeySettings = _convert(given, KeySettings)
     return settings
 
 
 async def _body(request: web.Request) -> Any:
-    if (request.content_length or 0) > MAX_BODY_BYTES:
+    try:
+        body = await request.read() if (request.content_length or 0) <= MAX_BODY_BYTES else None
+    except web.HTTPRequestEntityTooLarge:
+        body = None
+    if body is None or len(body) > MAX_BODY_BYTES:
         raise ApiError("request_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes.")
     try:
-        return msgspec.json.decode(await request.read())
+        return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError("invalid_json", f"The request body is not valid JSON: {error}") from None
 

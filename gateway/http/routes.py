@@ -150,6 +150,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         logger.exception("%s %s failed", request.method, request.path)
         response = _error(ApiError("internal_error", "The gateway failed. See its log."))
     response.headers["x-request-id"] = call_id
+    if request.path.startswith("/admin"):
+        response.headers["Cache-Control"] = "no-store"
     response.headers["Server"] = SERVER
     return response
 

@@ -9,6 +9,7 @@ from gateway.policy.limits import Budget, Limit, Rates, check_period, limits
 from gateway.policy.pricing import microusd
 from gateway.store import names
 
+MAX_MICROUSD = 10**15  # Lua counts exactly up to 2**53
 ByModel = tuple[tuple[str, tuple[Limit, ...]], ...]
 
 
@@ -98,10 +99,12 @@ def scope(
 
 def rates(limit: schema.Limit, field: str) -> Rates:
     """Convert a limit as the file has it."""
+    if limit.burst is not None and limit.rpm is None:
+        raise ConfigError("a burst needs an rpm", field=_inside(field, "burst"))
     found = limit.budget if isinstance(limit.budget, tuple) else (limit.budget,)
-    budgets = tuple(_budget(one, f"{field}.budget") for one in found)
+    budgets = tuple(_budget(one, _inside(field, "budget")) for one in found)
     if len({budget.per for budget in budgets}) < len(budgets):
-        raise ConfigError("two budgets have the same period", field=f"{field}.budget")
+        raise ConfigError("two budgets have the same period", field=_inside(field, "budget"))
     return Rates(limit.rpm, limit.burst, limit.tpm, limit.concurrency, budgets, limit.shadow)
 
 
@@ -114,6 +117,10 @@ def _budget(budget: schema.Budget, field: str) -> Budget:
         amount = microusd(budget.usd)
     except ValueError as error:
         raise ConfigError(str(error), field=f"{field}.usd") from None
-    if amount < 1:
-        raise ConfigError("expected more than 0 dollars", field=f"{field}.usd")
+    if not 1 <= amount <= MAX_MICROUSD:
+        raise ConfigError("expected more than 0 and at most 1e9 dollars", field=f"{field}.usd")
     return Budget(amount, budget.per, budget.shadow)
+
+
+def _inside(field: str, name: str) -> str:
+    return f"{field}.{name}".lstrip(".")

@@ -6,6 +6,7 @@ wait for `after_settled`: they leave when the settlement that pays for them has 
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -98,6 +99,8 @@ _pack = msgspec.msgpack.Encoder().encode
 _to_json = msgspec.json.Encoder().encode
 _unpack_verdicts = msgspec.msgpack.Decoder(tuple[int, list[list[int]]]).decode
 _unpack_counted = msgspec.msgpack.Decoder(list[int]).decode
+
+logger = logging.getLogger("sluice.store")
 
 _T = TypeVar("_T")
 Applied = Callable[[bool], None]
@@ -238,7 +241,7 @@ class Admission:
             if since < old:
                 by_tenant.setdefault(tenant, []).append(lease.encode())
         for tenant, leases in by_tenant.items():
-            for part in _batches(leases):
+            for part in batches(leases):
                 args = (b"%d" % self._lease_ms, *part)
                 self._client.run(scripts.EXTEND, [names.leases(tenant)[0]], args, lambda _: None)
 
@@ -292,6 +295,8 @@ class Admission:
                 for _ in range(2):  # leases, then the settlements that were held for them
                     self._flush()
                     await self._client.call("PING")
+        if self.unsettled:
+            logger.warning("%d settlements never reached Redis", self.unsettled)
 
     def now(self) -> float:
         """Return Unix seconds by Redis's clock, as far as this worker knows it."""
@@ -309,11 +314,11 @@ class Admission:
             if tenant not in self._tenants:
                 self._tenants.add(tenant)
                 self._client.post("SADD", names.TENANTS, tenant)
-            for part in _batches(waiting):
+            for part in batches(waiting):
                 self._send_asks(tenant, part)
         settlements, self._settlements = self._settlements, {}
         for tenant, due in settlements.items():
-            for batch in _batches(due):
+            for batch in batches(due):
                 self._send_settlements(tenant, batch)
         self._client.flush()
         after, self._after = self._after, []
@@ -366,7 +371,11 @@ class Admission:
             return
         if self._alone:
             self._replay()
-        now_us, verdicts = _unpack_verdicts(reply)
+        try:
+            now_us, verdicts = _unpack_verdicts(reply)
+        except msgspec.DecodeError as error:
+            self._answer(tenant, asks, limits, StoreError(f"Redis answered nonsense: {error}"))
+            return
         known = self._share.known
         self._clock_offset = now_us / 1e6 - time.time()
         for ask, (refusing, wait_us, *levels) in zip(asks, verdicts, strict=True):
@@ -531,7 +540,8 @@ def _holding(data: bytes) -> Holding | None:
         return None
 
 
-def _batches(items: list[_T]) -> list[list[_T]]:
+def batches(items: list[_T]) -> list[list[_T]]:
+    """Cut a list into parts that one call, or one turn, may carry."""
     if len(items) <= MAX_BATCH:
         return [items]
     return [items[i : i + MAX_BATCH] for i in range(0, len(items), MAX_BATCH)]

@@ -6,6 +6,7 @@ command older than the timeout ends the connection: no reply can then reach anot
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ from gateway.core.errors import StoreError
 
 # The library's own stub asks for a tuple of exactly one argument.
 pack: Callable[[tuple[bytes | str | int, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
+
+logger = logging.getLogger("sluice.store")
 
 Reply = Any  # what hiredis makes of a reply: bytes, int, list or None
 Callback = Callable[[Reply | Exception], None]
@@ -53,7 +56,11 @@ class Connection(asyncio.Protocol):
         waiting = self._waiting
         try:
             while (reply := self._reader.gets()) is not False:
-                waiting.popleft()[1](reply)
+                callback = waiting.popleft()[1]
+                try:
+                    callback(reply)
+                except Exception:  # one reply's trouble is not that of those behind it
+                    logger.exception("a reply of Redis could not be used")
         except (hiredis.ProtocolError, IndexError):
             self._end(StoreError("Redis sent what is not RESP"))
 

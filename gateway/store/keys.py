@@ -13,15 +13,18 @@ from typing import Any
 import msgspec
 
 from gateway.config.schema import KeySettings
-from gateway.core.errors import SluiceError
-from gateway.store import names
+from gateway.core.errors import SluiceError, StoreError
+from gateway.store import names, scripts
+from gateway.store.admission import batches
 from gateway.store.client import Client
+from gateway.store.connection import Reply
 
 SECRET_PREFIX = "sk-sluice-"  # noqa: S105  what all of them begin with
 SECRET_BYTES = 32
 ID_BYTES = 8
 MAX_LISTED = 10_000
 USED_EVERY_SECONDS = 60
+MAX_TRIES = 5
 
 _json = msgspec.json.Encoder().encode
 _TEXT = {"name", "tenant"}  # settings kept as they are; the others as JSON
@@ -61,7 +64,7 @@ class VirtualKey(msgspec.Struct, frozen=True):
 
 
 class NoSuchKey(SluiceError):
-    """There is no virtual key of that id."""
+    """There is no virtual key of that id, or none that could be meant."""
 
 
 class VirtualKeys:
@@ -79,7 +82,8 @@ class VirtualKeys:
             sha256=sha256(secret),
             created=int(time.time()),
         )
-        await self._write(record)
+        await self._change(record.id, encode(record))
+        await self._client.call("HSET", names.KEYS, record.sha256, record.id)
         return record, secret
 
     async def find(self, digest: str) -> VirtualKey | None:
@@ -97,40 +101,47 @@ class VirtualKeys:
     async def all(self) -> list[VirtualKey]:
         """Return every record, the oldest first."""
         ids = {value.decode() for value in await self._client.call("HVALS", names.KEYS)}
-        records = await asyncio.gather(*(self._read(one) for one in sorted(ids)[:MAX_LISTED]))
-        return sorted((r for r in records if r is not None), key=lambda r: (r.created, r.id))
+        records: list[VirtualKey] = []
+        for part in batches(sorted(ids)[:MAX_LISTED]):  # requests share this connection
+            found = await asyncio.gather(*(self._read(one) for one in part))
+            records += [record for record in found if record is not None]
+        return sorted(records, key=lambda record: (record.created, record.id))
 
     async def update(
         self, key_id: str, settings: KeySettings | None = None, *, blocked: bool | None = None
     ) -> VirtualKey:
         """Change what is given. Raises NoSuchKey."""
         record = await self.get(key_id)
-        changed = msgspec.structs.replace(
-            record,
-            settings=record.settings if settings is None else settings,
-            blocked=record.blocked if blocked is None else blocked,
-        )
-        await self._write(changed)
-        return changed
+        changes = {} if settings is None else _encode_settings(settings)
+        if blocked is not None:
+            changes["blocked"] = str(int(blocked))
+        if changes:  # no more than these: another change may be on its way
+            await self._change(key_id, changes)
+        return await self.get(record.id)
 
     async def rotate(self, key_id: str, grace_seconds: int) -> tuple[VirtualKey, str]:
         """Give a key a new secret; the one before works for the grace. Raises NoSuchKey."""
-        record, secret = await self.get(key_id), new_secret()
-        changed = msgspec.structs.replace(
-            record,
-            sha256=sha256(secret),
-            previous_sha256=record.sha256,
-            previous_until=int(time.time()) + grace_seconds,
-        )
-        await self._write(changed, forget=record.previous_sha256)
-        return changed, secret
+        for _ in range(MAX_TRIES):
+            record, secret = await self.get(key_id), new_secret()
+            if record.revoked:
+                raise NoSuchKey(f"the key {key_id[:64]!r} is revoked")
+            digest, until = sha256(secret), int(time.time()) + grace_seconds
+            await self._client.call("HSET", names.KEYS, digest, key_id)
+            args = (record.sha256.encode(), digest.encode(), b"%d" % until)
+            if await self._run(scripts.ROTATE, names.key(key_id), args):
+                gone = record.previous_sha256
+                await self._client.call("HDEL", names.KEYS, gone or "-")
+                await self._client.call("INCR", names.KEYS_VERSION)
+                return await self.get(key_id), secret
+            await self._client.call("HDEL", names.KEYS, digest)
+        raise StoreError(f"the key {key_id!r} is being changed by others")
 
     async def revoke(self, key_id: str) -> VirtualKey:
         """Make a key's secrets worthless for good; the record stays. Raises NoSuchKey."""
         record = await self.get(key_id)
-        changed = msgspec.structs.replace(record, revoked=record.revoked or int(time.time()))
-        await self._write(changed)
-        return changed
+        if not record.revoked:
+            await self._change(key_id, {"revoked": str(int(time.time()))})
+        return await self.get(key_id)
 
     async def version(self) -> int:
         """Return a number that changes with every change of any key."""
@@ -144,15 +155,24 @@ class VirtualKeys:
         flat = await self._client.call("HGETALL", names.key(key_id))
         return decode(dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
 
-    async def _write(self, record: VirtualKey, forget: str = "") -> None:
-        """Send all of a change in one write: the record, how it is found, the version."""
-        pairs = [part for pair in encode(record).items() for part in pair]
-        calls = [self._client.call("HSET", names.key(record.id), *pairs)]
-        calls.append(self._client.call("HSET", names.KEYS, record.sha256, record.id))
-        if forget:
-            calls.append(self._client.call("HDEL", names.KEYS, forget))
-        calls.append(self._client.call("INCR", names.KEYS_VERSION))
-        await asyncio.gather(*calls)
+    async def _change(self, key_id: str, changes: dict[str, str]) -> None:
+        pairs = [part for pair in changes.items() for part in pair]
+        await asyncio.gather(
+            self._client.call("HSET", names.key(key_id), *pairs),
+            self._client.call("INCR", names.KEYS_VERSION),
+        )
+
+    async def _run(self, script: scripts.Script, key: str, args: tuple[bytes, ...]) -> Reply:
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def done(reply: Reply | Exception) -> None:
+            if isinstance(reply, Exception):
+                future.set_exception(StoreError(str(reply)))
+            else:
+                future.set_result(reply)
+
+        self._client.run(script, [key], args, done)
+        return await future
 
 
 def new_secret() -> str:
@@ -167,18 +187,22 @@ def sha256(secret: str) -> str:
 
 def encode(record: VirtualKey) -> dict[str, str]:
     """Return a record as a flat hash that can be read with redis-cli."""
-    settings = msgspec.to_builtins(record.settings)
-    flat = {n: v if n in _TEXT else _json(v).decode() for n, v in settings.items()}
+    flat = _encode_settings(record.settings)
     for name in VirtualKey.__struct_fields__:
         if name not in ("settings", "last_used"):
             flat[name] = str(int(v)) if isinstance(v := getattr(record, name), int) else v
     return flat
 
 
+def _encode_settings(settings: KeySettings) -> dict[str, str]:
+    built = msgspec.to_builtins(settings)
+    return {n: v if n in _TEXT else _json(v).decode() for n, v in built.items()}
+
+
 def decode(flat: dict[bytes, bytes]) -> VirtualKey | None:
     """Read a hash; None for one that is not a key's whole record."""
-    text = {name.decode(): value.decode() for name, value in flat.items()}
     try:
+        text = {name.decode(): value.decode() for name, value in flat.items()}
         settings = {
             name: text[name] if name in _TEXT else msgspec.json.decode(text[name])
             for name in KeySettings.__struct_fields__
@@ -195,5 +219,5 @@ def decode(flat: dict[bytes, bytes]) -> VirtualKey | None:
             blocked=text["blocked"] != "0",
             revoked=int(text["revoked"]),
         )
-    except (KeyError, ValueError, msgspec.MsgspecError):
+    except (KeyError, ValueError, RecursionError, msgspec.MsgspecError):
         return None

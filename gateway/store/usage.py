@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 import msgspec
 
 from gateway.store import names
+from gateway.store.admission import batches
 from gateway.store.client import Client
 
 # What rows can be grouped by; the tenant and the period are always part of a row.
@@ -14,7 +15,8 @@ GROUPS = ("tenant", "key", "model", "provider", "label")
 MAX_DAYS = 400
 MAX_ROWS = 20_000
 
-_MONTH = re.compile(r"\d{4}-\d{2}")
+_MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -51,9 +53,11 @@ class Query(msgspec.Struct, frozen=True):
         by = fields.get("by", "tenant")
         if by not in GROUPS:
             raise ValueError(f"cannot group by {by!r}")
-        if month := fields.get("month"):
+        if (month := fields.get("month")) is not None:
             if not _MONTH.fullmatch(month):
                 raise ValueError(f"expected a month like 2026-11, got {month!r}")
+            if {"from", "to"} & set(fields):
+                raise ValueError("give a month, or days from and to")
             return cls(by, (month,), fields.get("tenant"))
         last = _day(fields.get("to")) or datetime.now(UTC).date()
         first = _day(fields.get("from")) or last
@@ -81,13 +85,16 @@ class UsageReader:
             places = [(t, p, "", names.usage(t, p)) for t, p in wanted]
         else:
             places = await self._grouped(query, set(wanted))
-        places = places[:MAX_ROWS]
-        hashes = await asyncio.gather(*(self._client.call("HGETALL", p[-1]) for p in places))
-        rows = [
-            _row(period, tenant, group, flat)
-            for (tenant, period, group, _), flat in zip(places, hashes, strict=True)
-            if flat
-        ]
+        if len(places) > MAX_ROWS:
+            raise ValueError(f"more than {MAX_ROWS} rows: ask for fewer days, or one tenant")
+        rows: list[Row] = []
+        for part in batches(places):
+            hashes = await asyncio.gather(*(self._client.call("HGETALL", p[-1]) for p in part))
+            rows += [
+                _row(period, tenant, group, flat)
+                for (tenant, period, group, _), flat in zip(part, hashes, strict=True)
+                if flat
+            ]
         return sorted(rows, key=lambda row: (row.period, row.tenant, row.group))
 
     async def _grouped(
@@ -118,7 +125,11 @@ def _literal(text: str) -> str:
 
 
 def _day(text: str | None) -> date | None:
+    if text is None:
+        return None
     try:
-        return date.fromisoformat(text) if text else None
+        if not _DAY.fullmatch(text):
+            raise ValueError
+        return date.fromisoformat(text)
     except ValueError:
         raise ValueError(f"expected a date like 2026-11-21, got {text!r}") from None

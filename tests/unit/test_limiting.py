@@ -1,0 +1,252 @@
+"""What limits a key may have, which apply to it, and when a budget's period ends."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config.schema import Config, KeySettings, Limit
+from gateway.core.errors import ConfigError
+from gateway.pipeline.limiting import LimitBook, rates
+from gateway.policy.limits import Budget, check_period, period, window_seconds
+
+
+def book(**sections: Any) -> LimitBook:
+    """The limits of a configuration."""
+    return LimitBook(msgspec.convert(sections, Config))
+
+
+def key(**settings: Any) -> KeySettings:
+    """A key of tenant acme."""
+    return msgspec.convert({"name": "a", "tenant": "acme", **settings}, KeySettings)
+
+
+def applied(found: LimitBook, holder: KeySettings, model: str = "m") -> dict[str, int]:
+    """The limits of a request for a model: capacity by the name in Redis."""
+    principal = found.principal(holder, "key_0")
+    return {one.name: one.capacity for one in principal.limits_for(model)}
+
+
+KEY, TENANT = "sluice:limit:{acme}:key:key_0", "sluice:limit:{acme}:tenant"
+
+
+def test_a_key_is_under_its_own_limits_its_tenants_and_everybodys() -> None:
+    found = book(
+        tenants={
+            "acme": {"tpm": 500, "per_model": {"m*": {"concurrency": 4}}},
+            "other": {"rpm": 1},
+        },
+        limits={"global": {"rpm": 9000}},
+    )
+    holder = key(rpm=60, burst=90, budget={"usd": 5}, per_model={"m": {"rpm": 3}, "x": {"rpm": 1}})
+    assert applied(found, holder) == {
+        f"{KEY}:rpm": 90,
+        f"{KEY}:budget:month": 5_000_000,
+        f"{KEY}:model:m:rpm": 3,
+        f"{TENANT}:tpm": 500,
+        f"{TENANT}:model:m*:concurrency": 4,
+        "sluice:limit:gateway:rpm": 9000,
+    }
+    assert set(applied(found, key(tenant="nobody"))) == {"sluice:limit:gateway:rpm"}
+
+
+def test_a_default_holds_for_each_kind_that_a_key_does_not_set() -> None:
+    default = {
+        "rpm": 10,
+        "burst": 20,
+        "tpm": 100,
+        "concurrency": 5,
+        "budget": [{"usd": 1, "per": "day"}, {"usd": 2, "per": "30d"}],
+        "per_model": {"m": {"rpm": 2}},
+    }
+    found = book(limits={"default": default})
+    whole = {"rpm": 20, "tpm": 100, "concurrency": 5, "model:m:rpm": 2}
+    whole |= {"budget:day": 1_000_000, "budget:30d": 2_000_000}
+
+    def named(**limits: int) -> dict[str, int]:
+        return {f"{KEY}:{name}": value for name, value in limits.items()}
+
+    assert applied(found, key()) == named(**whole)
+    assert applied(found, key(rpm=7)) == named(**{**whole, "rpm": 7})
+    assert applied(found, key(tpm=1, concurrency=1)) == named(
+        **{**whole, "tpm": 1, "concurrency": 1}
+    )
+    own = applied(found, key(budget={"usd": 3, "per": "week"}, per_model={"m": {"tpm": 8}}))
+    kept = {name: whole[name] for name in ("rpm", "tpm", "concurrency")}
+    assert own == named(**kept, **{"budget:week": 3_000_000, "model:m:tpm": 8})
+
+
+def test_where_limits_are_off_none_applies() -> None:
+    found = book(limits={"enabled": False, "default": {"rpm": 1}}, tenants={"acme": {"rpm": 1}})
+    principal = found.principal(key(rpm=1, labels={"b": "2", "a": "1"}, models=["m"]), "key_0")
+    assert (principal.limits, principal.by_model) == ((), ())
+    assert (principal.key, principal.tenant, principal.models) == ("key_0", "acme", ("m",))
+    assert principal.labels == ("a=1", "b=2")
+
+
+# -- what is above a tenant's ----------------------------------------------------------------------
+
+BOUNDED = book(
+    tenants={
+        "acme": {
+            "rpm": 100,
+            "tpm": 1000,
+            "concurrency": 10,
+            "budget": [{"usd": 5, "per": "day"}, {"usd": "50.5", "per": "30d"}],
+        }
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rpm": 100, "tpm": 1000, "concurrency": 10},
+        {"rpm": 1, "burst": 1000},
+        {"budget": {"usd": 5, "per": "day"}},
+        {"budget": [{"usd": "50.5", "per": "30d"}, {"usd": 4, "per": "day"}]},
+        {"budget": {"usd": 1000, "per": "total"}},
+        {"tenant": "nobody", "rpm": 10**6, "budget": {"usd": 10**6, "per": "day"}},
+    ],
+)
+def test_limits_up_to_the_tenants_pass(settings: dict[str, Any]) -> None:
+    BOUNDED.check(key(**settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"rpm": 101}, "rpm"),
+        ({"tpm": 1001}, "tpm"),
+        ({"concurrency": 11}, "concurrency"),
+        ({"rpm": 1, "concurrency": 10**9}, "concurrency"),
+        ({"budget": {"usd": "5.000001", "per": "day"}}, "budget"),
+        ({"budget": [{"usd": 1, "per": "day"}, {"usd": 51, "per": "30d"}]}, "budget"),
+        ({"per_model": {"m": {"budget": {"usd": 0}}}}, "per_model.m.budget.usd"),
+        ({"per_model": {"m": {"budget": {"usd": 1, "per": "1s"}}}}, "per_model.m.budget.per"),
+    ],
+)
+def test_a_limit_above_the_tenants_is_named(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        BOUNDED.check(key(**settings))
+    assert raised.value.field == field
+
+
+@given(st.integers(1, 200), st.integers(1, 2000), st.integers(1, 20), st.integers(1, 10**7))
+def test_a_check_passes_what_is_not_above_and_nothing_else(
+    rpm: int, tpm: int, concurrency: int, microusd: int
+) -> None:
+    dollars = f"{microusd // 10**6}.{microusd % 10**6:06d}"
+    holder = key(rpm=rpm, tpm=tpm, concurrency=concurrency, budget={"usd": dollars, "per": "day"})
+    if rpm <= 100 and tpm <= 1000 and concurrency <= 10 and microusd <= 5 * 10**6:
+        BOUNDED.check(holder)
+    else:
+        with pytest.raises(ConfigError):
+            BOUNDED.check(holder)
+
+
+# -- budgets ---------------------------------------------------------------------------------------
+
+
+def test_one_budget_or_several_become_micro_dollars() -> None:
+    one = msgspec.convert({"budget": {"usd": 0.1, "per": "day"}}, Limit)
+    several = msgspec.convert({"budget": [{"usd": "2.5"}, {"usd": 3, "per": "1h"}]}, Limit)
+    assert rates(one, "f").budgets == (Budget(100_000, "day"),)
+    assert rates(several, "f").budgets == (Budget(2_500_000, "month"), Budget(3_000_000, "1h"))
+    assert rates(Limit(), "f").budgets == ()
+
+
+@pytest.mark.parametrize(
+    ("budget", "field"),
+    [
+        ([{"usd": 1}, {"usd": 2}], "keys.budget"),
+        ([{"usd": 1, "per": "30d"}, {"usd": 2}, {"usd": 3, "per": "30d"}], "keys.budget"),
+        ({"usd": 1, "per": "year"}, "keys.budget.per"),
+        ({"usd": 1, "per": ""}, "keys.budget.per"),
+        ({"usd": 1, "per": "30s"}, "keys.budget.per"),
+        ({"usd": 0}, "keys.budget.usd"),
+        ({"usd": -1}, "keys.budget.usd"),
+        ({"usd": "0.0000009"}, "keys.budget.usd"),
+        ({"usd": "free"}, "keys.budget.usd"),
+        ({"usd": ""}, "keys.budget.usd"),
+        ({"usd": "NaN"}, "keys.budget.usd"),
+        ({"usd": "inf"}, "keys.budget.usd"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_named(budget: Any, field: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        rates(msgspec.convert({"budget": budget}, Limit), "keys")
+    assert raised.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("moment", "day", "week", "month"),
+    [
+        ("2026-11-21T12:00:00", "2026-11-21/22", "2026-W47/2026-11-23", "2026-11/2026-12-01"),
+        ("2026-12-31T23:59:59", "2026-12-31/01", "2026-W53/2027-01-04", "2026-12/2027-01-01"),
+        ("2027-01-01T00:00:00", "2027-01-01/02", "2026-W53/2027-01-04", "2027-01/2027-02-01"),
+        ("2027-01-03T23:59:59", "2027-01-03/04", "2026-W53/2027-01-04", "2027-01/2027-02-01"),
+        ("2027-01-04T00:00:00", "2027-01-04/05", "2027-W01/2027-01-11", "2027-01/2027-02-01"),
+        ("2024-12-30T00:00:00", "2024-12-30/31", "2025-W01/2025-01-06", "2024-12/2025-01-01"),
+        ("2024-02-28T23:59:59", "2024-02-28/29", "2024-W09/2024-03-04", "2024-02/2024-03-01"),
+        ("2024-02-29T00:00:00", "2024-02-29/01", "2024-W09/2024-03-04", "2024-02/2024-03-01"),
+        ("2025-02-28T23:59:59", "2025-02-28/01", "2025-W09/2025-03-03", "2025-02/2025-03-01"),
+        ("2026-01-31T00:00:00", "2026-01-31/01", "2026-W05/2026-02-02", "2026-01/2026-02-01"),
+    ],
+)
+def test_a_period_is_named_and_ends_by_the_calendar_in_utc(
+    moment: str, day: str, week: str, month: str
+) -> None:
+    now = datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp()
+    for per, expected in (("day", day), ("week", week), ("month", month)):
+        name, end = period(per, now)
+        ends = datetime.fromtimestamp(end / 1_000_000, UTC)
+        shown = f"{ends:%d}" if per == "day" else f"{ends:%Y-%m-%d}"
+        assert f"{name}/{shown}" == expected
+        assert f"{ends:%H:%M:%S}" == "00:00:00"
+    assert period("total", now) == ("total", 0)
+
+
+@given(st.floats(0, 4e9), st.sampled_from(("day", "week", "month")))
+def test_a_period_holds_to_its_end_and_the_next_begins_there(now: float, per: str) -> None:
+    name, end = period(per, now)
+    assert 0 < end - now * 1_000_000 <= 31 * 86_400 * 1_000_000
+    assert period(per, end / 1_000_000 - 0.001) == (name, end)
+    after, later = period(per, end / 1_000_000)
+    assert after > name
+    assert later > end
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1m", 60), ("90m", 5400), ("1h", 3600), ("12h", 43_200), ("30d", 2_592_000)],
+)
+def test_a_window_has_its_length(text: str, seconds: int) -> None:
+    assert window_seconds(text) == seconds
+    check_period(text)
+
+
+@given(st.integers(1, 9999), st.sampled_from((("m", 60), ("h", 3600), ("d", 86_400))))
+def test_every_whole_number_of_a_unit_is_a_window(number: int, unit: tuple[str, int]) -> None:
+    assert window_seconds(f"{number}{unit[0]}") == number * unit[1]
+
+
+NO_WINDOWS = ["0m", "00d", "01d", "-1d", "+1d", "1.5h", "10000d", "30", "d", "30s", "30w", "30D"]
+NO_WINDOWS += ["1h30m", "\u0663d", "", " ", " 30d", "30d ", "30d\n", "3 d", "days", "Day", "years"]
+
+
+@pytest.mark.parametrize("text", NO_WINDOWS)
+def test_another_text_is_no_window(text: str) -> None:
+    with pytest.raises(ValueError, match="expected day, week, month, total, or a window"):
+        check_period(text)
+
+
+def test_a_calendars_period_is_no_window() -> None:
+    for per in ("day", "week", "month", "total"):
+        check_period(per)
+        with pytest.raises(ValueError, match="expected"):
+            window_seconds(per)
