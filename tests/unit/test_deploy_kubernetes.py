@@ -138,7 +138,8 @@ def test_the_gateway_accepts_the_configuration() -> None:
     from gateway.config.load import load_text
 
     secret: dict[str, str] = manifest("Secret")["stringData"]
-    environment = {name: value.replace("REPLACE_ME", "0" * 64) for name, value in secret.items()}
+    real = "0123456789abcdef" * 4
+    environment = {name: value.replace("REPLACE_ME", real) for name, value in secret.items()}
     config = load_text(configuration(), "configmap.yaml", environment)
     assert (config.server.drain.lame_duck, config.server.drain.grace) == (5, 30)
 
