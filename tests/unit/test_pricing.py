@@ -143,6 +143,16 @@ def test_the_sum_is_rounded_once_and_half_up() -> None:
     assert femto == CostComponents(5 * 10**8, 0, 0, 25 * 10**7, 0)
 
 
+@given(*[st.integers(0, 10**9)] * 5)
+def test_every_token_of_the_providers_totals_is_billed_exactly_once(
+    fresh: int, cached: int, written: int, said: int, thought: int
+) -> None:
+    prompt, completion = fresh + cached + written, said + thought
+    used = Usage(prompt, cached, written, completion, thought)
+    price = Price.from_rates(1, 1, 1, 1)  # a micro-dollar a token, whatever its kind
+    assert cost_microusd(price, used) == prompt + completion
+
+
 def test_a_request_fee_is_charged_once() -> None:
     price = Price.from_rates(1, 1, per_request="0.012")
     assert cost_microusd(price, Usage()) == 12_000
