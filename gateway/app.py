@@ -7,12 +7,13 @@ import os
 import socket
 import ssl
 from functools import partial
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
 
-from gateway.config.schema import Config, Scope, Tls
+from gateway.config.schema import Config, Ledger, Scope, Tls
 from gateway.core.errors import ConfigError, StoreError
 from gateway.core.record import RequestRecord
 from gateway.http.admin import AdminRoutes
@@ -20,6 +21,7 @@ from gateway.http.demo import DemoUpstream
 from gateway.http.hot import HotRoutes
 from gateway.http.routes import PlainRoutes, Readiness
 from gateway.http.server import GatewayServer
+from gateway.observe.ledger import LedgerFile
 from gateway.observe.log import LineWriter
 from gateway.observe.recorder import Recorder
 from gateway.observe.scoreboard import Scoreboard
@@ -71,12 +73,14 @@ class Gateway:
         self._keys = VirtualKeys(self._client)
         self._lag = 0.0
         self._name = f"{socket.gethostname()}:{os.getpid()}"  # among the workers of all machines
+        self._ledger = _ledger(config.ledger, resources.name)
         self.recorder = Recorder(
             self._loop,
             resources.scoreboard,
             resources.segment,
             resources.writer if config.log.requests else None,
             self._gauges,
+            self._ledger,
         )
         self._services = Services(
             loop=self._loop,
@@ -168,6 +172,8 @@ class Gateway:
         if self._traces is not None:
             await self._traces.aclose()
         self.recorder.close()
+        if self._ledger is not None:
+            self._ledger.close()
 
     def _emit(self, record: RequestRecord) -> None:
         self.recorder.emit(record)
@@ -195,6 +201,8 @@ class Gateway:
             self._lag = max(0.0, self._loop.time() - before - self._upkeep_seconds)
             self.recorder.count("sluice_log_lines_dropped", self._resources.writer.dropped)
             self.recorder.count("sluice_settlements_lost", self._admission.lost_settlements)
+            if self._ledger is not None:
+                self.recorder.count("sluice_ledger_lines_dropped", self._ledger.dropped)
             if self._traces is not None:
                 self.recorder.count("sluice_spans_dropped", self._traces.dropped)
             self._admission.extend_open()
@@ -203,6 +211,19 @@ class Gateway:
                 await self._admission.count_workers(self._name, self._upkeep_seconds)
                 if self._admission.may_reap:
                     await reap(self._services)
+
+
+def _ledger(ledger: Ledger, worker: str) -> LedgerFile | None:
+    """Open a worker's file of finished requests. Raises ConfigError."""
+    if ledger.directory is None:
+        return None
+    path = Path(ledger.directory).expanduser() / f"requests-{worker}.jsonl"
+    try:
+        return LedgerFile(path, ledger.rotate_mb * 1024 * 1024, ledger.keep)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}", field="ledger.directory"
+        ) from None
 
 
 def check(config: Config, prices: PriceTable) -> None:
@@ -216,6 +237,9 @@ def check(config: Config, prices: PriceTable) -> None:
         raise ConfigError("expected a URL (http, https)", field="tracing.endpoint")
     if config.server.tls is not None:
         tls_context(config.server.tls)
+    if (ledger := _ledger(config.ledger, "check")) is not None:
+        ledger.close()
+        ledger.remove()
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:

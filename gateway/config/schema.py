@@ -204,6 +204,14 @@ class Log(Section, frozen=True):
     requests: bool = True
 
 
+class Ledger(Section, frozen=True):
+    """Finished requests as JSON lines: a file a worker, and `keep` older ones of `rotate_mb`."""
+
+    directory: str | None = None
+    rotate_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 64
+    keep: Annotated[int, Meta(ge=0, le=10_000)] = 10
+
+
 class Metrics(Section, frozen=True):
     """Prometheus exposition at /metrics."""
 
@@ -231,5 +239,6 @@ class Config(Section, frozen=True):
     providers: dict[Name, Provider] = {}
     models: dict[str, Model] = {}
     log: Log = Log()
+    ledger: Ledger = Ledger()
     metrics: Metrics = Metrics()
     tracing: Tracing = Tracing()

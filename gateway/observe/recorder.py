@@ -25,9 +25,11 @@ class Recorder:
         segment: int,
         writer: LineWriter | None,
         gauges: Callable[[], dict[str, float]],
+        ledger: LineWriter | None = None,
     ) -> None:
         self._loop, self._scoreboard, self._segment = loop, scoreboard, segment
-        self._writer, self._gauges = writer, gauges
+        self._writers = [one for one in (writer, ledger) if one is not None]
+        self._gauges = gauges
         self._batch: list[RequestRecord] = []
         self._timer: asyncio.TimerHandle | None = None
         self._totals = Totals()
@@ -48,8 +50,10 @@ class Recorder:
         batch, self._batch = self._batch, []
         for record in batch:
             _fold_one(self._totals, record)
-        if self._writer is not None and batch:
-            self._writer.write(b"".join([request_line(record) for record in batch]))
+        if self._writers and batch:
+            lines = b"".join([request_line(record) for record in batch])
+            for writer in self._writers:
+                writer.write(lines)
         self._totals.gauges = self._gauges()
         self._scoreboard.publish(self._segment, self._totals)
 

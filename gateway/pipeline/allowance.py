@@ -18,7 +18,7 @@ from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.services import Services
 from gateway.policy.limits import MONEY
 from gateway.policy.pricing import cost_microusd
-from gateway.store.admission import holds
+from gateway.store.lease import holds
 
 logger = logging.getLogger("sluice.pipeline")
 

@@ -12,7 +12,7 @@ from gateway.core.usage import Usage
 from gateway.pipeline.catalogue import Route, Served
 from gateway.policy.access import Principal
 from gateway.policy.limits import Grant
-from gateway.store.admission import Holding, Verdict
+from gateway.store.lease import Holding, Verdict
 from gateway.upstream import relay
 from gateway.upstream.connection import Flow
 from gateway.upstream.relay import Relay

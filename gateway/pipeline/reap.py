@@ -9,7 +9,7 @@ from gateway.pipeline.services import Services
 from gateway.pipeline.settle import OTHER, UNPRICED, counts, parts
 from gateway.policy.limits import SLOTS
 from gateway.policy.pricing import cost_microusd
-from gateway.store.admission import Holding, Return, Settlement
+from gateway.store.lease import Holding, Return, Settlement
 from gateway.store.requests import values
 
 

@@ -24,7 +24,7 @@ from gateway.pipeline.settle import settle
 from gateway.policy.access import may_use
 from gateway.policy.limits import grants, has_budget
 from gateway.policy.retry import client_error
-from gateway.store.admission import Holding, holds
+from gateway.store.lease import Holding, holds
 
 logger = logging.getLogger("sluice.pipeline")
 

@@ -10,7 +10,7 @@ from gateway.pipeline.services import Services
 from gateway.policy.limits import CONCURRENCY, MONEY, TOKENS
 from gateway.policy.pricing import cost_microusd
 from gateway.policy.tokens import count_tokens
-from gateway.store.admission import Return, Settlement
+from gateway.store.lease import Return, Settlement
 from gateway.store.requests import values
 
 MICROSECONDS = 1_000_000

@@ -12,76 +12,21 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 from time import monotonic
-from typing import TypeVar
 
 import msgspec
 
 from gateway.core.errors import StoreError
-from gateway.policy.limits import RATE, Grant, Limit, Spec, Standing
+from gateway.policy.limits import Grant, Limit, Standing
 from gateway.policy.share import LocalShare
 from gateway.store import names, requests, scripts
 from gateway.store.client import Client
 from gateway.store.connection import Reply
+from gateway.store.lease import Holding, Settlement, Verdict, batches
 
 # A Redis that takes longer than this to decide is not waited for, where `degrade` says so.
 PATIENCE_SECONDS = 0.1
-MAX_BATCH = 256  # Lua's unpack and Redis's attention are both finite
 # Settlements kept while Redis is away; beyond this the oldest are lost, and counted as such.
 MAX_UNSETTLED = 100_000
-
-
-class Holding(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What a lease holds, enough to account for it if its worker dies. Amounts are estimates.
-
-    `holds` are the slots and the money to be given back: limit keys, their sorts, amounts.
-    """
-
-    key: str
-    model: str
-    provider: str
-    served: str
-    operation: str
-    prompt: int
-    output: int
-    started: int
-    holds: tuple[tuple[str, Spec, int], ...] = ()
-    labels: tuple[str, ...] = ()
-
-
-class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """The answer to an admission; `wait_seconds` is None where waiting cannot help."""
-
-    standings: tuple[Standing, ...] = ()
-    refused_by: Limit | None = None
-    wait_seconds: float | None = 0
-    unsure: bool = False  # refused here, though Redis may have taken the lease
-    overdrawn: tuple[Limit, ...] = ()  # limits in shadow that would have refused
-
-
-class Return(msgspec.Struct, frozen=True, gc=False):
-    """What a lease reserved of a limit, and what was used of it.
-
-    Of slots and money the lease itself knows what it reserved.
-    """
-
-    key: str
-    spec: Spec
-    reserved: int
-    used: int
-
-
-class Settlement(msgspec.Struct, frozen=True, gc=False):
-    """What became of a lease. `counts` are the counters of `settle.lua`, in its order.
-
-    `entry` holds the values of `requests.FIELDS`.
-    """
-
-    lease: str
-    tenant: str
-    returns: tuple[Return, ...]
-    parts: tuple[str, ...]
-    counts: tuple[int, ...]
-    entry: requests.Values
 
 
 class _Ask(msgspec.Struct, frozen=True, gc=False):
@@ -102,13 +47,7 @@ _unpack_counted = msgspec.msgpack.Decoder(list[int]).decode
 
 logger = logging.getLogger("sluice.store")
 
-_T = TypeVar("_T")
 Applied = Callable[[bool], None]
-
-
-def holds(granted: tuple[Grant, ...]) -> tuple[tuple[str, Spec, int], ...]:
-    """Return what of the grants must be given back even if nobody is left to settle them."""
-    return tuple([(g.key, g.spec, g.amount) for g in granted if g.spec[0] != RATE])
 
 
 class Admission:
@@ -538,10 +477,3 @@ def _holding(data: bytes) -> Holding | None:
         return msgspec.json.decode(data, type=Holding)
     except msgspec.DecodeError:
         return None
-
-
-def batches(items: list[_T]) -> list[list[_T]]:
-    """Cut a list into parts that one call, or one turn, may carry."""
-    if len(items) <= MAX_BATCH:
-        return [items]
-    return [items[i : i + MAX_BATCH] for i in range(0, len(items), MAX_BATCH)]

@@ -15,9 +15,9 @@ import msgspec
 from gateway.config.schema import KeySettings
 from gateway.core.errors import SluiceError, StoreError
 from gateway.store import names, scripts
-from gateway.store.admission import batches
 from gateway.store.client import Client
 from gateway.store.connection import Reply
+from gateway.store.lease import batches
 
 SECRET_PREFIX = "sk-sluice-"  # noqa: S105  what all of them begin with
 SECRET_BYTES = 32

@@ -7,8 +7,8 @@ from datetime import UTC, date, datetime, timedelta
 import msgspec
 
 from gateway.store import names
-from gateway.store.admission import batches
 from gateway.store.client import Client
+from gateway.store.lease import batches
 
 # What rows can be grouped by; the tenant and the period are always part of a row.
 GROUPS = ("tenant", "key", "model", "provider", "label")

@@ -13,7 +13,8 @@ import pytest
 
 from gateway.policy.limits import REQUESTS, TOKENS, Limit
 from gateway.store import names
-from gateway.store.admission import MAX_BATCH, Admission, Verdict
+from gateway.store.admission import Admission
+from gateway.store.lease import MAX_BATCH, Verdict
 from tests.support.store import (
     COUNTERS,
     StoreServer,

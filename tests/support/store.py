@@ -14,7 +14,8 @@ import redis
 
 from gateway.policy.access import Principal
 from gateway.policy.limits import TOKENS, Limit, grants
-from gateway.store.admission import Admission, Holding, Return, Settlement, Verdict
+from gateway.store.admission import Admission
+from gateway.store.lease import Holding, Return, Settlement, Verdict
 from gateway.store.link import Link
 from gateway.store.location import Location
 from gateway.store.requests import FIELDS

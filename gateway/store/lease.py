@@ -1,0 +1,78 @@
+"""Hot path: what a lease holds, what an admission answers and a settlement says. Frozen values."""
+
+from typing import TypeVar
+
+import msgspec
+
+from gateway.policy.limits import RATE, Grant, Limit, Spec, Standing
+from gateway.store import requests
+
+MAX_BATCH = 256  # Lua's unpack and Redis's attention are both finite
+
+T = TypeVar("T")
+
+
+class Holding(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What a lease holds, enough to account for it if its worker dies. Amounts are estimates.
+
+    `holds` are the slots and the money to be given back: limit keys, their sorts, amounts.
+    """
+
+    key: str
+    model: str
+    provider: str
+    served: str
+    operation: str
+    prompt: int
+    output: int
+    started: int
+    holds: tuple[tuple[str, Spec, int], ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+class Verdict(msgspec.Struct, frozen=True, gc=False):
+    """The answer to an admission; `wait_seconds` is None where waiting cannot help."""
+
+    standings: tuple[Standing, ...] = ()
+    refused_by: Limit | None = None
+    wait_seconds: float | None = 0
+    unsure: bool = False  # refused here, though Redis may have taken the lease
+    overdrawn: tuple[Limit, ...] = ()  # limits in shadow that would have refused
+
+
+class Return(msgspec.Struct, frozen=True, gc=False):
+    """What a lease reserved of a limit, and what was used of it.
+
+    Of slots and money the lease itself knows what it reserved.
+    """
+
+    key: str
+    spec: Spec
+    reserved: int
+    used: int
+
+
+class Settlement(msgspec.Struct, frozen=True, gc=False):
+    """What became of a lease. `counts` are the counters of `settle.lua`, in its order.
+
+    `entry` holds the values of `requests.FIELDS`.
+    """
+
+    lease: str
+    tenant: str
+    returns: tuple[Return, ...]
+    parts: tuple[str, ...]
+    counts: tuple[int, ...]
+    entry: requests.Values
+
+
+def holds(granted: tuple[Grant, ...]) -> tuple[tuple[str, Spec, int], ...]:
+    """Return what of the grants must be given back even if nobody is left to settle them."""
+    return tuple([(g.key, g.spec, g.amount) for g in granted if g.spec[0] != RATE])
+
+
+def batches(items: list[T]) -> list[list[T]]:
+    """Cut a list into parts that one call, or one turn, may carry."""
+    if len(items) <= MAX_BATCH:
+        return [items]
+    return [items[i : i + MAX_BATCH] for i in range(0, len(items), MAX_BATCH)]
