@@ -16,7 +16,7 @@ from time import monotonic
 import msgspec
 
 from gateway.core.errors import StoreError
-from gateway.policy.limits import Grant, Limit, Standing
+from gateway.policy.limits import RATE, Grant, Limit, Standing
 from gateway.policy.share import LocalShare
 from gateway.store import names, requests, scripts
 from gateway.store.client import Client
@@ -120,13 +120,9 @@ class Admission:
         future = None
         if granted:
             if self._degrade and (self._late or not self._client.reaches(tenant)):
-                refused = self._decide_alone(lease, granted)
-                if refused is not None:
-                    return refused
-            else:
-                future = self._loop.create_future()
-        forced = future is None and bool(granted)
-        ask = _Ask(lease, _to_json(holding), granted, future, forced)
+                return self._admit_alone(tenant, lease, holding, granted)
+            future = self._loop.create_future()
+        ask = _Ask(lease, _to_json(holding), granted, future)
         self._asks.setdefault(tenant, []).append(ask)
         self._open[lease] = (tenant, self._loop.time())
         self._schedule()
@@ -341,6 +337,18 @@ class Admission:
     def _stream(self, tenant: str) -> str:
         return names.requests(tenant, clustered=self._client.clustered)
 
+    def _admit_alone(
+        self, tenant: str, lease: str, holding: Holding, granted: tuple[Grant, ...]
+    ) -> Verdict:
+        """Decide without Redis, which is to have the lease when it is back."""
+        refused = self._decide_alone(lease, granted)
+        if refused is not None:
+            return refused
+        self._open[lease] = (tenant, self._loop.time())
+        self._opening.add(lease)
+        self._postpone(tenant, _Ask(lease, _to_json(holding), granted, None, forced=True))
+        return Verdict()
+
     def _decide_alone(self, lease: str, granted: tuple[Grant, ...]) -> Verdict | None:
         """Return the refusal of this worker's share of the limits, if it refuses."""
         self._alone = True
@@ -447,9 +455,23 @@ class Admission:
         self._share.reset()
         self._resend()
 
+    def _finished(self, ask: _Ask) -> _Ask:
+        """Let a request that has ended meanwhile count as usage, and in budgets, alone.
+
+        Its slot is free again, and what it took of a rate has long been refilled.
+        """
+        settlement, applied = self._held[ask.lease]
+        spent = tuple([one for one in settlement.returns if one.spec[0] != RATE])
+        self._held[ask.lease] = (msgspec.structs.replace(settlement, returns=spent), applied)
+        held = msgspec.json.decode(ask.holding, type=Holding)
+        bare = _to_json(msgspec.structs.replace(held, holds=()))
+        return msgspec.structs.replace(ask, grants=(), holding=bare)
+
     def _resend(self) -> None:
         while self._unopened:
             tenant, ask = self._unopened.popleft()
+            if ask.lease in self._held:
+                ask = self._finished(ask)
             self._asks.setdefault(tenant, []).append(ask)
         while self._unsettled:
             settlement, applied = self._unsettled.popleft()

@@ -15,7 +15,7 @@ from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Outcome, once, steady
 from tests.support.upstream import Exchange, Upstream, completion, usage
 
-PLENTY = {"rpm": 600_000, "tpm": 600_000_000, "concurrency": 500, "budget": {"usd": 1000}}
+PLENTY = {"rpm": 600_000, "tpm": 600_000_000, "concurrency": 30, "budget": {"usd": 1000}}
 AWAY_SECONDS = 2.5
 Fault = Callable[[Gateway], Awaitable[None]]
 
