@@ -1,4 +1,4 @@
-"""One gateway for all transport tests: two upstreams, each in a thread of its own."""
+"""What many files share: an upstream in a thread, and one gateway for all transport tests."""
 
 import socket
 import time
@@ -62,6 +62,13 @@ def wait(true: Callable[[], object], seconds: float = 10.0) -> None:
     while not true():
         assert time.monotonic() < deadline, "never came true"
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[UpstreamThread]:
+    """The upstream behind the gateway."""
+    with UpstreamThread() as upstream:
+        yield upstream
 
 
 @pytest.fixture(scope="package")

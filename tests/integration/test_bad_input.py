@@ -32,13 +32,6 @@ Fields = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[UpstreamThread]:
-    """The upstream behind the gateway."""
-    with UpstreamThread() as upstream:
-        yield upstream
-
-
-@pytest.fixture(scope="module")
 def served(provider: UpstreamThread) -> Iterator[Gateway]:
     """The gateway that all tests share."""
     narrow = {"name": "narrow", "tenant": "acme", "sha256": digest(NARROW_KEY)}

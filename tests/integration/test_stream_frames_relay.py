@@ -38,13 +38,6 @@ SAID = "".join(f" word {n}" for n in range(8))
 
 
 @pytest.fixture(scope="module")
-def provider() -> Iterator[UpstreamThread]:
-    """The upstream behind the gateway."""
-    with UpstreamThread() as upstream:
-        yield upstream
-
-
-@pytest.fixture(scope="module")
 def served(provider: UpstreamThread) -> Iterator[Gateway]:
     """The gateway that all tests share."""
     times = {"connect": 5, "first_byte": 20, "idle": IDLE_SECONDS, "total": 60}

@@ -210,3 +210,14 @@ def running(config: str = "", **options: Any) -> Iterator[Gateway]:
             assert gateway.gone(5), f"left running: {gateway.family}"
         finally:
             gateway.kill()
+
+
+@contextlib.contextmanager
+def untroubled(config: str) -> Iterator[Gateway]:
+    """A gateway for many tests: at the end its workers are those it began with, and all is well."""
+    with running(config) as gateway:
+        workers = gateway.worker_pids
+        yield gateway
+        assert gateway.worker_pids == workers
+        gateway.settled()
+        assert '"level":"error"' not in gateway.log_file.read_text()
