@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 from aiohttp import web
 
-from gateway.config.schema import Config, Ledger, Scope, Tls
+from gateway.config.schema import MEBIBYTE, Config, Ledger, Scope, Tls, Webhook
 from gateway.core.errors import ConfigError, StoreError
 from gateway.core.record import RequestRecord
 from gateway.http.admin import AdminRoutes
@@ -23,19 +23,23 @@ from gateway.http.routes import PlainRoutes, Readiness
 from gateway.http.server import GatewayServer
 from gateway.observe.ledger import LedgerFile
 from gateway.observe.log import LineWriter
-from gateway.observe.recorder import Recorder
+from gateway.observe.recorder import Recorder, Writer
 from gateway.observe.scoreboard import Scoreboard
 from gateway.observe.traces import TraceExporter
+from gateway.observe.webhook import WebhookPoster, signing_key
 from gateway.pipeline.catalogue import Catalogue
 from gateway.pipeline.keyring import Keyring
 from gateway.pipeline.reap import reap
 from gateway.pipeline.services import Services
 from gateway.policy.pricing import PriceTable
+from gateway.spool import Spool
 from gateway.store import requests
 from gateway.store.admission import Admission
 from gateway.store.client import make_client
+from gateway.store.journal import Journal
 from gateway.store.keys import VirtualKeys
 from gateway.store.location import Location
+from gateway.store.replay import replay
 from gateway.store.usage import UsageReader
 from gateway.upstream.pool import Transport
 
@@ -56,6 +60,7 @@ class Resources(msgspec.Struct, frozen=True):
     writer: LineWriter
     demo_socket: str
     name: str
+    state: Path
 
 
 class Gateway:
@@ -66,7 +71,10 @@ class Gateway:
         self._loop = asyncio.get_running_loop()
         self._client = make_client(resources.location, config.redis.timeout, resources.name)
         degrade = config.limits.on_store_failure == "degrade"
-        self._admission = Admission(self._client, config.limits.lease, degrade=degrade)
+        self._journal = _journal(config.redis.journal_mb, resources)
+        self._admission = Admission(
+            self._client, config.limits.lease, degrade=degrade, journal=self._journal
+        )
         # A live stream's lease is extended in good time, also when a turn or two are missed.
         self._upkeep_seconds = min(LAST_UPKEEP_SECONDS, config.limits.lease / 6)
         self._transport = Transport()
@@ -74,13 +82,15 @@ class Gateway:
         self._lag = 0.0
         self._name = f"{socket.gethostname()}:{os.getpid()}"  # among the workers of all machines
         self._ledger = _ledger(config.ledger, resources.name)
+        self._webhook = _webhook(config.ledger, resources)
+        writers: list[Writer] = [resources.writer] if config.log.requests else []
+        writers += [one for one in (self._ledger, self._webhook) if one is not None]
         self.recorder = Recorder(
             self._loop,
             resources.scoreboard,
             resources.segment,
-            resources.writer if config.log.requests else None,
+            writers,
             self._gauges,
-            self._ledger,
         )
         self._services = Services(
             loop=self._loop,
@@ -109,6 +119,8 @@ class Gateway:
             await self._admission.count_workers(self._name, self._upkeep_seconds)
         if self._traces is not None:
             self._traces.start()
+        if self._webhook is not None:
+            self._webhook.start()
         if any(provider.kind == "demo" for provider in self._config.providers.values()):
             self._demo = DemoUpstream(self._resources.demo_socket)
             await self._demo.start()
@@ -168,12 +180,16 @@ class Gateway:
         if self._demo is not None:
             await self._demo.aclose()
         await self._admission.aclose(SHUTDOWN_SECONDS)
+        if self._journal is not None:
+            await self._journal.aclose()
         await self._client.aclose()
         if self._traces is not None:
             await self._traces.aclose()
         self.recorder.close()
         if self._ledger is not None:
             self._ledger.close()
+        if self._webhook is not None:
+            await self._webhook.aclose()
 
     def _emit(self, record: RequestRecord) -> None:
         self.recorder.emit(record)
@@ -195,6 +211,9 @@ class Gateway:
 
     async def _keep_up(self) -> None:
         """Extend leases, settle those of dead workers, measure the loop's lag."""
+        if self._journal is not None:
+            with contextlib.suppress(StoreError):
+                await replay(self._admission, self._journal)
         while True:
             before = self._loop.time()
             await asyncio.sleep(self._upkeep_seconds)
@@ -203,14 +222,42 @@ class Gateway:
             self.recorder.count("sluice_settlements_lost", self._admission.lost_settlements)
             if self._ledger is not None:
                 self.recorder.count("sluice_ledger_lines_dropped", self._ledger.dropped)
+            if self._webhook is not None:
+                self.recorder.count("sluice_webhook_records_dropped", self._webhook.dropped)
             if self._traces is not None:
                 self.recorder.count("sluice_spans_dropped", self._traces.dropped)
             self._admission.extend_open()
             self._admission.retry_unsettled()
             with contextlib.suppress(StoreError):  # it is away: its leases wait for it
                 await self._admission.count_workers(self._name, self._upkeep_seconds)
+                if self._journal is not None:
+                    await replay(self._admission, self._journal)
                 if self._admission.may_reap:
                     await reap(self._services)
+
+
+def _journal(most_mb: int, resources: Resources) -> Journal | None:
+    if not most_mb:
+        return None
+    try:
+        return Journal(resources.state / "journal", resources.name, most_mb * MEBIBYTE)
+    except OSError as error:
+        logger.warning("no journal, so what Redis misses is in memory only: %s", error)
+        return None
+
+
+def _webhook(ledger: Ledger, resources: Resources) -> WebhookPoster | None:
+    """Open the spool of what is to be posted. Raises ConfigError."""
+    webhook = ledger.webhook
+    if webhook is None:
+        return None
+    directory = resources.state / "webhook"
+    try:
+        spool = Spool(directory, resources.name, webhook.spool_mb * MEBIBYTE)
+    except OSError as error:
+        message = f"{directory} cannot be written: {error.strerror}"
+        raise ConfigError(message, field="ledger.webhook") from None
+    return WebhookPoster(webhook, spool)
 
 
 def _ledger(ledger: Ledger, worker: str) -> LedgerFile | None:
@@ -219,7 +266,7 @@ def _ledger(ledger: Ledger, worker: str) -> LedgerFile | None:
         return None
     path = Path(ledger.directory).expanduser() / f"requests-{worker}.jsonl"
     try:
-        return LedgerFile(path, ledger.rotate_mb * 1024 * 1024, ledger.keep)
+        return LedgerFile(path, ledger.rotate_mb * MEBIBYTE, ledger.keep)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be written: {error.strerror}", field="ledger.directory"
@@ -235,11 +282,24 @@ def check(config: Config, prices: PriceTable) -> None:
         raise ConfigError(message, field="limits.global")
     if urlsplit(config.tracing.endpoint).scheme not in ("http", "https"):
         raise ConfigError("expected a URL (http, https)", field="tracing.endpoint")
+    _check_webhook(config.ledger.webhook)
     if config.server.tls is not None:
         tls_context(config.server.tls)
     if (ledger := _ledger(config.ledger, "check")) is not None:
         ledger.close()
         ledger.remove()
+
+
+def _check_webhook(webhook: Webhook | None) -> None:
+    if webhook is None:
+        return
+    if urlsplit(webhook.url).scheme not in ("http", "https") or not urlsplit(webhook.url).hostname:
+        raise ConfigError("expected a URL (http, https)", field="ledger.webhook.url")
+    if webhook.secret is not None:
+        try:
+            signing_key(webhook.secret)
+        except ValueError as error:
+            raise ConfigError(str(error), field="ledger.webhook.secret") from None
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:

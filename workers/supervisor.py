@@ -212,6 +212,7 @@ class Supervisor:
                     sockets=own,
                     channel=channel,
                     demo_directory=os.path.dirname(self._state.socket_path("demo-0000000.sock")),
+                    state=self._state.path,
                 )
             )
 

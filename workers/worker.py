@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import msgspec
@@ -51,6 +52,7 @@ class Assignment(msgspec.Struct, frozen=True):
     sockets: list[socket.socket]
     channel: socket.socket
     demo_directory: str
+    state: Path
 
 
 def run(assignment: Assignment) -> NoReturn:
@@ -97,7 +99,14 @@ class _Worker:
         self._gateway = Gateway(
             given.config,
             Resources(
-                given.location, given.prices, given.scoreboard, given.segment, writer, demo, name
+                location=given.location,
+                prices=given.prices,
+                scoreboard=given.scoreboard,
+                segment=given.segment,
+                writer=writer,
+                demo_socket=demo,
+                name=name,
+                state=given.state,
             ),
         )
         try:

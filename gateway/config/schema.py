@@ -61,10 +61,14 @@ class Server(Section, frozen=True):
 
 
 class Redis(Section, frozen=True):
-    """Where the shared state lives; without a URL the gateway runs a server of its own."""
+    """Where the shared state lives; without a URL the gateway runs a server of its own.
+
+    `journal_mb`: the most disk that finished requests may take until Redis is back; 0: memory only.
+    """
 
     url: str | None = None
     memory_mb: Annotated[int, Meta(ge=16)] = 256
+    journal_mb: Annotated[int, Meta(ge=0, le=1_000_000)] = 256
     timeout: Seconds = 2
 
 
@@ -204,12 +208,25 @@ class Log(Section, frozen=True):
     requests: bool = True
 
 
+class Webhook(Section, frozen=True):
+    """Where finished requests are posted as JSON lines; what is not taken waits in `spool_mb`.
+
+    `secret` is `whsec_` and base64, and signs the posts as Standard Webhooks does.
+    """
+
+    url: str
+    secret: str | None = None
+    headers: dict[str, str] = {}
+    spool_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 256
+
+
 class Ledger(Section, frozen=True):
     """Finished requests as JSON lines: a file a worker, and `keep` older ones of `rotate_mb`."""
 
     directory: str | None = None
     rotate_mb: Annotated[int, Meta(ge=1, le=1_000_000)] = 64
     keep: Annotated[int, Meta(ge=0, le=10_000)] = 10
+    webhook: Webhook | None = None
 
 
 class Metrics(Section, frozen=True):

@@ -23,14 +23,31 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     duration_us: int
 
 
+class Cost(msgspec.Struct, frozen=True, gc=False):
+    """What a request's cost is made of, in micro-dollars; the parts add up to the whole.
+
+    `input` is the prompt without what was read from or written to a cache.
+    """
+
+    input: int = 0
+    cached: int = 0
+    cache_write: int = 0
+    output: int = 0
+    request: int = 0
+
+
+FREE = Cost()
+
+
 class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     """Times are microseconds, `time` is Unix seconds, money is micro-dollars.
 
     `usage_source` says who counted: provider, estimated (the gateway, from the text), partial
     (the gateway, from what a client took before it left), reserved (an aborted request's
     estimate) or none. `trace` is the client's `traceparent`, where it sent one;
-    `queue_us` is the wait for admission; `tries` has each attempt at a provider, in order;
-    `shadow` names the limits in shadow that would have refused, as `scope:unit`.
+    `cost` says what `cost_microusd` is made of; `queue_us` is the wait for admission; `tries` has
+    each attempt at a provider, in order; `shadow` names the limits in shadow that would have
+    refused, as `scope:unit`.
     """
 
     id: str
@@ -58,3 +75,4 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     labels: tuple[str, ...] = ()
     queue_us: int = 0
     tries: tuple[AttemptRecord, ...] = ()
+    cost: Cost = FREE

@@ -28,6 +28,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sluice_log_lines_dropped": ("Log lines lost because standard output was too slow.", ()),
     "sluice_spans_dropped": ("Spans lost because the trace collector did not take them.", ()),
     "sluice_ledger_lines_dropped": ("Ledger lines lost because the file took none.", ()),
+    "sluice_webhook_records_dropped": ("Records lost because the webhook's spool was full.", ()),
     "sluice_settlements_lost": ("Settlements lost because Redis was away too long.", ()),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -1,10 +1,11 @@
 """Hot path: takes each finished request's record and folds them, a batch at a time."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from gateway.core.record import RequestRecord
-from gateway.observe.log import LineWriter, request_line
+from gateway.observe.log import request_line
 from gateway.observe.scoreboard import Scoreboard
 from gateway.observe.series import SEPARATOR, Totals
 
@@ -15,6 +16,14 @@ MICROSECONDS = 1_000_000
 UNPRICED = "unpriced"
 
 
+class Writer(Protocol):
+    """Where finished requests go as JSON lines."""
+
+    def write(self, data: bytes, /) -> None:
+        """Take whole lines."""
+        ...
+
+
 class Recorder:
     """Collects records; on a timer that runs only while there are any, folds and publishes."""
 
@@ -23,12 +32,11 @@ class Recorder:
         loop: asyncio.AbstractEventLoop,
         scoreboard: Scoreboard,
         segment: int,
-        writer: LineWriter | None,
+        writers: Iterable[Writer],
         gauges: Callable[[], dict[str, float]],
-        ledger: LineWriter | None = None,
     ) -> None:
         self._loop, self._scoreboard, self._segment = loop, scoreboard, segment
-        self._writers = [one for one in (writer, ledger) if one is not None]
+        self._writers = tuple(writers)
         self._gauges = gauges
         self._batch: list[RequestRecord] = []
         self._timer: asyncio.TimerHandle | None = None

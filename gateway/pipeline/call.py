@@ -80,6 +80,7 @@ class Call:
         "body",
         "client",
         "connect_s",
+        "cost",
         "cost_microusd",
         "error",
         "finished",
@@ -139,4 +140,4 @@ class Call:
         self.status = 0
         self.outcome, self.error = record.OK, ""
         self.usage, self.usage_source = NO_USAGE, "none"
-        self.cost_microusd, self.price_version = 0, ""
+        self.cost, self.cost_microusd, self.price_version = record.FREE, 0, ""

@@ -8,7 +8,7 @@ from gateway.core.usage import Usage
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import OTHER, UNPRICED, counts, parts
 from gateway.policy.limits import SLOTS
-from gateway.policy.pricing import cost_microusd
+from gateway.policy.pricing import cost_components, cost_microusd, in_microusd
 from gateway.store.lease import Holding, Return, Settlement
 from gateway.store.requests import values
 
@@ -54,6 +54,7 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
         first_byte_us=0,
         upstream_us=0,
         labels=holding.labels,
+        cost=in_microusd(cost_components(price, usage)) if price is not None else record.FREE,
     )
     settlement = Settlement(
         lease=lease,
@@ -65,6 +66,7 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
         parts=parts(holding.key, model, holding.provider, holding.labels),
         counts=counts(usage, 1, cost),
         entry=values(finished),
+        marked=True,  # a worker may have it in its journal
     )
     services.admission.settle(settlement, partial(_emit_once, services, finished))
 

@@ -8,7 +8,7 @@ from gateway.core.usage import Usage
 from gateway.pipeline.call import NO_USAGE, Call
 from gateway.pipeline.services import Services
 from gateway.policy.limits import CONCURRENCY, MONEY, TOKENS
-from gateway.policy.pricing import cost_microusd
+from gateway.policy.pricing import cost_components, cost_microusd, in_microusd
 from gateway.policy.tokens import count_tokens
 from gateway.store.lease import Return, Settlement
 from gateway.store.requests import values
@@ -16,8 +16,6 @@ from gateway.store.requests import values
 MICROSECONDS = 1_000_000
 OTHER = "other"  # stands for names that a client made up: counters must not grow with them
 UNPRICED = "unpriced"
-NOTHING = (0,) * 8  # a refused request is not in the counters, also if its lease was taken
-
 NOTHING = (0,) * 8  # a refused request is not in the counters, also if its lease was taken
 
 _PROMPT_FIELDS = ("messages", "prompt", "input")
@@ -49,6 +47,8 @@ def measure(call: Call, content: bytes | None = None) -> None:
     else:
         call.cost_microusd = cost_microusd(price, call.usage)
         call.price_version = price.version
+        if call.cost_microusd:
+            call.cost = in_microusd(cost_components(price, call.usage))
 
 
 def settle(services: Services, call: Call) -> None:
@@ -150,6 +150,7 @@ def _record(services: Services, call: Call) -> RequestRecord:
         labels=principal.labels if principal else (),
         queue_us=int(call.queued_s * MICROSECONDS),
         tries=tuple(call.tries),
+        cost=call.cost,
         shadow=tuple([f"{limit.scope}:{limit.unit}" for limit in call.verdict.overdrawn]),
     )
 

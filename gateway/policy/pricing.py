@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 
 import msgspec
 
+from gateway.core.record import Cost
 from gateway.core.usage import Usage
 
 Usd = str | float | Decimal  # a configured amount in US dollars
@@ -144,6 +145,21 @@ def cost_components(price: Price, usage: Usage) -> CostComponents:
 def cost_microusd(price: Price, usage: Usage) -> int:
     """Return the cost in micro-dollars, rounded once, half up."""
     return (sum(cost_components(price, usage)) + FEMTO_PER_MICRO // 2) // FEMTO_PER_MICRO
+
+
+def in_microusd(components: CostComponents) -> Cost:
+    """Round the components so that they add up to the rounded whole (largest remainders)."""
+    wholes, rests = [], []
+    for component in components:
+        whole, rest = divmod(component, FEMTO_PER_MICRO)
+        wholes.append(whole)
+        rests.append(rest)
+    missing = (sum(rests) + FEMTO_PER_MICRO // 2) // FEMTO_PER_MICRO
+    for _ in range(missing):
+        largest = rests.index(max(rests))
+        wholes[largest] += 1
+        rests[largest] = 0
+    return Cost(*wholes)
 
 
 class Rule(msgspec.Struct, frozen=True, array_like=True):

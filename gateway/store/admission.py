@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from math import inf
 from time import monotonic
@@ -16,38 +15,23 @@ from time import monotonic
 import msgspec
 
 from gateway.core.errors import StoreError
-from gateway.policy.limits import RATE, Grant, Limit, Standing
+from gateway.policy.limits import Grant, Limit, Standing
 from gateway.policy.share import LocalShare
-from gateway.store import names, requests, scripts
+from gateway.store import names, scripts
+from gateway.store.backlog import Backlog
 from gateway.store.client import Client
 from gateway.store.connection import Reply
-from gateway.store.lease import Holding, Settlement, Verdict, batches
+from gateway.store.journal import Journal
+from gateway.store.lease import Applied, Ask, Due, Holding, Settlement, Verdict, batches
+from gateway.store.packing import pack_asks, pack_settlements, unpack_counted, unpack_verdicts
+from gateway.store.patience import Patience
 
-# A Redis that takes longer than this to decide is not waited for, where `degrade` says so.
-PATIENCE_SECONDS = 0.1
-# Settlements kept while Redis is away; beyond this the oldest are lost, and counted as such.
-MAX_UNSETTLED = 100_000
-
-
-class _Ask(msgspec.Struct, frozen=True, gc=False):
-    lease: str
-    holding: bytes
-    grants: tuple[Grant, ...]
-    future: asyncio.Future[Verdict] | None
-    forced: bool = False
-
-
-_KEPT = (names.DAY_TTL_SECONDS, names.MONTH_TTL_SECONDS, names.REQUESTS_KEPT)
 NO_LEASE = ""  # asks how the limits stand
 
 _pack = msgspec.msgpack.Encoder().encode
 _to_json = msgspec.json.Encoder().encode
-_unpack_verdicts = msgspec.msgpack.Decoder(tuple[int, list[list[int]]]).decode
-_unpack_counted = msgspec.msgpack.Decoder(list[int]).decode
 
 logger = logging.getLogger("sluice.store")
-
-Applied = Callable[[bool], None]
 
 
 class Admission:
@@ -57,7 +41,14 @@ class Admission:
     of the limits, and tells Redis afterwards.
     """
 
-    def __init__(self, client: Client, lease_seconds: float, *, degrade: bool = False) -> None:
+    def __init__(
+        self,
+        client: Client,
+        lease_seconds: float,
+        *,
+        degrade: bool = False,
+        journal: Journal | None = None,
+    ) -> None:
         self._client, self._lease_seconds = client, lease_seconds
         self._degrade = degrade
         self._late = self._alone = False
@@ -66,23 +57,15 @@ class Admission:
         self.live_workers = 1
         self._lease_ms = int(lease_seconds * 1000)
         self._loop = asyncio.get_running_loop()
-        self._asks: dict[str, list[_Ask]] = {}
-        self._settlements: dict[str, list[tuple[Settlement, Applied | None]]] = {}
+        self._asks: dict[str, list[Ask]] = {}
+        self._settlements: dict[str, list[Due]] = {}
         self._after: list[Callable[[], None]] = []
-        self._unsettled: deque[tuple[Settlement, Applied | None]] = deque()
-        # Leases that nobody waited for: until Redis has them, their settlements are held.
-        self._unopened: deque[tuple[str, _Ask]] = deque()
-        self._opening: set[str] = set()
-        self._held: dict[str, tuple[Settlement, Applied | None]] = {}
+        self._backlog = Backlog(journal)
         self._open: dict[str, tuple[str, float]] = {}
         self._tenants: set[str] = set()
         self._scheduled = False
-        # Batches that Redis has not answered, oldest first: until when, whose, what.
-        self._waiting: dict[int, tuple[float, str, list[_Ask]]] = {}
-        self._batches = 0
-        self._patience: asyncio.TimerHandle | None = None
+        self._patience = Patience(self._lose_patience)
         self._clock_offset = 0.0
-        self.lost_settlements = 0
         client.on_connect = self._replay
 
     @property
@@ -93,7 +76,12 @@ class Admission:
     @property
     def unsettled(self) -> int:
         """Return how many settlements wait for Redis to come back."""
-        return len(self._unsettled) + len(self._held)
+        return self._backlog.unsettled
+
+    @property
+    def lost_settlements(self) -> int:
+        """Return how many settlements could not be kept until Redis came back."""
+        return self._backlog.lost
 
     @property
     def degraded(self) -> bool:
@@ -122,12 +110,12 @@ class Admission:
             if self._degrade and (self._late or not self._client.reaches(tenant)):
                 return self._admit_alone(tenant, lease, holding, granted)
             future = self._loop.create_future()
-        ask = _Ask(lease, _to_json(holding), granted, future)
+        ask = Ask(lease, _to_json(holding), granted, future)
         self._asks.setdefault(tenant, []).append(ask)
         self._open[lease] = (tenant, self._loop.time())
         self._schedule()
         if future is None:
-            self._opening.add(lease)
+            self._backlog.expect(lease)
             return Verdict()
         verdict: Verdict = await future
         if verdict.refused_by is not None:
@@ -138,7 +126,7 @@ class Admission:
         """Return where limits stand, taking nothing of them. Raises StoreError."""
         future: asyncio.Future[Verdict] = self._loop.create_future()
         asks = self._asks.setdefault(tenant, [])
-        asks.append(_Ask(NO_LEASE, b"", nothing, future))
+        asks.append(Ask(NO_LEASE, b"", nothing, future))
         self._schedule()
         return await future
 
@@ -148,11 +136,10 @@ class Admission:
         self._open.pop(lease, None)
         if self._alone:
             self._share.give_back(lease, {r.key: r.used for r in settlement.returns})
-        if lease in self._opening:
-            self._held[lease] = (settlement, applied)
-            return
-        self._settlements.setdefault(settlement.tenant, []).append((settlement, applied))
-        self._schedule()
+        held = self._backlog.hold(settlement, applied)
+        if held is not None:
+            self._settlements.setdefault(settlement.tenant, []).append(held)
+            self._schedule()
 
     def after_settled(self, deliver: Callable[[], None]) -> None:
         """Run `deliver` once every settlement so far is out of this process."""
@@ -211,19 +198,33 @@ class Admission:
         )
         self.live_workers = max(1, count)
 
+    async def reopen(self, tenant: str, asks: list[Ask]) -> None:
+        """Let Redis have leases of a worker that is gone. Raises StoreError."""
+        for part in batches(asks):
+            keys, data, _ = pack_asks(tenant, part, self._lease_ms)
+            await self._run(scripts.ADMIT, keys, data)
+        await self._client.call("SADD", names.TENANTS, tenant)
+
+    async def deliver(self, tenant: str, settlements: list[Settlement]) -> None:
+        """Let Redis have settlements of a worker that is gone. Raises StoreError."""
+        periods = names.periods(self.now())
+        for part in batches(settlements):
+            due: list[Due] = [(settlement, None) for settlement in part]
+            keys, data = pack_settlements(tenant, self._stream(tenant), due, periods)
+            await self._run(scripts.SETTLE, keys, data)
+
     async def tenants(self) -> set[str]:
         """Return every tenant that ever used this store. Raises StoreError."""
         return {name.decode() for name in await self._client.call("SMEMBERS", names.TENANTS)}
 
     def retry_unsettled(self) -> None:
         """Send again what Redis refused while it was reachable."""
-        if (self._unsettled or self._unopened) and self._client.connected:
+        if self._backlog and self._client.connected:
             self._resend()
 
     async def aclose(self, seconds: float) -> None:
         """Send what is left and wait for Redis's answer, so long at most. Idempotent."""
-        if self._patience is not None:
-            self._patience.cancel()
+        self._patience.close()
         self.retry_unsettled()
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(seconds):
@@ -231,11 +232,16 @@ class Admission:
                     self._flush()
                     await self._client.call("PING")
         if self.unsettled:
-            logger.warning("%d settlements never reached Redis", self.unsettled)
+            logger.warning("%d settlements have not reached Redis", self.unsettled)
 
     def now(self) -> float:
         """Return Unix seconds by Redis's clock, as far as this worker knows it."""
         return time.time() + self._clock_offset
+
+    async def _run(self, script: scripts.Script, keys: list[str], data: bytes) -> Reply:
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self._client.run(script, keys, (data,), _resolver(future))
+        return await future
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -260,43 +266,26 @@ class Admission:
         for deliver in after:
             deliver()
 
-    def _send_asks(self, tenant: str, asks: list[_Ask]) -> None:
-        keys, specs = [*names.leases(tenant)], []
-        numbers: dict[str, int] = {}
-        limits: list[Limit] = []
-        entries = []
-        for ask in asks:
-            wants = []
-            for grant in ask.grants:
-                number = numbers.get(grant.key)
-                if number is None:
-                    keys.append(grant.key)
-                    limits.append(grant.limit)
-                    specs.append((*grant.spec, grant.limit.shadow))
-                    number = numbers[grant.key] = len(specs)
-                wants.append((number, grant.amount))
-            entries.append((ask.lease, ask.holding.decode(), wants, ask.forced))
-        number = self._batches = self._batches + 1
+    def _send_asks(self, tenant: str, asks: list[Ask]) -> None:
+        keys, data, limits = pack_asks(tenant, asks, self._lease_ms)
+        number = 0
         if self._degrade and not self._late:
-            self._waiting[number] = (monotonic() + PATIENCE_SECONDS, tenant, asks)
-            if self._patience is None:
-                self._patience = self._loop.call_later(PATIENCE_SECONDS, self._check_patience)
+            number = self._patience.begin(tenant, asks)
 
         def done(reply: Reply | Exception) -> None:
-            self._waiting.pop(number, None)
+            self._patience.end(number)
             self._answer(tenant, asks, limits, reply)
 
-        data = _pack((self._lease_ms, specs, entries))
         self._client.run(scripts.ADMIT, keys, (data,), done)
 
     def _answer(
-        self, tenant: str, asks: list[_Ask], limits: list[Limit], reply: Reply | Exception
+        self, tenant: str, asks: list[Ask], limits: list[Limit], reply: Reply | Exception
     ) -> None:
         if not isinstance(reply, bytes):
             error = reply if isinstance(reply, StoreError) else StoreError(f"Redis: {reply}")
             for ask in asks:
                 if ask.future is None:
-                    self._postpone(tenant, ask)
+                    self._backlog.postpone(tenant, ask)
                 elif ask.future.done():
                     continue
                 elif self._degrade and ask.lease != NO_LEASE:
@@ -307,7 +296,7 @@ class Admission:
         if self._alone:
             self._replay()
         try:
-            now_us, verdicts = _unpack_verdicts(reply)
+            now_us, verdicts = unpack_verdicts(reply)
         except msgspec.DecodeError as error:
             self._answer(tenant, asks, limits, StoreError(f"Redis answered nonsense: {error}"))
             return
@@ -345,8 +334,7 @@ class Admission:
         if refused is not None:
             return refused
         self._open[lease] = (tenant, self._loop.time())
-        self._opening.add(lease)
-        self._postpone(tenant, _Ask(lease, _to_json(holding), granted, None, forced=True))
+        self._backlog.postpone(tenant, Ask(lease, _to_json(holding), granted, None, forced=True))
         return Verdict()
 
     def _decide_alone(self, lease: str, granted: tuple[Grant, ...]) -> Verdict | None:
@@ -358,7 +346,7 @@ class Admission:
         limit, wait = found
         return Verdict((), limit, None if wait == inf else wait)
 
-    def _answer_alone(self, tenant: str, ask: _Ask) -> None:
+    def _answer_alone(self, tenant: str, ask: Ask) -> None:
         """Decide over an ask that Redis has not answered, though it may have taken the lease."""
         assert ask.future is not None
         refused = self._decide_alone(ask.lease, ask.grants)
@@ -366,23 +354,9 @@ class Admission:
             ask.future.set_result(msgspec.structs.replace(refused, unsure=True))
             return
         ask.future.set_result(Verdict())
-        self._opening.add(ask.lease)
-        self._postpone(tenant, msgspec.structs.replace(ask, future=None, forced=True))
+        self._backlog.postpone(tenant, msgspec.structs.replace(ask, future=None, forced=True))
 
-    def _check_patience(self) -> None:
-        """Look whether any batch waits for too long; one timer serves them all."""
-        self._patience = None
-        now = monotonic()
-        while self._waiting:
-            number = next(iter(self._waiting))
-            until, tenant, asks = self._waiting[number]
-            if until > now:
-                self._patience = self._loop.call_later(until - now, self._check_patience)
-                return
-            del self._waiting[number]
-            self._lose_patience(tenant, asks)
-
-    def _lose_patience(self, tenant: str, asks: list[_Ask]) -> None:
+    def _lose_patience(self, tenant: str, asks: list[Ask]) -> None:
         """Redis is late: decide over what waits, and wait no more until it answers."""
         self._late = True
         for ask in asks:
@@ -393,60 +367,27 @@ class Admission:
             else:
                 self._answer_alone(tenant, ask)
 
-    def _postpone(self, tenant: str, ask: _Ask) -> None:
-        """Keep a lease that Redis is to have later; beyond a bound the oldest are lost."""
-        self._unopened.append((tenant, ask))
-        while len(self._unopened) > MAX_UNSETTLED:
-            _, lost = self._unopened.popleft()
-            self._opening.discard(lost.lease)
-            self.lost_settlements += self._held.pop(lost.lease, None) is not None
-
-    def _opened(self, tenant: str, ask: _Ask) -> None:
+    def _opened(self, tenant: str, ask: Ask) -> None:
         """Redis has a lease that nobody waited for: settle it if that was asked meanwhile."""
-        self._opening.discard(ask.lease)
-        held = self._held.pop(ask.lease, None)
+        held = self._backlog.opened(ask.lease)
         if held is not None:
             self._settlements.setdefault(tenant, []).append(held)
             self._schedule()
 
-    def _send_settlements(self, tenant: str, due: list[tuple[Settlement, Applied | None]]) -> None:
-        limit_numbers: dict[str, int] = {}
-        limit_keys, specs = [], []
-        usage_numbers: dict[str, int] = {}
-        entries = []
-        for settlement, _ in due:
-            gives = []
-            for given in settlement.returns:
-                number = limit_numbers.get(given.key)
-                if number is None:
-                    limit_keys.append(given.key)
-                    specs.append(given.spec)
-                    number = limit_numbers[given.key] = len(specs)
-                gives.append((number, given.reserved, given.used))
-            hashes = [usage_numbers.setdefault(p, len(usage_numbers)) for p in settlement.parts]
-            entries.append((settlement.lease, gives, hashes, settlement.counts, settlement.entry))
-        day, month = names.periods(self.now())
-        keys = [*names.leases(tenant), self._stream(tenant), *limit_keys]
-        for part in usage_numbers:
-            keys += (names.usage(tenant, day, part), names.usage(tenant, month, part))
+    def _send_settlements(self, tenant: str, due: list[Due]) -> None:
+        periods = names.periods(self.now())
+        keys, data = pack_settlements(tenant, self._stream(tenant), due, periods)
 
         def done(reply: Reply | Exception) -> None:
             if isinstance(reply, bytes):
-                for (_, applied), counted in zip(due, _unpack_counted(reply), strict=True):
+                self._backlog.settled(due)
+                for (_, applied), counted in zip(due, unpack_counted(reply), strict=True):
                     if applied is not None:
                         applied(bool(counted))
             else:
-                self._keep(due)
+                self._backlog.keep(due)
 
-        data = _pack((specs, *_KEPT, requests.FIELDS, entries))
         self._client.run(scripts.SETTLE, keys, (data,), done)
-
-    def _keep(self, due: list[tuple[Settlement, Applied | None]]) -> None:
-        """Keep what Redis did not take; settling again is safe, a lease counts once."""
-        self._unsettled.extend(due)
-        while len(self._unsettled) > MAX_UNSETTLED:
-            self._unsettled.popleft()
-            self.lost_settlements += 1
 
     def _replay(self) -> None:
         """Redis is back: it decides again, and gets what it has missed."""
@@ -455,26 +396,11 @@ class Admission:
         self._share.reset()
         self._resend()
 
-    def _finished(self, ask: _Ask) -> _Ask:
-        """Let a request that has ended meanwhile count as usage, and in budgets, alone.
-
-        Its slot is free again, and what it took of a rate has long been refilled.
-        """
-        settlement, applied = self._held[ask.lease]
-        spent = tuple([one for one in settlement.returns if one.spec[0] != RATE])
-        self._held[ask.lease] = (msgspec.structs.replace(settlement, returns=spent), applied)
-        held = msgspec.json.decode(ask.holding, type=Holding)
-        bare = _to_json(msgspec.structs.replace(held, holds=()))
-        return msgspec.structs.replace(ask, grants=(), holding=bare)
-
     def _resend(self) -> None:
-        while self._unopened:
-            tenant, ask = self._unopened.popleft()
-            if ask.lease in self._held:
-                ask = self._finished(ask)
+        asks, due = self._backlog.take()
+        for tenant, ask in asks:
             self._asks.setdefault(tenant, []).append(ask)
-        while self._unsettled:
-            settlement, applied = self._unsettled.popleft()
+        for settlement, applied in due:
             self._settlements.setdefault(settlement.tenant, []).append((settlement, applied))
         self._tenants.clear()
         self._schedule()

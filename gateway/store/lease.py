@@ -1,5 +1,7 @@
 """Hot path: what a lease holds, what an admission answers and a settlement says. Frozen values."""
 
+import asyncio
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -40,6 +42,19 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     overdrawn: tuple[Limit, ...] = ()  # limits in shadow that would have refused
 
 
+class Ask(msgspec.Struct, frozen=True, gc=False):
+    """A lease that is asked for; without a future nobody waits for the answer.
+
+    `holding` is JSON. `forced`: its request has been admitted already, so no limit refuses it.
+    """
+
+    lease: str
+    holding: bytes
+    grants: tuple[Grant, ...]
+    future: asyncio.Future[Verdict] | None = None
+    forced: bool = False
+
+
 class Return(msgspec.Struct, frozen=True, gc=False):
     """What a lease reserved of a limit, and what was used of it.
 
@@ -55,7 +70,8 @@ class Return(msgspec.Struct, frozen=True, gc=False):
 class Settlement(msgspec.Struct, frozen=True, gc=False):
     """What became of a lease. `counts` are the counters of `settle.lua`, in its order.
 
-    `entry` holds the values of `requests.FIELDS`.
+    `entry` holds the values of `requests.FIELDS`. `marked`: Redis is to remember for some days that
+    the lease was settled, as somebody may ask to open it again.
     """
 
     lease: str
@@ -64,6 +80,12 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     parts: tuple[str, ...]
     counts: tuple[int, ...]
     entry: requests.Values
+    marked: bool = False
+
+
+# Learns whether it was this settlement that counted.
+Applied = Callable[[bool], None]
+Due = tuple[Settlement, Applied | None]
 
 
 def holds(granted: tuple[Grant, ...]) -> tuple[tuple[str, Spec, int], ...]:

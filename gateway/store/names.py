@@ -1,7 +1,8 @@
 """The names of Redis keys: stable API for people with redis-cli. Those of a tenant carry its name.
 
-Lifetimes: buckets until they are full again, leases a day after the last, day counters 400 days,
-month counters 5 years; virtual keys, `sluice:tenants` and `sluice:requests` (capped) stay.
+Lifetimes: buckets until they are full again, leases a day after the last, marks of settled ones
+two days, day counters 400 days, month counters 5 years; virtual keys, `sluice:tenants` and
+`sluice:requests` (capped) stay.
 """
 
 from datetime import UTC, datetime
@@ -37,6 +38,11 @@ def key(key_id: str) -> str:
 def leases(tenant: str) -> tuple[str, str]:
     """Return the names of the lease deadlines and of what the leases hold."""
     return f"sluice:leases:{{{tenant}}}", f"sluice:lease:{{{tenant}}}"
+
+
+def settled(tenant: str) -> str:
+    """Return the name of the marks of leases that must not be opened again -> until when (ms)."""
+    return f"sluice:settled:{{{tenant}}}"
 
 
 def usage(tenant: str, period: str, part: str = "") -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.core.errors import StoreError
 from gateway.policy.limits import REQUESTS, TOKENS
-from gateway.store import admission as admission_module
+from gateway.store import backlog as backlog_module
 from gateway.store import names
 from gateway.store.admission import Admission
 from gateway.store.connection import Connection
@@ -260,7 +260,7 @@ async def test_a_killed_store_loses_and_doubles_nothing(
 async def test_past_its_bound_the_oldest_settlements_are_lost_and_counted(
     server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(admission_module, "MAX_UNSETTLED", 10)
+    monkeypatch.setattr(backlog_module, "MAX_UNSETTLED", 10)
     tenant = new_tenant()
     who = principal(tenant, bucket(tenant, REQUESTS, 10_000, 1))
     async with leased(server, tenant, 15, timeout=5.0) as (admission, client):

@@ -54,6 +54,7 @@ async def test_every_request_has_its_line(upstream: Upstream, tmp_path: Path) ->
     served = next(r for r in records if r["outcome"] == "ok")
     (tried,) = served["tries"]
     assert (tried["provider"], tried["status"], tried["failure"]) == ("p0", 200, "")
+    assert sum(served["cost"].values()) == served["cost_microusd"]
     assert 0 < tried["duration_us"] <= served["duration_us"]
 
 

@@ -5,6 +5,7 @@ import sys
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 
+import msgspec
 import pytest
 from genai_prices import types as library
 from genai_prices.data import providers
@@ -20,6 +21,7 @@ from gateway.policy.pricing import (
     Usd,
     cost_components,
     cost_microusd,
+    in_microusd,
     nano_usd,
 )
 
@@ -151,6 +153,15 @@ def test_every_token_of_the_providers_totals_is_billed_exactly_once(
     used = Usage(prompt, cached, written, completion, thought)
     price = Price.from_rates(1, 1, 1, 1)  # a micro-dollar a token, whatever its kind
     assert cost_microusd(price, used) == prompt + completion
+
+
+@given(st.lists(st.integers(0, 10**13), min_size=5, max_size=5))
+def test_the_components_in_microusd_add_up_to_the_cost(femto: list[int]) -> None:
+    parts = CostComponents(*femto)
+    rounded = msgspec.structs.astuple(in_microusd(parts))
+    assert sum(rounded) == (sum(femto) + 10**9 // 2) // 10**9
+    for got, exact in zip(rounded, femto, strict=True):
+        assert abs(got * 10**9 - exact) < 10**9
 
 
 def test_a_request_fee_is_charged_once() -> None:

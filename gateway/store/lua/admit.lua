@@ -2,11 +2,11 @@
 --
 -- KEYS[1]   zset of the tenant's open leases: lease id -> deadline (Unix ms)
 -- KEYS[2]   hash of what each open lease holds: lease id -> JSON
--- KEYS[3..] limits (see limits.lua)
+-- KEYS[3..] limits (see limits.lua), and where anything is forced the zset of settled leases
 -- ARGV[1]   msgpack [lease_ms, [[sort, capacity, more, shadow], ...], [request, ...]], a request
 --           being [lease id, holding JSON, [[limit number, amount], ...], forced]; limits count
 --           from 1. Forced: a worker has admitted it by itself, so it is taken in any case, unless
---           it was taken before.
+--           it was taken or settled before.
 --           Without a lease id, and amounts of 0, it only asks how the limits stand.
 -- returns   msgpack [now_us, [verdict, ...]], a verdict being
 --           [refusing limit or 0, microseconds until it would admit or -1 for never, left, ...]
@@ -22,10 +22,15 @@ for i, spec in ipairs(specs) do
   limits[i] = load_limit(KEYS[i + 2], spec, now)
 end
 
+local settled = KEYS[#specs + 3]
+local function known(id)
+  return redis.call('ZSCORE', KEYS[1], id) or redis.call('ZSCORE', settled, id)
+end
+
 local verdicts, deadlines, holdings = {}, {}, {}
 for r, request in ipairs(requests) do
   local forced = request[4]
-  local asks = request[1] ~= '' and not (forced and redis.call('ZSCORE', KEYS[1], request[1]))
+  local asks = request[1] ~= '' and not (forced and known(request[1]))
   local refusing, wait = 0, 0
   for _, want in ipairs(request[3]) do
     local limit = limits[want[1]]

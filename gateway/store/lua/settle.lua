@@ -2,12 +2,13 @@
 --
 -- KEYS[1]   zset of the tenant's open leases; KEYS[2] hash of what they hold
 -- KEYS[3]   the capped stream of finished requests
--- KEYS[4..] first the limits (see limits.lua), then the usage hashes
+-- KEYS[4..] first the limits (see limits.lua), then the usage hashes, and where any settlement is
+--           marked the zset of settled leases: lease id -> until when to remember it (Unix ms)
 -- ARGV[1]   msgpack [[[sort, capacity, more], ...], day_ttl_s, month_ttl_s, stream length,
 --           [stream field, ...], [settlement, ...]], a settlement being
 --           [lease id, [[limit number, reserved (of a rate), used], ...], [counter number, ...],
 --            [requests, errors, cache_hits, prompt, cached, completion, reasoning, cost_microusd],
---            [value, ...] of the stream's fields]
+--            [value, ...] of the stream's fields, marked]
 --           limits count from 1; counters from 0, each of them two hashes: its day, its month
 -- returns   msgpack [1 or 0, ...]: whether each settlement was the one that counted
 --
@@ -19,6 +20,8 @@ local specs, day_ttl, month_ttl, kept, names, settlements = unpack(input)
 local FIELDS = {'requests', 'errors', 'cache_hits', 'prompt_tokens', 'cached_tokens',
   'completion_tokens', 'reasoning_tokens', 'cost_microusd'}
 
+local MARKED_MS = 2 * DAY_S * 1000
+
 local ids = {}
 for s, settlement in ipairs(settlements) do ids[s] = settlement[1] end
 local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(ids))
@@ -29,7 +32,7 @@ local function held_by(id)
   return amounts
 end
 
-local counted, returned, sums, closed, seen, line = {}, {}, {}, {}, {}, {}
+local counted, returned, sums, closed, marked, seen, line = {}, {}, {}, {}, {}, {}, {}
 for s, settlement in ipairs(settlements) do
   local id = settlement[1]
   if deadlines[s] and not seen[id] then
@@ -37,6 +40,7 @@ for s, settlement in ipairs(settlements) do
     local held
     counted[s] = 1
     closed[#closed + 1] = id
+    if settlement[6] then marked[#marked + 1] = id end
     for _, give in ipairs(settlement[2]) do
       local sum = returned[give[1]]
       if sum == nil then
@@ -73,6 +77,15 @@ if #closed > 0 then
   redis.call('HDEL', KEYS[2], unpack(closed))
 end
 local now = clock_us()
+if #marked > 0 then
+  local key, now_ms, args = KEYS[#KEYS], math.floor(now / 1000), {}
+  for n, id in ipairs(marked) do
+    args[2 * n - 1], args[2 * n] = whole(now_ms + MARKED_MS), id
+  end
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now_ms))
+  redis.call('ZADD', key, unpack(args))
+  redis.call('PEXPIRE', key, MARKED_MS)
+end
 for number, sum in pairs(returned) do
   -- Credited up to now first: what was used beyond the reservation is owed also where the
   -- bucket has filled up, or has been forgotten as full, in the meantime.

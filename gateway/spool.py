@@ -1,0 +1,188 @@
+"""Lines on disk for somebody who is away: they outlive the worker that wrote them. Bounded.
+
+A file is its worker's while it is locked; one that nobody locks is anybody's to read and remove.
+All of it is written and read by one thread, so that a slow disk stalls no request.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+logger = logging.getLogger("sluice.spool")
+
+MAX_QUEUED_BYTES = 16 * 1024 * 1024
+MAX_BATCH_LINES = 256
+NEWBORN_SECONDS = 60.0  # an empty file that is younger is about to be locked
+_SUFFIX = ".spool"
+
+
+class Spool:
+    """One worker's files in a directory, made when there is something to write.
+
+    `lost` counts the lines that disk could not take, or did not within the bound.
+    """
+
+    def __init__(self, directory: Path, name: str, most_bytes: int) -> None:
+        """Use a directory; all workers in it share the bound. Raises OSError."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied", str(directory))
+        self._directory, self._name, self._most = directory, name, most_bytes
+        self._loop = asyncio.get_running_loop()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
+        self._lock = threading.Lock()
+        self._queue: list[bytes] = []
+        self._queued = 0
+        self._scheduled = False
+        self._fd = -1
+        self._path: Path | None = None
+        self.lost = 0
+
+    def write(self, lines: bytes) -> None:
+        """Queue whole lines."""
+        with self._lock:
+            if self._queued + len(lines) > MAX_QUEUED_BYTES:
+                self.lost += lines.count(b"\n")
+                return
+            self._queue.append(lines)
+            self._queued += len(lines)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._start_writing)
+
+    def clear(self) -> None:
+        """Remove what this worker has written: it is no longer needed."""
+        self._submit_after_writing(self._remove)
+
+    def leave(self) -> None:
+        """Let somebody read what is written, and begin another file."""
+        self._submit_after_writing(self._close)
+
+    async def left(self) -> "list[Left]":
+        """Take the files that nobody writes any more, oldest first; close each in the end."""
+        return await self._loop.run_in_executor(self._thread, self._find)
+
+    async def read(self, left: "Left") -> list[bytes]:
+        """Return a file's next lines; none at its end."""
+        return await self._loop.run_in_executor(self._thread, left.read)
+
+    async def aclose(self) -> None:
+        """Write what is queued; a file with anything in it stays for others. Idempotent."""
+        with contextlib.suppress(RuntimeError):  # closed before
+            self.leave()
+        await asyncio.to_thread(self._thread.shutdown)
+
+    def _start_writing(self) -> None:
+        self._scheduled = False
+        with contextlib.suppress(RuntimeError):  # closed
+            self._thread.submit(self._write_queued)
+
+    def _submit_after_writing(self, action: Callable[[], None]) -> None:
+        self._thread.submit(self._write_queued)
+        self._thread.submit(action)
+
+    def _write_queued(self) -> None:
+        with self._lock:
+            queue, self._queue = self._queue, []
+        data = b"".join(queue)
+        if not data:
+            return
+        try:
+            fitting = data[: self._fitting(data)]
+            if fitting:
+                self._append(fitting)
+            self._lose(data[len(fitting) :], "the spool is full")
+        except OSError as error:
+            self._lose(data, error)
+        with self._lock:
+            self._queued -= len(data)
+
+    def _fitting(self, data: bytes) -> int:
+        room = self._most - self._size()
+        return len(data) if len(data) <= room else data.rfind(b"\n", 0, max(room, 0)) + 1
+
+    def _lose(self, lines: bytes, why: object) -> None:
+        if lines and not self.lost:
+            logger.warning("lines for %s are lost: %s", self._directory, why)
+        self.lost += lines.count(b"\n")
+
+    def _append(self, data: bytes) -> None:
+        if self._fd < 0:
+            path = self._directory / f"{time.time_ns()}-{self._name}-{os.getpid()}{_SUFFIX}"
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd, self._path = os.open(path, flags, 0o600), path
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        os.fsync(self._fd)
+
+    def _size(self) -> int:
+        total = 0
+        with os.scandir(self._directory) as found:
+            for entry in found:
+                with contextlib.suppress(FileNotFoundError):  # read and removed by now
+                    total += entry.stat().st_size
+        return total
+
+    def _remove(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._path = -1, None
+
+    def _find(self) -> "list[Left]":
+        found = []
+        for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
+            if path == self._path:
+                continue
+            with contextlib.suppress(OSError):  # locked, or somebody else's by now
+                found.append(Left(path))
+        return found
+
+
+class Left:
+    """A file that nobody writes any more, locked. Raises OSError where it is not ours to have."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO = path.open("rb")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stat = os.fstat(self._file.fileno())
+            newborn = stat.st_size == 0 and time.time() - stat.st_mtime < NEWBORN_SECONDS
+            if newborn or stat.st_nlink == 0:
+                raise FileNotFoundError(path)
+        except OSError:
+            self._file.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        """Return the file's name: unlike that of any file before it."""
+        return self._path.stem
+
+    def read(self) -> list[bytes]:
+        """Return the next lines."""
+        return [line for _, line in zip(range(MAX_BATCH_LINES), self._file, strict=False)]
+
+    def remove(self) -> None:
+        """Delete the file: it has been read."""
+        self._path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Leave the file to others. Idempotent."""
+        self._file.close()

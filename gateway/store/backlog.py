@@ -1,0 +1,152 @@
+"""Hot path: what Redis has yet to be told: leases that nobody waited for, and settlements.
+
+Bounded. What waits because Redis is away is on disk as well, where there is a journal: so it
+outlives the worker, and what memory cannot hold is not lost.
+"""
+
+from collections import deque
+
+import msgspec
+
+from gateway.policy.limits import RATE
+from gateway.store.journal import Journal, Opened, Settled
+from gateway.store.lease import Applied, Ask, Due, Holding, Settlement
+
+# Settlements kept in memory while Redis is away: some 50 MB. Beyond it the oldest are on disk only.
+MAX_UNSETTLED = 20_000
+
+_to_json = msgspec.json.Encoder().encode
+
+
+class Backlog:
+    """A worker's own. `lost` counts the settlements that neither memory nor disk could hold."""
+
+    def __init__(self, journal: Journal | None) -> None:
+        self._journal = journal
+        # Leases that Redis has not confirmed: until it does, their settlements are held.
+        self._opening: set[str] = set()
+        self._unopened: dict[str, tuple[str, Ask]] = {}
+        self._held: dict[str, Due] = {}
+        self._unsettled: deque[Due] = deque()
+        # Leases in the journal, and whether their settlement is in it.
+        self._written: dict[str, bool] = {}
+        self._evicted = False
+        self._lost = 0
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many settlements wait."""
+        return len(self._unsettled) + len(self._held)
+
+    @property
+    def lost(self) -> int:
+        """Return how many settlements were lost."""
+        return self._lost + (self._journal.lost if self._journal is not None else 0)
+
+    def __bool__(self) -> bool:
+        return bool(self._unsettled or self._unopened)
+
+    def expect(self, lease: str) -> None:
+        """Know that Redis has been asked for a lease that nobody waits for."""
+        self._opening.add(lease)
+
+    def postpone(self, tenant: str, ask: Ask) -> None:
+        """Keep a lease that Redis is to have later."""
+        lease = ask.lease
+        self._opening.add(lease)
+        self._unopened[lease] = (tenant, ask)
+        if self._journal is not None and lease not in self._written:
+            self._journal.enter(Opened(tenant, lease, msgspec.Raw(_bare(ask.holding))))
+            self._written[lease] = False
+            if lease in self._held:
+                self._write(self._held[lease][0])
+
+    def hold(self, settlement: Settlement, applied: Applied | None) -> Due | None:
+        """Keep a settlement whose lease Redis has not confirmed; where it has, return it."""
+        lease = settlement.lease
+        written = bool(self._written) and lease in self._written
+        if written:
+            settlement = msgspec.structs.replace(settlement, marked=True)
+        due = (settlement, applied)
+        if lease not in self._opening:
+            return due
+        self._held[lease] = due
+        if written:
+            self._write(settlement)
+        self._evict()
+        return None
+
+    def opened(self, lease: str) -> Due | None:
+        """Know that Redis has a lease; return its settlement, if it was asked for meanwhile."""
+        self._opening.discard(lease)
+        return self._held.pop(lease, None)
+
+    def keep(self, due: list[Due]) -> None:
+        """Keep what Redis did not take; settling again is safe, a lease counts once."""
+        for one in due:
+            self._write(one[0])
+            self._unsettled.append(one)
+        self._evict()
+
+    def settled(self, due: list[Due]) -> None:
+        """Know that Redis has these settlements."""
+        if not self._written:
+            return
+        for settlement, _ in due:
+            self._written.pop(settlement.lease, None)
+        if not self._written and self._journal is not None:
+            if self._evicted:
+                self._journal.leave()  # whoever finds it replays it
+            else:
+                self._journal.clear()
+            self._evicted = False
+
+    def take(self) -> tuple[list[tuple[str, Ask]], list[Due]]:
+        """Take out all that Redis is to be told now: the leases first."""
+        asks = []
+        for tenant, ask in self._unopened.values():
+            held = self._held.get(ask.lease)
+            if held is not None:
+                self._held[ask.lease] = (_ended(held[0]), held[1])
+                ask = msgspec.structs.replace(ask, grants=(), holding=_bare(ask.holding))
+            asks.append((tenant, ask))
+        due = list(self._unsettled)
+        self._unopened.clear()
+        self._unsettled.clear()
+        return asks, due
+
+    def _write(self, settlement: Settlement) -> None:
+        if self._journal is None or self._written.get(settlement.lease):
+            return
+        entry = Settled(_ended(settlement) if settlement.marked else settlement)
+        self._journal.enter(entry)
+        self._written[settlement.lease] = True
+
+    def _evict(self) -> None:
+        """Forget the oldest beyond the bound: they are on disk, or lost."""
+        while self.unsettled > MAX_UNSETTLED:
+            if self._unsettled:
+                lease = self._unsettled.popleft()[0].lease
+            else:
+                lease = next(iter(self._held))
+                del self._held[lease]
+                self._opening.discard(lease)
+                self._unopened.pop(lease, None)
+            if self._written.pop(lease, False):
+                self._evicted = True
+            else:
+                self._lost += 1
+
+
+def _ended(settlement: Settlement) -> Settlement:
+    """Let a request that ended while Redis was away count as usage, and in budgets, alone.
+
+    Its slot is free again, and what it took of a rate has long been refilled.
+    """
+    spent = tuple([one for one in settlement.returns if one.spec[0] != RATE])
+    return msgspec.structs.replace(settlement, returns=spent)
+
+
+def _bare(holding: bytes) -> bytes:
+    held = msgspec.json.decode(holding, type=Holding)
+    return _to_json(msgspec.structs.replace(held, holds=()))

@@ -1,0 +1,75 @@
+"""Hot path: how batches of asks and settlements are put to Redis. Values in, bytes out."""
+
+import msgspec
+
+from gateway.policy.limits import Limit
+from gateway.store import names, requests
+from gateway.store.lease import Ask, Due, Settlement
+
+_KEPT = (names.DAY_TTL_SECONDS, names.MONTH_TTL_SECONDS, names.REQUESTS_KEPT)
+
+_pack = msgspec.msgpack.Encoder().encode
+# (now in Unix microseconds, verdicts), a verdict being (refusing, wait in microseconds, *left)
+unpack_verdicts = msgspec.msgpack.Decoder(tuple[int, list[list[int]]]).decode
+unpack_counted = msgspec.msgpack.Decoder(list[int]).decode
+
+
+def pack_asks(tenant: str, asks: list[Ask], lease_ms: int) -> tuple[list[str], bytes, list[Limit]]:
+    """Return the keys and the argument of `admit.lua`, and the limits in the order it counts."""
+    keys, specs = [*names.leases(tenant)], []
+    numbers: dict[str, int] = {}
+    limits: list[Limit] = []
+    entries = []
+    forced = False
+    for ask in asks:
+        wants = []
+        for grant in ask.grants:
+            number = numbers.get(grant.key)
+            if number is None:
+                keys.append(grant.key)
+                limits.append(grant.limit)
+                specs.append((*grant.spec, grant.limit.shadow))
+                number = numbers[grant.key] = len(specs)
+            wants.append((number, grant.amount))
+        entries.append((ask.lease, ask.holding.decode(), wants, ask.forced))
+        forced = forced or ask.forced
+    if forced:
+        keys.append(names.settled(tenant))
+    return keys, _pack((lease_ms, specs, entries)), limits
+
+
+def pack_settlements(
+    tenant: str, stream: str, due: list[Due], periods: tuple[str, str]
+) -> tuple[list[str], bytes]:
+    """Return the keys and the argument of `settle.lua`; `periods` is the day and the month."""
+    limit_numbers: dict[str, int] = {}
+    limit_keys, specs = [], []
+    usage_numbers: dict[str, int] = {}
+    entries = []
+    marked = False
+    for settlement, _ in due:
+        gives = []
+        for given in settlement.returns:
+            number = limit_numbers.get(given.key)
+            if number is None:
+                limit_keys.append(given.key)
+                specs.append(given.spec)
+                number = limit_numbers[given.key] = len(specs)
+            gives.append((number, given.reserved, given.used))
+        hashes = [usage_numbers.setdefault(p, len(usage_numbers)) for p in settlement.parts]
+        entries.append(_entry(settlement, gives, hashes))
+        marked = marked or settlement.marked
+    day, month = periods
+    keys = [*names.leases(tenant), stream, *limit_keys]
+    for part in usage_numbers:
+        keys += (names.usage(tenant, day, part), names.usage(tenant, month, part))
+    if marked:
+        keys.append(names.settled(tenant))
+    return keys, _pack((specs, *_KEPT, requests.FIELDS, entries))
+
+
+def _entry(
+    settlement: Settlement, gives: list[tuple[int, int, int]], hashes: list[int]
+) -> tuple[object, ...]:
+    counts, line = settlement.counts, settlement.entry
+    return (settlement.lease, gives, hashes, counts, line, settlement.marked)

@@ -1,0 +1,43 @@
+"""Tells Redis what workers that are gone had left to tell it."""
+
+import logging
+
+from gateway.store.admission import Admission
+from gateway.store.journal import Entry, Journal, Opened, Settled, entries
+from gateway.store.lease import Ask, Settlement
+
+logger = logging.getLogger("sluice.store")
+
+
+async def replay(admission: Admission, journal: Journal) -> None:
+    """Settle what the files of dead workers hold. Raises StoreError.
+
+    Safe to be interrupted and to be done again: a lease that was settled is not opened again, and
+    settles once.
+    """
+    files = await journal.left()
+    try:
+        for file in files:
+            while lines := await journal.read(file):
+                await _tell(admission, entries(lines))
+            file.remove()
+            logger.info("Redis has been told what %s held", file.name)
+    finally:
+        for file in files:
+            file.close()
+
+
+async def _tell(admission: Admission, told: list[Entry]) -> None:
+    """Open leases first: a settlement needs its own."""
+    asks: dict[str, list[Ask]] = {}
+    settlements: dict[str, list[Settlement]] = {}
+    for entry in told:
+        match entry:
+            case Opened(tenant=tenant, lease=lease, holding=holding):
+                asks.setdefault(tenant, []).append(Ask(lease, bytes(holding), (), forced=True))
+            case Settled(settlement=settlement):
+                settlements.setdefault(settlement.tenant, []).append(settlement)
+    for tenant, wanted in asks.items():
+        await admission.reopen(tenant, wanted)
+    for tenant, ended in settlements.items():
+        await admission.deliver(tenant, ended)

@@ -1,0 +1,216 @@
+"""Workers that are killed while Redis is away: what they had served is counted once it is back."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gateway.core.errors import StoreError
+from gateway.policy.limits import TOKENS
+from gateway.store import backlog, names
+from gateway.store.admission import Admission
+from gateway.store.journal import Journal
+from gateway.store.link import Link
+from gateway.store.location import Location
+from gateway.store.replay import replay
+from tests.chaos.test_store_degraded import degrading, nothing_unsettled, slow
+from tests.support.config import chat
+from tests.support.gateway import Gateway, running
+from tests.support.load import Ask, Client, steady
+from tests.support.store import (
+    StoreServer,
+    ask,
+    bucket,
+    holding,
+    new_tenant,
+    principal,
+    settlement,
+    store_server,
+)
+from tests.support.upstream import Exchange, Upstream
+
+SERVED, HANGING = 40, 3
+
+
+def kill_workers(gateway: Gateway) -> None:
+    for pid in gateway.worker_pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def hanging(upstream: Upstream) -> int:
+    return sum(received.json.get("user") == "hang" for received in upstream.received)
+
+
+def journals(gateway: Gateway) -> list[Path]:
+    return sorted((gateway.state / "journal").glob("*.spool"))
+
+
+async def until(what: str, done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not done():
+            await asyncio.sleep(0.05)
+
+
+async def hang_or_answer(exchange: Exchange) -> None:
+    if exchange.request.json.get("user") == "hang":
+        await exchange.gone()
+    else:
+        await slow(exchange)
+
+
+async def test_killed_workers_leave_what_redis_has_missed(upstream: Upstream) -> None:
+    upstream.behaviour = hang_or_answer
+    with running(degrading(upstream.url), workers=2) as gateway:
+        store = gateway.store_pid
+        os.kill(store, signal.SIGSTOP)
+        async with contextlib.AsyncExitStack() as stack:
+            number = 0
+
+            def one() -> Ask:
+                nonlocal number
+                number += 1
+                return Ask(chat(max_tokens=10), key="sk-limited" if number % 2 else "sk-unlimited")
+
+            async with steady(gateway.port, one, connections=4, pause=0.02) as outcomes:
+                await until("enough", lambda: len(outcomes) >= SERVED)
+            for _ in range(HANGING):
+                client = await stack.enter_async_context(Client(gateway.port))
+                await client.send(Ask(chat(user="hang", max_tokens=10), key="sk-limited"))
+            await until("hanging", lambda: hanging(upstream) == HANGING)
+            assert {(o.status, o.failure) for o in outcomes} == {(200, "")}
+            # What waits for the store's answer is given up after its timeout of a second.
+            lines = SERVED + HANGING
+            await until("written", lambda: count(journals(gateway)) >= lines)
+            await asyncio.sleep(1.5)
+            kill_workers(gateway)
+        os.kill(store, signal.SIGCONT)
+        await until("served again", lambda: gateway.get("/health/live")[0] == 200)
+        kill_workers(gateway)  # perhaps amidst the replay
+        await until("replayed", lambda: not journals(gateway))
+        await nothing_unsettled(gateway)
+        for key, tenant in (("sk-limited", "acme"), ("sk-unlimited", "free")):
+            served = sum(o.ask.key == key for o in outcomes)
+            lost = HANGING if tenant == "acme" else 0
+            used = gateway.usage(tenant)
+            assert (used["requests"], used.get("errors", 0)) == (served + lost, lost)
+        with gateway.store as redis:
+            assert redis.hget("sluice:limit:{acme}:key:k:concurrency", "in_use") in ("0", None)
+            (budget,) = redis.keys("sluice:limit:{acme}:key:k:budget:*")
+            assert redis.hget(budget, "reserved") == "0"
+            entries = [fields["id"] for _, fields in redis.xrange("sluice:requests")]
+        assert len(entries) == len(set(entries)) == len(outcomes) + HANGING
+
+
+def count(paths: list[Path]) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in paths)
+
+
+@contextlib.asynccontextmanager
+async def journaled(
+    server: StoreServer, directory: Path
+) -> AsyncIterator[tuple[Admission, Link, Journal]]:
+    client = Link(Location(unix_path=server.socket), 5.0, "test")
+    journal = Journal(directory, "test", 2**20)
+    admission = Admission(client, 30, degrade=True, journal=journal)
+    await client.start()
+    try:
+        yield admission, client, journal
+    finally:
+        await client.aclose()
+        await journal.aclose()
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sluice-") as place:  # a socket's path is short
+        yield Path(place)
+
+
+async def test_what_memory_cannot_hold_is_told_from_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(backlog, "MAX_UNSETTLED", 10)
+    with short_directory() as place, store_server(place) as server:
+        tenant = new_tenant()
+        who = principal(tenant, bucket(tenant, TOKENS, 10_000, 1))
+        async with journaled(server, tmp_path) as (admission, client, journal):
+            server.kill()
+            while client.connected:
+                await asyncio.sleep(0)
+            for number in range(300):
+                await ask(admission, who, f"l{number}", holding())
+                admission.settle(settlement(f"l{number}", who))
+            assert (admission.unsettled, admission.lost_settlements) == (10, 0)
+            server.start()
+            await until("connected", lambda: client.connected)
+            await until("told", lambda: admission.unsettled == 0)
+            for _ in range(3):  # as often as anybody looks
+                await replay(admission, journal)
+            assert server.usage(tenant)["requests"] == 300
+            assert not list(tmp_path.iterdir())
+            assert server.redis.exists(names.leases(tenant)[0]) == 0
+
+
+async def test_an_interrupted_replay_counts_nothing_twice(tmp_path: Path) -> None:
+    with short_directory() as place, store_server(place) as server:
+        tenant = new_tenant()
+        who = principal(tenant, bucket(tenant, TOKENS, 10_000, 1))
+        async with journaled(server, tmp_path) as (admission, client, _):
+            server.kill()
+            while client.connected:
+                await asyncio.sleep(0)
+            for number in range(20):
+                await ask(admission, who, f"l{number}", holding())
+                admission.settle(settlement(f"l{number}", who))
+            await asyncio.sleep(0.1)
+        (left,) = tmp_path.iterdir()
+        kept = left.read_bytes()
+        server.start()
+        async with journaled(server, tmp_path) as (admission, _, journal):
+            for torn in (kept[: len(kept) // 2], kept + b'{"type":"opened","ten', kept):
+                left.write_bytes(torn)
+                await replay(admission, journal)
+                assert not left.exists()
+        assert server.usage(tenant)["requests"] == 20
+        assert server.redis.exists(names.leases(tenant)[0]) == 0
+        assert 0 < server.redis.ttl(names.settled(tenant)) <= 2 * 86_400
+
+
+async def test_a_replay_goes_on_where_redis_left(tmp_path: Path) -> None:
+    with short_directory() as place, store_server(place) as server:
+        who = principal(new_tenant())
+        async with journaled(server, tmp_path) as (admission, client, journal):
+            (tmp_path / f"{time.time_ns()}-gone-1.spool").write_bytes(
+                b'{"type":"settled","settlement":%b}\n'
+                % msgspec.json.encode(settlement("l", who, counts=(0,) * 8))
+            )
+            server.kill()
+            while client.connected:
+                await asyncio.sleep(0)
+            with pytest.raises(StoreError):
+                await replay(admission, journal)
+            assert len(list(tmp_path.iterdir())) == 1
+            server.start()
+            await until("connected", lambda: client.connected)
+            await replay(admission, journal)
+            assert not list(tmp_path.iterdir())
+
+
+async def test_a_full_disk_loses_what_memory_cannot_hold_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(backlog, "MAX_UNSETTLED", 10)
+    journal = Journal(tmp_path, "test", 2000)
+    kept = backlog.Backlog(journal)
+    kept.keep([(settlement(f"l{number}", principal("t")), None) for number in range(40)])
+    await journal.aclose()
+    assert kept.unsettled == 10
+    assert kept.lost >= 30
