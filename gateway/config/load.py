@@ -24,10 +24,28 @@ from gateway.config.schema import (
     Tenant,
 )
 from gateway.core.errors import ConfigError
+from gateway.providers import PROVIDERS
 
-# The usual variable of a provider's key -> the provider's kind, for a start without a file.
-KEY_VARIABLES = {"OPENAI_API_KEY": "openai"}
-BASE_URL_VARIABLES = {"openai": "OPENAI_BASE_URL"}
+# Of a provider that is there without a file: field -> the variables that set it.
+FURTHER_VARIABLES: dict[str, dict[str, tuple[str, ...]]] = {
+    "openai": {"base_url": ("OPENAI_BASE_URL",)},
+    "azure": {"base_url": ("AZURE_OPENAI_ENDPOINT",), "api_version": ("OPENAI_API_VERSION",)},
+    "bedrock": {"region": ("AWS_REGION", "AWS_DEFAULT_REGION")},
+}
+
+CLOUD_VARIABLES: dict[str, dict[str, tuple[str, ...]]] = {
+    "bedrock": {"region": ("AWS_REGION", "AWS_DEFAULT_REGION")},
+    "vertex": {
+        "project": ("GOOGLE_CLOUD_PROJECT",),
+        "location": ("GOOGLE_CLOUD_LOCATION", "GOOGLE_CLOUD_REGION"),
+        "credentials": ("GOOGLE_APPLICATION_CREDENTIALS",),
+    },
+}
+AWS_KEYS = {
+    "access_key": "AWS_ACCESS_KEY_ID",
+    "secret_key": "AWS_SECRET_ACCESS_KEY",
+    "session_token": "AWS_SESSION_TOKEN",
+}
 
 MIN_ADMIN_KEY_CHARS = 16
 MIN_ADMIN_KEY_VARIETY = 8
@@ -85,6 +103,7 @@ def _load(text: str, source: str, environ: Mapping[str, str], listen: Listen) ->
         origins = environment.apply(raw, environ)
         if not raw.get("providers"):
             raw["providers"] = _providers_from(environ)
+        _complete_clouds(raw["providers"], environ)
         config = finish(_convert(raw), listen)
     except ConfigError as error:
         if variable := origins.get(error.field):
@@ -97,12 +116,32 @@ def _load(text: str, source: str, environ: Mapping[str, str], listen: Listen) ->
 def _providers_from(environ: Mapping[str, str]) -> dict[str, Any]:
     """Return every provider whose key variable is set, or else the demo provider."""
     found: dict[str, Any] = {}
-    for variable, kind in KEY_VARIABLES.items():
-        if environ.get(variable):
-            found[kind] = {"kind": kind, "api_key": environ[variable]}
-            if url := environ.get(BASE_URL_VARIABLES.get(kind, "")):
-                found[kind]["base_url"] = url
+    for name, kind in PROVIDERS.items():
+        if not kind.variable or not environ.get(kind.variable):
+            continue
+        entry = {"kind": name, "api_key": environ[kind.variable]}
+        for field, variables in FURTHER_VARIABLES.get(name, {}).items():
+            value = next((environ[v] for v in variables if environ.get(v)), None)
+            if value is not None:
+                entry[field] = value
+        needed = kind.settings if kind.base_url is not None else ("base_url",)
+        if all(field in entry for field in needed):
+            found[name] = entry
     return found or {"demo": {"kind": "demo"}}
+
+
+def _complete_clouds(providers: object, environ: Mapping[str, str]) -> None:
+    """Take what a cloud's own tools would take from the environment, where the file is silent."""
+    for entry in providers.values() if isinstance(providers, dict) else ():
+        if not isinstance(entry, dict):
+            continue
+        for field, variables in CLOUD_VARIABLES.get(str(entry.get("kind")), {}).items():
+            value = next((environ[v] for v in variables if environ.get(v)), None)
+            if value is not None:
+                entry.setdefault(field, value)
+        keys = {name: environ.get(variable) for name, variable in AWS_KEYS.items()}
+        if entry.get("kind") == "bedrock" and keys["access_key"] and keys["secret_key"]:
+            entry.setdefault("aws", {name: value for name, value in keys.items() if value})
 
 
 def _convert(raw: dict[str, Any]) -> Config:

@@ -167,11 +167,52 @@ class Pricing(Section, frozen=True):
     default: Price | None = None
 
 
+class Credential(Section, frozen=True):
+    """One of several keys of a provider; twice the weight, twice the requests."""
+
+    key: str
+    weight: Weight = 1
+
+
+class Entra(Section, frozen=True):
+    """An application of Microsoft Entra, for Azure without keys."""
+
+    tenant: str
+    client_id: str
+    client_secret: str
+    scope: str = "https://cognitiveservices.azure.com/.default"
+
+
+class Aws(Section, frozen=True):
+    """Keys that requests to Bedrock are signed with."""
+
+    access_key: str
+    secret_key: str
+    session_token: str | None = None
+
+
+Setting = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+
+
 class Provider(Section, frozen=True):
-    """An upstream. `models`: name patterns it claims; `prices`: whose prices in the data set."""
+    """An upstream. `models`: name patterns it claims; `prices`: whose prices in the data set.
+
+    `credentials` is Google's, for Vertex: a file, or its JSON. `unsupported`: refuse or drop what a
+    provider cannot do.
+    """
 
     kind: str
     api_key: str | None = None
+    api_keys: tuple[str | Credential, ...] = ()
+    api: Literal["chat", "responses"] | None = None
+    api_version: Setting | None = None
+    region: Setting | None = None
+    project: Setting | None = None
+    location: Setting | None = None
+    entra: Entra | None = None
+    aws: Aws | None = None
+    credentials: str | None = None
+    unsupported: Literal["refuse", "drop"] | None = None
     base_url: str | None = None
     models: tuple[str, ...] | None = None
     prices: str | None = None
@@ -193,12 +234,16 @@ class Target(Section, frozen=True):
 
 
 class Model(Section, frozen=True):
-    """A name clients use. `max_output_tokens` is reserved where a request sets no maximum."""
+    """A name clients use. `max_output_tokens` is reserved where a request sets no maximum.
+
+    `unsupported` goes above what its provider says.
+    """
 
     targets: Annotated[tuple[Target, ...], Meta(min_length=1)]
     strategy: Literal["priority"] = "priority"
     price: Price | None = None
     max_output_tokens: Count | None = None
+    unsupported: Literal["refuse", "drop"] | None = None
 
 
 class Log(Section, frozen=True):
@@ -255,6 +300,7 @@ class Config(Section, frozen=True):
     pricing: Pricing = Pricing()
     providers: dict[Name, Provider] = {}
     models: dict[str, Model] = {}
+    unsupported: Literal["refuse", "drop"] = "refuse"
     log: Log = Log()
     ledger: Ledger = Ledger()
     metrics: Metrics = Metrics()

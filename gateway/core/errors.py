@@ -45,6 +45,7 @@ FAULTS: dict[str, Fault] = {
     "invalid_json": Fault(400, INVALID),
     "invalid_value": Fault(400, INVALID),
     "missing_required_parameter": Fault(400, INVALID),
+    "unsupported_parameter": Fault(400, INVALID),
     "invalid_http": Fault(400, INVALID),
     "missing_api_key": Fault(401, "authentication_error"),
     "invalid_api_key": Fault(401, "authentication_error"),

@@ -1,4 +1,4 @@
-"""What a client can ask for: the operations, each with its path in OpenAI's API."""
+"""What a client can ask for: the operations, each with its path."""
 
 from enum import Enum
 
@@ -9,10 +9,23 @@ class Operation(Enum):
     CHAT = "chat"
     COMPLETIONS = "text_completion"
     EMBEDDINGS = "embeddings"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    COUNT_TOKENS = "count_tokens"
 
 
 PATHS = {
     "/v1/chat/completions": Operation.CHAT,
     "/v1/completions": Operation.COMPLETIONS,
     "/v1/embeddings": Operation.EMBEDDINGS,
+    "/v1/responses": Operation.RESPONSES,
+    "/v1/messages": Operation.MESSAGES,
+    "/v1/messages/count_tokens": Operation.COUNT_TOKENS,
 }
+
+# Whose errors and headers have Anthropic's shape.
+ANTHROPIC = frozenset((Operation.MESSAGES, Operation.COUNT_TOKENS))
+# A conversation with a model: what the hub can translate.
+CONVERSATIONS = frozenset(
+    (Operation.CHAT, Operation.COMPLETIONS, Operation.RESPONSES, Operation.MESSAGES)
+)

@@ -47,6 +47,12 @@ class Target(msgspec.Struct, frozen=True):
     deadlines: Deadlines
     priority: int = 1
     drains: bool = False  # read to the end for the usage when the client leaves
+    max_output: int | None = None  # tokens, where a request sets no maximum and one must be set
+    settings: tuple[tuple[str, str], ...] = ()  # what else a kind needs: region, project ...
+
+    def setting(self, name: str) -> str:
+        """Return one of the kind's settings, empty where it is not set."""
+        return next((value for key, value in self.settings if key == name), "")
 
     def __repr__(self) -> str:  # the key must not reach a log by way of a repr
         return f"Target({self.provider}, {self.model})"

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from gateway.config.schema import KeySettings
 from gateway.core.errors import ApiError, ConfigError
-from gateway.formats.openai import invalid_field
+from gateway.formats.fields import invalid_field
 from gateway.http.hot import secret_of
 from gateway.pipeline.limiting import LimitBook
 from gateway.store.keys import NoSuchKey, VirtualKey, VirtualKeys

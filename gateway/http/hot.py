@@ -11,12 +11,18 @@ from multidict import CIMultiDictProxy
 
 from gateway.core.errors import ApiError, StoreError
 from gateway.core.ids import request_id
-from gateway.formats import openai
+from gateway.core.operations import ANTHROPIC, Operation
+from gateway.formats import FORMATS
 from gateway.http.body import declared_length, read_body, too_slow
 from gateway.http.client import ClientWriter
 from gateway.http.hot_request import HotRequest, Sent
 from gateway.http.protocol import GatewayProtocol
-from gateway.http.request_head import MAX_TRACE_CHARS, RequestHead
+from gateway.http.request_head import (
+    MAX_PASSED_CHARS,
+    MAX_TRACE_CHARS,
+    PASSED_ON,
+    RequestHead,
+)
 from gateway.pipeline.call import Call
 from gateway.pipeline.serve import serve
 from gateway.pipeline.services import Services
@@ -53,7 +59,16 @@ class HotRoutes:
         services = self._services
         client = ClientWriter(protocol, True, chunked=True)
         started = monotonic()
-        call = Call(request_id(), head.operation, body, head.secret, client, started, head.trace)
+        call = Call(
+            request_id(),
+            head.operation,
+            body,
+            head.secret,
+            client,
+            started,
+            head.trace,
+            head.passed_on,
+        )
         protocol.call = call
         try:
             await serve(services, call)
@@ -90,9 +105,10 @@ class HotRoutes:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def refuse_slow(self, protocol: GatewayProtocol) -> None:
+    def refuse_slow(self, protocol: GatewayProtocol, operation: Operation) -> None:
         """Refuse a request of the direct lane whose body did not come in time."""
-        _refused(ClientWriter(protocol, False, chunked=True), too_slow(self.body_seconds))
+        client = ClientWriter(protocol, False, chunked=True)
+        _refused(client, too_slow(self.body_seconds), operation)
 
     async def handle(self, request: HotRequest) -> Sent:
         """Read the body, run the pipeline; the reply is written by then, or on its way."""
@@ -117,11 +133,19 @@ class HotRoutes:
                 self._continue(request)
             body = await read_body(message, request.payload, self.max_body_bytes, self.body_seconds)
         except ApiError as error:
-            return _refused(client, error)
+            return _refused(client, error, request.operation)
         except (RequestPayloadError, HttpProcessingError, zlib.error):
-            return _refused(client, ApiError("invalid_http", "The request's body is malformed."))
+            malformed = ApiError("invalid_http", "The request's body is malformed.")
+            return _refused(client, malformed, request.operation)
         protocol.call = call = Call(
-            request_id(), request.operation, body, secret, client, started, trace
+            request_id(),
+            request.operation,
+            body,
+            secret,
+            client,
+            started,
+            trace,
+            _passed_on(request),
         )
         await self._serve_shielded(protocol, call)
         if not client.sent and (not client.keep_alive or protocol.has_next):
@@ -159,9 +183,19 @@ class HotRoutes:
             transport.write(CONTINUE)
 
 
-def _refused(client: ClientWriter, error: ApiError) -> Sent:
+def _passed_on(request: HotRequest) -> tuple[tuple[str, str], ...]:
+    if request.operation not in ANTHROPIC:
+        return ()
+    found = [(name, request.headers.get(name, "")[:MAX_PASSED_CHARS]) for name in PASSED_ON]
+    return tuple([(n, value) for n, value in found if value.isascii() and value.isprintable()])
+
+
+def _refused(client: ClientWriter, error: ApiError, operation: Operation) -> Sent:
     """Refuse a body that was not read to its end: what follows on the connection is unknown."""
     client.close_after()
-    headers = f"x-request-id: {request_id()}\r\n".encode()
-    client.reply(error.status, "application/json", headers, openai.error_body(error))
+    number = request_id()
+    names = ("x-request-id", "request-id") if operation in ANTHROPIC else ("x-request-id",)
+    headers = "".join([f"{name}: {number}\r\n" for name in names]).encode()
+    body = FORMATS[operation].error_body(error, number)
+    client.reply(error.status, "application/json", headers, body)
     return Sent(keep_alive=False)

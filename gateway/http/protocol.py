@@ -14,6 +14,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from gateway.core.errors import ApiError
 from gateway.core.ids import request_id
+from gateway.core.operations import Operation
 from gateway.formats import openai
 from gateway.http.request_head import MAX_HEAD_BYTES, RequestHead, request_head
 from gateway.pipeline.call import Call
@@ -52,7 +53,7 @@ class DirectLane(Protocol):
         """Tell whether the request under way is to be finished without its client."""
         ...
 
-    def refuse_slow(self, protocol: "GatewayProtocol") -> None:
+    def refuse_slow(self, protocol: "GatewayProtocol", operation: Operation) -> None:
         """Answer a request whose body did not come in time, the connection's last."""
         ...
 
@@ -65,6 +66,7 @@ class GatewayProtocol(RequestHandler):
     """
 
     __slots__ = (
+        "_awaited",
         "_direct",
         "_head_awaited",
         "_head_count",
@@ -93,6 +95,7 @@ class GatewayProtocol(RequestHandler):
         self._direct, self._serving = True, False
         self._parts: list[bytes] = []  # of a request that is not here as a whole
         self._size = self._needed = 0
+        self._awaited: Operation | None = None
         self._later: list[bytes] = []  # what a client sent before it had its answer
         self._later_size, self._later_paused = 0, False
         self._task: asyncio.Task[None] | None = None
@@ -246,6 +249,7 @@ class GatewayProtocol(RequestHandler):
             and head.length <= self._lane.max_body_bytes
             and self._lane.knows(head.secret)
         ):
+            self._awaited = head.operation
             self._wait_for_more(data, needed)
         else:  # a body that is too large, from a stranger, or followed by another request
             self._leave_lane(data)
@@ -276,7 +280,8 @@ class GatewayProtocol(RequestHandler):
             self._check_head()
         elif self._needed:
             self._serving = True
-            self._lane.refuse_slow(self)
+            assert self._awaited is not None
+            self._lane.refuse_slow(self, self._awaited)
         else:
             self.force_close()  # idle for too long, or a head that drips (slow loris)
 

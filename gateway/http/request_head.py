@@ -9,12 +9,15 @@ from functools import lru_cache
 import httptools
 import msgspec
 
-from gateway.core.operations import PATHS, Operation
+from gateway.core.operations import ANTHROPIC, PATHS, Operation
 
 MAX_HEAD_BYTES = 8190
 MAX_HEADERS = 100
 MAX_LENGTH_DIGITS = 18
 MAX_TRACE_CHARS = 55  # W3C Trace Context, version 00
+# What Anthropic's API reads from a request's head.
+PASSED_ON = ("anthropic-version", "anthropic-beta")
+MAX_PASSED_CHARS = 1024
 MAX_REMEMBERED = 256  # of 8 KB at the most
 
 # Fields that ask for something that aiohttp does.
@@ -30,6 +33,7 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     secret: str | None
     length: int
     trace: str = ""
+    passed_on: tuple[tuple[str, str], ...] = ()
 
 
 class _Reader:
@@ -80,7 +84,18 @@ def request_head(data: bytes) -> RequestHead | None:
     ):
         return None
     trace = headers.get(b"traceparent", b"").decode("latin-1")[:MAX_TRACE_CHARS]
-    return RequestHead(operation, _secret(headers), int(length), trace)
+    passed_on: tuple[tuple[str, str], ...] = ()
+    if operation in ANTHROPIC:
+        passed_on = tuple(
+            [(n, _header(headers[n.encode()])) for n in PASSED_ON if n.encode() in headers]
+        )
+    return RequestHead(operation, _secret(headers), int(length), trace, passed_on)
+
+
+def _header(value: bytes) -> str:
+    """Return a header's value as it may go along: printable, and not endless."""
+    text = value.decode("ascii", "replace")[:MAX_PASSED_CHARS]
+    return text if text.isprintable() else ""
 
 
 def _secret(headers: dict[bytes, bytes]) -> str | None:

@@ -3,15 +3,19 @@
 from math import ceil
 
 from gateway.core.errors import ApiError
+from gateway.core.operations import ANTHROPIC
 from gateway.pipeline.call import Call
 from gateway.policy.limits import REQUESTS, TOKENS, show_duration, tightest
 
 MICROUSD_PER_USD = 1_000_000
+MAX_DROPPED_CHARS = 1000
 
 
 def common_headers(call: Call) -> bytes:
     """Return the headers of every answer: the request's id and where its limits stand."""
     head = f"x-request-id: {call.id}\r\n"
+    if call.operation in ANTHROPIC:
+        head += f"request-id: {call.id}\r\n"
     standings = call.verdict.standings
     if standings:
         for unit in (REQUESTS, TOKENS):
@@ -35,10 +39,13 @@ def served_headers(call: Call, *, with_cost: bool) -> bytes:
         f"x-sluice-model: {target.model}\r\n"
         f"x-sluice-attempts: {call.attempts}\r\n"
     )
+    if call.dropped:
+        names = ", ".join([name if name.isprintable() else "?" for name in call.dropped])
+        head += f"x-sluice-dropped: {names[:MAX_DROPPED_CHARS]}\r\n"
     if with_cost and call.price_version:
         whole, rest = divmod(call.cost_microusd, MICROUSD_PER_USD)
         head += f"x-sluice-cost-usd: {whole}.{rest:06d}\r\n"
-    return common_headers(call) + head.encode("latin-1", "replace")
+    return common_headers(call) + head.encode("ascii", "replace")
 
 
 def error_headers(call: Call, error: ApiError) -> bytes:

@@ -6,19 +6,26 @@ failure is `policy.retry`'s to say.
 
 import asyncio
 import zlib
+from collections.abc import Iterator
 from functools import partial
 from time import monotonic
+from typing import Any
+
+import msgspec
 
 from gateway.core.errors import ApiError, Failure, UpstreamError
+from gateway.core.operations import Operation
 from gateway.core.record import AttemptRecord
 from gateway.core.request import Request
-from gateway.formats import openai
+from gateway.formats import FORMATS, Meta
 from gateway.pipeline.answer import common_headers, served_headers
 from gateway.pipeline.call import Call, Deliver
-from gateway.pipeline.catalogue import Route
+from gateway.pipeline.catalogue import Headers, Route
+from gateway.pipeline.lanes import Lane
 from gateway.pipeline.services import Services
-from gateway.pipeline.settle import measure
+from gateway.pipeline.settle import count_prompt, measure
 from gateway.policy.retry import Next, client_error, decide, is_clients_fault
+from gateway.policy.rotation import resting_seconds
 from gateway.policy.routing import plan
 from gateway.policy.tokens import count_tokens
 from gateway.upstream.connection import MAX_BODY_BYTES, Reply
@@ -30,18 +37,22 @@ MICROSECONDS = 1_000_000
 
 async def attempt(services: Services, call: Call) -> Deliver:
     """Return what delivers the answer. Raises UpstreamError or ApiError when all targets failed."""
-    assert call.request is not None
     assert call.model is not None
     until = call.started_at + services.config.server.timeouts.total
     failure: UpstreamError | None = None
-    for route in plan(call.model.routes):
-        if call.operation not in route.adapter.operations:
-            continue
+    misfit: ApiError | None = None
+    for route in _routes(call):
         call.attempts += 1
         call.route = route
         call.sent_at, call.reply_at, call.connect_s = monotonic(), 0.0, 0.0
         try:
-            deliver = await _ask(services, call, call.request, route, until)
+            deliver = await _ask(services, call, route, until)
+        except ApiError as error:
+            # What one target cannot do another may: nothing was sent.
+            call.attempts -= 1
+            if error.code != "unsupported_parameter":
+                raise
+            misfit = misfit or error
         except UpstreamError as error:
             failure = error
             call.tries.append(_tried(call, route, error.failure.value, error.status))
@@ -50,7 +61,7 @@ async def attempt(services: Services, call: Call) -> Deliver:
             if call.relay is not None and call.relay.started:
                 measure(call)
                 raise _interrupted(call, error, route) from None
-            if decide(error) is Next.GIVE_UP:
+            if not _rests(route, error) and decide(error) is Next.GIVE_UP:
                 break
         except asyncio.CancelledError:
             call.tries.append(_tried(call, route, "cancelled", 0))
@@ -59,20 +70,53 @@ async def attempt(services: Services, call: Call) -> Deliver:
             call.tries.append(_tried(call, route, "", 200))
             return deliver
     if failure is None:
+        if misfit is not None:
+            raise misfit
+        if call.operation is Operation.COUNT_TOKENS:
+            return _count(call)
         failure = UpstreamError(Failure.CONNECT, "no target")
     if is_clients_fault(failure):
         return _pass_on(call, failure)
     raise failure
 
 
-async def _ask(
-    services: Services, call: Call, request: Request, route: Route, until: float
-) -> Deliver:
+def _routes(call: Call) -> Iterator[Route]:
+    """Return the routes to try, of a provider with several keys one after the other."""
+    assert call.model is not None
+    for route in plan(call.model.routes):
+        if call.operation not in route.ways:
+            continue
+        if route.rotation is None:
+            yield route
+        else:
+            yield from [route.others[i] for i in route.rotation.order(monotonic())]
+
+
+def _rests(route: Route, error: UpstreamError) -> bool:
+    """Let a key rest that was refused; tell whether another may do better."""
+    seconds = resting_seconds(error.status, error.retry_after)
+    if seconds is None or route.rotation is None:
+        return False
+    route.rotation.rest(route.number, monotonic(), seconds)
+    return True
+
+
+async def _ask(services: Services, call: Call, route: Route, until: float) -> Deliver:
     """Make one attempt."""
-    target = route.target
-    body = route.adapter.build(request, target)
-    data = b"%b%d\r\n\r\n%b" % (route.heads[request.operation], len(body), body)
-    call.relay = relay = _relay(services, call, route) if request.stream else None
+    request, target, way = call.request, route.target, route.ways[call.operation]
+    assert request is not None
+    built = way.lane.build(request)
+    call.dropped = built.dropped
+    body = built.body
+    head = way.stream_head if request.stream else way.head
+    if way.passed_on or route.signer is not None:
+        path = way.stream_path if request.stream else way.path
+        extra = await _more_headers(call, route, way.passed_on, path, body)
+        data = b"%b%d\r\n%b\r\n%b" % (head, len(body), extra, body)
+    else:
+        data = b"%b%d\r\n\r\n%b" % (head, len(body), body)
+    meta = _meta(services, call, request, target.model)
+    call.relay = relay = _relay(call, way.lane, request, meta) if request.stream else None
     reply = await services.transport.send(target.origin, data, relay, target.deadlines, until)
     call.reply_at, call.connect_s = monotonic(), reply.connect_seconds
     if reply.status != 200:
@@ -86,12 +130,64 @@ async def _ask(
         return partial(call.client.finish, ending)
     call.relay = None
     content = _decompressed(reply)
+    answer = way.lane.read(content, request, meta)
+    if request.stream and answer.usage is None and _error(content) is not None:
+        # Some servers answer so with status 200.
+        raise UpstreamError(Failure.STREAM_ERROR, content.decode(errors="replace"))
     call.status = 200
     call.finished = True
-    measure(call, content)
-    content_type = reply.headers.get(b"content-type", b"application/json").decode("latin-1")
+    measure(call, answer)
+    if answer.streamed:
+        call.client.start(served_headers(call, with_cost=True))
+        return partial(call.client.finish, answer.body)
+    content_type = answer.content_type
+    if not content_type:
+        content_type = reply.headers.get(b"content-type", b"application/json").decode("latin-1")
     headers = served_headers(call, with_cost=True)
-    return partial(call.client.reply, 200, content_type, headers, content)
+    return partial(call.client.reply, 200, content_type, headers, answer.body)
+
+
+async def _more_headers(
+    call: Call, route: Route, passed_on: Headers, path: str, body: bytes
+) -> bytes:
+    """Return the header lines that only the moment of sending knows."""
+    given = dict(call.passed_on)
+    found = [(name, given.get(name) or default) for name, default in passed_on]
+    lines = b"".join([f"{n}: {value}\r\n".encode("latin-1") for n, value in found if value])
+    if route.signer is not None:
+        lines += await route.signer.headers(route.target.origin.authority, path, body)
+    return lines
+
+
+def _meta(services: Services, call: Call, request: Request, model: str) -> Meta:
+    return Meta(
+        id=call.id,
+        model=model,
+        created=int(services.admission.now()),
+        wants_usage=request.wants_usage,
+        prompt_tokens=request.prompt_estimate,
+        echo=request.fields,
+    )
+
+
+def _error(content: bytes) -> Any:
+    """Return what stands under `error`, where SDKs look for it."""
+    try:
+        return msgspec.json.decode(content, type=_WithError).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class _WithError(msgspec.Struct):
+    error: Any = None
+
+
+def _count(call: Call) -> Deliver:
+    """Count a prompt's tokens here: no target does it."""
+    tokens = count_prompt(call)
+    call.status, call.finished = 200, True
+    body = b'{"input_tokens":%d}' % tokens
+    return partial(call.client.reply, 200, "application/json", common_headers(call), body)
 
 
 def _tried(call: Call, route: Route, failure: str, status: int) -> AttemptRecord:
@@ -109,10 +205,9 @@ def _tried(call: Call, route: Route, failure: str, status: int) -> AttemptRecord
     )
 
 
-def _relay(services: Services, call: Call, route: Route) -> Relay:
-    assert call.request is not None
+def _relay(call: Call, lane: Lane, request: Request, meta: Meta) -> Relay:
     return Relay(
-        route.adapter.decoder(call.request),
+        lane.decoder(request, meta),
         call.client,
         partial(served_headers, call, with_cost=False),
         count_tokens,
@@ -129,7 +224,7 @@ def _refusal(route: Route, reply: Reply) -> UpstreamError:
         Failure.STATUS,
         _redacted(message or f"answered {reply.status}", route)[:MAX_SHOWN_CHARS],
         status=reply.status,
-        body=_redacted_bytes(body, route) if message is not None else b"",
+        body=_redacted_bytes(body, route) if isinstance(_error(body), dict) else b"",
         content_type=reply.headers.get(b"content-type", b"").decode("latin-1"),
         retry_after=_retry_after(reply.headers),
     )
@@ -139,7 +234,10 @@ def _pass_on(call: Call, error: UpstreamError) -> Deliver:
     """Give the client the provider's own refusal of its request, in the provider's words."""
     told = ApiError("invalid_value", error.message)
     call.status, call.error, call.outcome = error.status, f"upstream_{error.status}", "error"
-    body = error.body or openai.error_body(told)
+    native = call.route is not None and call.route.ways[call.operation].lane.native
+    told.status = error.status
+    body = error.body if native else b""
+    body = body or FORMATS[call.operation].error_body(told, call.id)
     headers = served_headers(call, with_cost=False) if call.route else common_headers(call)
     return partial(call.client.reply, error.status, "application/json", headers, body)
 

@@ -18,6 +18,7 @@ from gateway.upstream.connection import Flow
 from gateway.upstream.relay import Relay
 
 Deliver = Callable[[], None]
+Headers = tuple[tuple[str, str], ...]
 
 NO_USAGE = Usage()
 NO_VERDICT = Verdict()
@@ -82,6 +83,7 @@ class Call:
         "connect_s",
         "cost",
         "cost_microusd",
+        "dropped",
         "error",
         "finished",
         "grants",
@@ -92,6 +94,7 @@ class Call:
         "model",
         "operation",
         "outcome",
+        "passed_on",
         "price_version",
         "principal",
         "queued_s",
@@ -120,9 +123,12 @@ class Call:
         client: Client,
         started_at: float,
         trace: str = "",
+        passed_on: Headers = (),
     ) -> None:
         self.id, self.operation, self.body, self.secret = call_id, operation, body, secret
         self.client, self.started_at, self.trace = client, started_at, trace
+        self.passed_on = passed_on  # headers of the client's that its provider may want
+        self.dropped: tuple[str, ...] = ()
         self.principal: Principal | None = None
         self.request: Request | None = None
         self.model: Served | None = None

@@ -12,10 +12,15 @@ from gateway.config import schema
 from gateway.core.errors import ConfigError
 from gateway.core.operations import Operation
 from gateway.core.target import Deadlines, Origin, Target
+from gateway.pipeline.lanes import Lane, lane
 from gateway.policy.pricing import Price, PriceTable, Schedule
+from gateway.policy.rotation import Rotation
 from gateway.providers import PROVIDERS, Adapter
 from gateway.providers.adapter import Endpoint
+from gateway.upstream.credentials import Signer, check_signing, make_signer
 from gateway.upstream.dial import proxy_headers
+
+Headers = tuple[tuple[str, str], ...]
 
 # Names made up by clients (`provider/anything`) that are compiled and kept.
 MAX_DYNAMIC_MODELS = 1000
@@ -23,14 +28,36 @@ MAX_DYNAMIC_MODELS = 1000
 MAX_DYNAMIC_LABELS = 200
 
 
+class Way(msgspec.Struct, frozen=True):
+    """How one operation reaches a target, and the request heads for it, up to Content-Length.
+
+    `passed_on`: the client's headers that go along, with what is sent where it has none.
+    """
+
+    lane: Lane
+    head: bytes
+    stream_head: bytes
+    passed_on: Headers
+    path: str
+    stream_path: str
+
+
 class Route(msgspec.Struct, frozen=True):
-    """A target with all that can be prepared for it: request heads, and what it charges."""
+    """A target with all that can be prepared for it: its ways, and what it charges.
+
+    Of a provider with several keys each is a target of its own in `others`; `rotation` says whose
+    turn it is. `signer` adds what only the moment of sending knows.
+    """
 
     target: Target
     adapter: Adapter
-    heads: dict[Operation, bytes]
+    ways: dict[Operation, Way]
     price: Price | None
     schedule: Schedule | None
+    signer: Signer | None = None
+    rotation: Rotation | None = None
+    number: int = 0
+    others: "tuple[Route, ...]" = ()
 
     @property
     def priority(self) -> int:
@@ -68,6 +95,8 @@ class Catalogue:
     def __init__(self, config: schema.Config, prices: PriceTable, demo_socket: str) -> None:
         self._config, self._prices, self._demo_socket = config, prices, demo_socket
         self._dynamic: dict[str, Served] = {}
+        self._signers: dict[str, Signer | None] = {}
+        self._rotations: dict[str, Rotation] = {}
         self._labels: set[str] = set()
         for name, provider in config.providers.items():
             _check_provider(name, provider)
@@ -101,10 +130,12 @@ class Catalogue:
         for name, provider in self._config.providers.items():
             claims = _claims(provider)
             if not claims or not all(map(_is_literal, claims)):
-                adapter = PROVIDERS[provider.kind].adapter
-                target = self._target(schema.Target(name, ""), provider)
-                head = _request_head("GET", adapter.listing(target), target)
-                found.append(Lister(target, adapter, head + b"\r\n\r\n"))
+                target = self._target(schema.Target(name, ""), provider, _keys(provider)[0][0])
+                adapter = PROVIDERS[provider.kind].adapter_for(target)
+                endpoint = adapter.listing(target)
+                if endpoint is not None:
+                    head = _request_head("GET", endpoint, target)
+                    found.append(Lister(target, adapter, head + b"\r\n\r\n"))
         return found
 
     def public_name(self, provider: str, model: str) -> str:
@@ -153,19 +184,50 @@ class Catalogue:
         provider = self._config.providers[wanted.provider]
         kind = PROVIDERS[provider.kind]
         assert wanted.model is not None
-        target = self._target(wanted, provider)
-        heads = {op: _head(kind.adapter, op, target) for op in kind.adapter.operations}
         price = wanted.price or (model.price if model else None)
         default = self._config.pricing.default
         seller = provider.prices or kind.prices
         schedule = self._prices.schedule(seller, wanted.model) if seller else None
         if schedule is None and price is None:
             price = default
-        return Route(target, kind.adapter, heads, _own_price(price), schedule)
+        keys = _keys(provider)
+        targets = [
+            self._target(wanted, provider, key, model.max_output_tokens if model else None)
+            for key, _ in keys
+        ]
+        drop = (model and model.unsupported) or provider.unsupported or self._config.unsupported
+        ways = [_ways(kind.adapter_for(one), one, drop=drop == "drop") for one in targets]
+        signer = self._signer(wanted.provider, provider)
+        own = _own_price(price)
+        routes = [
+            Route(target, kind.adapter_for(target), way, own, schedule, signer)
+            for target, way in zip(targets, ways, strict=True)
+        ]
+        if len(routes) == 1:
+            return routes[0]
+        rotation = self._rotations.get(wanted.provider)
+        if rotation is None:
+            weights = [weight for _, weight in keys]
+            rotation = self._rotations[wanted.provider] = Rotation(weights)
+        numbered = [
+            msgspec.structs.replace(route, rotation=rotation, number=number)
+            for number, route in enumerate(routes)
+        ]
+        return msgspec.structs.replace(numbered[0], others=tuple(numbered))
 
-    def _target(self, wanted: schema.Target, provider: schema.Provider) -> Target:
-        url = provider.base_url or PROVIDERS[provider.kind].base_url
-        assert url is not None
+    def _signer(self, name: str, provider: schema.Provider) -> Signer | None:
+        if name not in self._signers:
+            self._signers[name] = make_signer(provider)
+        return self._signers[name]
+
+    def _target(
+        self,
+        wanted: schema.Target,
+        provider: schema.Provider,
+        key: str | None,
+        max_output: int | None = None,
+    ) -> Target:
+        url = _base_url(provider)
         assert wanted.model is not None
         times = provider.timeouts or self._config.server.timeouts
         parts = urlsplit(url)
@@ -185,12 +247,43 @@ class Catalogue:
             model=wanted.model,
             origin=origin,
             base_path="/v1" if parts.scheme == "unix" else parts.path.rstrip("/"),
-            api_key=provider.api_key,
+            api_key=key,
             headers=tuple(provider.headers.items()),
             deadlines=Deadlines(times.connect, times.first_byte, times.idle, times.total),
             priority=wanted.priority,
             drains=provider.on_disconnect == "drain",
+            max_output=max_output,
+            settings=tuple(_settings(provider).items()),
         )
+
+
+def _settings(provider: schema.Provider) -> dict[str, str]:
+    names = ("api", "api_version", "region", "project", "location")
+    found = {name: getattr(provider, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _base_url(provider: schema.Provider) -> str:
+    """Return where a provider is; its kind's own address may depend on settings."""
+    if provider.base_url is not None:
+        return provider.base_url
+    url = PROVIDERS[provider.kind].base_url
+    assert url is not None
+    settings = _settings(provider)
+    if settings.get("location") == "global":  # Vertex AI's worldwide endpoint has no prefix
+        url = url.replace("{location}-", "")
+    return url.format(**settings) if "{" in url else url
+
+
+def _keys(provider: schema.Provider) -> list[tuple[str | None, int]]:
+    """Return a provider's keys with their weights."""
+    found: list[tuple[str | None, int]] = []
+    if provider.api_key is not None or not provider.api_keys:
+        found.append((provider.api_key, 1))
+    more = [
+        (one, 1) if isinstance(one, str) else (one.key, one.weight) for one in provider.api_keys
+    ]
+    return [*found, *more]
 
 
 def _is_literal(pattern: str) -> bool:
@@ -209,10 +302,18 @@ def _own_price(price: schema.Price | None) -> Price | None:
     )
 
 
-def _head(adapter: Adapter, operation: Operation, target: Target) -> bytes:
-    """Render a request head up to the value of Content-Length."""
-    head = _request_head("POST", adapter.endpoint(operation, target), target)
-    return head + b"\r\nContent-Length: "
+def _ways(adapter: Adapter, target: Target, *, drop: bool) -> dict[Operation, Way]:
+    found = {}
+    for operation in Operation:
+        way = lane(adapter, operation, target, drop=drop)
+        if way is not None:
+            plain, stream = way.endpoint(stream=False), way.endpoint(stream=True)
+            heads = [_request_head("POST", one, target) for one in (plain, stream)]
+            length = b"\r\nContent-Length: "
+            found[operation] = Way(
+                way, heads[0] + length, heads[1] + length, plain.passed_on, plain.path, stream.path
+            )
+    return found
 
 
 def _request_head(method: str, endpoint: Endpoint, target: Target) -> bytes:
@@ -245,15 +346,21 @@ def _check_provider(name: str, provider: schema.Provider) -> None:
     if kind is None:
         known = ", ".join(PROVIDERS)
         raise ConfigError(f"unknown kind {provider.kind!r}; one of: {known}", field=f"{field}.kind")
-    if kind.needs_key and not provider.api_key:
+    if kind.needs_key and not provider.api_key and not provider.api_keys:
         raise ConfigError(f"kind {provider.kind!r} needs an api_key", field=field)
-    url = provider.base_url or kind.base_url
-    if url is None:
+    if provider.base_url is None and kind.base_url is None:
         raise ConfigError(f"kind {provider.kind!r} needs a base_url", field=field)
+    settings = _settings(provider)
+    for name_of_setting in kind.settings:
+        if name_of_setting not in settings and provider.base_url is None:
+            raise ConfigError(f"kind {provider.kind!r} needs a {name_of_setting}", field=field)
+    url = _base_url(provider)
+    check_signing(provider, field)
     _check_url(url, ("http", "https", "unix", "demo"), f"{field}.base_url")
     if provider.proxy is not None:
         _check_url(provider.proxy, ("http",), f"{field}.proxy")
-    for text in (provider.api_key or "", *provider.headers.values()):
+    keys = [key for key, _ in _keys(provider) if key is not None]
+    for text in (*keys, *provider.headers.values()):
         if not text.isascii() or not text.isprintable():
             raise ConfigError("a key or header holds characters that HTTP forbids", field=field)
     for header in provider.headers:

@@ -12,8 +12,10 @@ from time import monotonic
 
 from gateway.core import record
 from gateway.core.errors import ApiError, StoreError, UpstreamError
+from gateway.core.operations import Operation
 from gateway.core.usage import Usage
-from gateway.formats import openai
+from gateway.formats import FORMATS
+from gateway.formats.body import decode as decode_body
 from gateway.pipeline.allowance import SLICE_TOKENS, Allowance, price_of
 from gateway.pipeline.answer import error_headers
 from gateway.pipeline.attempt import attempt
@@ -102,7 +104,7 @@ async def authenticate(services: Services, call: Call) -> None:
 def decode(services: Services, call: Call) -> None:
     """Understand the request: its model must exist, and the key must be allowed to use it."""
     assert call.principal is not None
-    call.request = request = openai.decode(call.operation, call.body)
+    call.request = request = decode_body(call.operation, call.body)
     call.body = b""
     served = services.catalogue.resolve(request.model)
     if not may_use(call.principal, request.model):
@@ -111,7 +113,8 @@ def decode(services: Services, call: Call) -> None:
     if served is None:
         message = f"The model '{request.model}' does not exist here."
         raise ApiError("model_not_found", message, param="model")
-    if not any(call.operation in route.adapter.operations for route in served.routes):
+    ways = any(call.operation in route.ways for route in served.routes)
+    if not ways and call.operation is not Operation.COUNT_TOKENS:
         message = f"The model '{request.model}' does not do {call.operation.value}."
         raise ApiError("invalid_value", message, param="model")
     call.model = served
@@ -166,9 +169,11 @@ def _refuse(call: Call, error: ApiError) -> Deliver:
     """Answer with an error: as a reply, or on a stream that is open as its last event."""
     call.status, call.error = error.status, error.code
     call.outcome = record.ERROR if call.leased and not call.unsure else record.REFUSED
+    form = FORMATS[call.operation]
     if call.relay is not None and call.relay.started:
         call.client.follow(None)
-        return partial(call.client.finish, openai.error_event(error))
-    body = openai.error_body(error)
+        ending = call.relay.failing(error) or form.error_event(error, call.id)
+        return partial(call.client.finish, ending)
+    body = form.error_body(error, call.id)
     headers = error_headers(call, error)
     return partial(call.client.reply, error.status, "application/json", headers, body)

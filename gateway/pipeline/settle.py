@@ -6,6 +6,7 @@ from gateway.core import record
 from gateway.core.record import RequestRecord
 from gateway.core.usage import Usage
 from gateway.pipeline.call import NO_USAGE, Call
+from gateway.pipeline.lanes import Answer
 from gateway.pipeline.services import Services
 from gateway.policy.limits import CONCURRENCY, MONEY, TOKENS
 from gateway.policy.pricing import cost_components, cost_microusd, in_microusd
@@ -18,28 +19,27 @@ OTHER = "other"  # stands for names that a client made up: counters must not gro
 UNPRICED = "unpriced"
 NOTHING = (0,) * 8  # a refused request is not in the counters, also if its lease was taken
 
-_PROMPT_FIELDS = ("messages", "prompt", "input")
+_PROMPT_FIELDS = ("messages", "prompt", "input", "system", "instructions", "tools")
 
 
-def measure(call: Call, content: bytes | None = None) -> None:
+def measure(call: Call, answer: Answer | None = None) -> None:
     """Find out what was used: from the provider's figure, or by our own count; then its cost.
 
-    `content` is a whole reply's body; without it the call's stream tells. Idempotent.
+    `answer` is a whole reply; without it the call's stream tells. Idempotent.
     """
     assert call.route is not None
     assert call.request is not None
-    adapter = call.route.adapter
     relay = call.relay
-    usage = adapter.parse_usage(content) if content is not None else None
+    usage = answer.usage if answer is not None else None
     if relay is not None:
         usage = relay.usage
     if usage is not None:
         call.usage, call.usage_source = usage, "provider"
     else:
         text_tokens = relay.delivered_tokens() if relay is not None else 0
-        if content is not None and text_tokens == 0:
-            text_tokens = count_tokens(adapter.parse_text(content))
-        call.usage = Usage(prompt_tokens=_count_prompt(call), completion_tokens=text_tokens)
+        if answer is not None and text_tokens == 0:
+            text_tokens = count_tokens(answer.text())
+        call.usage = Usage(prompt_tokens=count_prompt(call), completion_tokens=text_tokens)
         call.usage_source = "estimated" if call.finished else "partial"
     price = call.route.price_now()
     if price is None:
@@ -167,12 +167,11 @@ def _provider(call: Call) -> str:
     return call.route.target.provider if call.route else ""
 
 
-def _count_prompt(call: Call) -> int:
+def count_prompt(call: Call) -> int:
     """Count the prompt from the request's own JSON; a file inside it is estimated instead."""
     request = call.request
     assert request is not None
-    for name in _PROMPT_FIELDS:
-        raw = request.fields.get(name)
-        if raw is not None and len(bytes(raw)) // 4 <= request.prompt_estimate:
-            return count_tokens(bytes(raw).decode(errors="replace"))
-    return request.prompt_estimate
+    given = [bytes(request.fields[name]) for name in _PROMPT_FIELDS if name in request.fields]
+    if not given or sum(map(len, given)) // 4 > request.prompt_estimate:
+        return request.prompt_estimate
+    return sum([count_tokens(raw.decode(errors="replace")) for raw in given])

@@ -1,28 +1,26 @@
 """Hot path: OpenAI's own API, and every server that speaks it.
 
-Same format in and out: the client's raw fields go to the provider; only the model name changes,
-and a stream is made to report its usage.
+Same dialect in and out: the client's raw fields go to the provider; only the model name changes,
+a stream is made to report its usage, and what the server is known to do otherwise (`quirks`).
 """
 
 import msgspec
 from msgspec import Raw
 
+from gateway.core.messages import Fit
 from gateway.core.operations import Operation
 from gateway.core.request import Request
 from gateway.core.target import Target
 from gateway.core.usage import Usage
-from gateway.providers.adapter import Endpoint
+from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
+from gateway.providers.chat import ChatCompletions, bearer
+from gateway.providers.errors import UNREADABLE, error_message
 from gateway.providers.openai_stream import OpenAIStream
-from gateway.providers.openai_wire import (
-    UNREADABLE,
-    Chunk,
-    decode_chunk,
-    decode_error,
-    decode_listing,
-    decode_usage,
-)
+from gateway.providers.openai_wire import Chunk, decode_chunk, decode_usage, parse_listing
+from gateway.providers.quirks import HINTS, NONE, Quirks
+from gateway.providers.responses import NativeResponses
 
-_PATHS = {
+PATHS = {
     Operation.CHAT: "/chat/completions",
     Operation.COMPLETIONS: "/completions",
     Operation.EMBEDDINGS: "/embeddings",
@@ -30,36 +28,30 @@ _PATHS = {
 _encode = msgspec.json.Encoder().encode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _TRUE = Raw(b"true")
+_SAYS_NOTHING = (b"null", b"false", b"1", b"[]")  # n of 1, no logprobs
 _INCLUDE_USAGE = Raw(b'{"include_usage":true}')
 
 
-class OpenAI:
-    """The adapter of OpenAI's wire format."""
+class NativeOpenAI:
+    """Chat completions, completions and embeddings as the client wrote them."""
 
-    operations = frozenset(_PATHS)
+    def __init__(self, quirks: Quirks) -> None:
+        self._quirks = quirks
+        self._plain = quirks.usage_option and not (quirks.renames or quirks.refuses)
 
-    def endpoint(self, operation: Operation, target: Target) -> Endpoint:
+    def endpoint(self, operation: Operation, target: Target, *, stream: bool) -> Endpoint:
         """Say where to send an operation, with the bearer key where there is one."""
-        headers = (("Content-Type", "application/json"), *_headers(target))
-        return Endpoint(target.base_path + _PATHS[operation], headers)
+        headers = (("Content-Type", "application/json"), *bearer(target))
+        return Endpoint(target.base_path + PATHS[operation], headers)
 
-    def listing(self, target: Target) -> Endpoint:
-        """Say where a target lists its models."""
-        return Endpoint(target.base_path + "/models", _headers(target))
-
-    def parse_listing(self, body: bytes) -> list[str]:
-        """Return the ids under `data`."""
-        try:
-            return [model.id for model in decode_listing(body).data]
-        except UNREADABLE:
-            return []
-
-    def build(self, request: Request, target: Target) -> bytes:
+    def build(self, request: Request, target: Target, fit: Fit) -> bytes:
         """Return the client's fields with the target's model name, asking a stream for usage."""
         fields = request.fields.copy()
         if request.model != target.model:
             fields["model"] = Raw(_encode(target.model))
-        if request.stream and not request.wants_usage:
+        if not self._plain:
+            self._adapt(fields, fit)
+        if request.stream and not request.wants_usage and self._quirks.usage_option:
             fields["stream_options"] = _with_usage(fields.get("stream_options"))
         return _encode(fields)
 
@@ -79,22 +71,58 @@ class OpenAI:
             return ""
         return "".join(choice.generated() or "" for choice in reply.choices or ())
 
-    def parse_error(self, body: bytes) -> str | None:
-        """Return `error.message`."""
-        try:
-            return decode_error(body).error.message or ""
-        except UNREADABLE:
-            return None
-
     def decoder(self, request: Request) -> OpenAIStream:
         """Return a fresh stream decoder for one attempt."""
         return OpenAIStream(keep_usage=request.wants_usage)
 
+    def _adapt(self, fields: dict[str, Raw], fit: Fit) -> None:
+        """Rename what has another name at this server, and take out what it refuses."""
+        quirks = self._quirks
+        if not quirks.usage_option:
+            fields.pop("stream_options", None)
+        for name in quirks.refuses.intersection(fields):
+            if bytes(fields.pop(name)) in _SAYS_NOTHING:
+                continue
+            if name in HINTS:
+                fit.leave_out(name)
+            else:
+                fit.refuse(name)
+        for name, other in quirks.renames.items():
+            if name in fields:
+                fields.setdefault(other, fields.pop(name))
+        choice = fields.get("tool_choice")
+        for mode, other in quirks.tool_choices.items():
+            if choice is not None and bytes(choice) == b'"%b"' % mode.encode():
+                fields["tool_choice"] = Raw(_encode(other))
 
-def _headers(target: Target) -> tuple[tuple[str, str], ...]:
-    if target.api_key is None:
-        return target.headers
-    return (*target.headers, ("Authorization", f"Bearer {target.api_key}"))
+
+class OpenAI:
+    """The adapter. `speaks`: the client dialects that the server has."""
+
+    embedding: Embedding | None = None
+
+    def __init__(
+        self,
+        quirks: Quirks = NONE,
+        speaks: frozenset[Operation] = frozenset((*PATHS, Operation.RESPONSES)),
+    ) -> None:
+        native = NativeOpenAI(quirks)
+        self.natives: dict[Operation, Native] = {op: native for op in PATHS if op in speaks}
+        if Operation.RESPONSES in speaks:
+            self.natives[Operation.RESPONSES] = NativeResponses()
+        self.conversation: Conversation | None = ChatCompletions(quirks)
+
+    def listing(self, target: Target) -> Endpoint:
+        """Say where a target lists its models."""
+        return Endpoint(target.base_path + "/models", bearer(target))
+
+    def parse_listing(self, body: bytes) -> list[str]:
+        """Return the ids under `data`."""
+        return parse_listing(body)
+
+    def parse_error(self, body: bytes) -> str | None:
+        """Return the message, whatever shape the server gives to errors."""
+        return error_message(body)
 
 
 def _with_usage(options: Raw | None) -> Raw:

@@ -4,9 +4,11 @@ Only whole events pass. The end marker is held back for `finish`, so that nothin
 before it is accounted for; a usage event the client did not ask for is kept from it.
 """
 
-from gateway.core.errors import Failure, UpstreamError
+from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.usage import Usage
-from gateway.providers.openai_wire import UNREADABLE, Chunk, decode_chunk
+from gateway.providers.adapter import EVENT_STREAM
+from gateway.providers.errors import UNREADABLE
+from gateway.providers.openai_wire import Chunk, decode_chunk
 
 # A single event holds one delta; images in deltas reach some hundred kilobytes.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
@@ -48,6 +50,8 @@ class OpenAIStream:
         "text_bytes",
         "usage",
     )
+
+    content_type = EVENT_STREAM
 
     def __init__(self, keep_usage: bool) -> None:
         self._keep_usage = keep_usage
@@ -126,9 +130,20 @@ class OpenAIStream:
         self._taken_bytes = self.text_bytes
         return "".join(text)
 
+    def close(self) -> bytes:
+        """Take the last event, where its empty line never came."""
+        rest = b"".join(self._pieces)
+        if self.done or not rest or not _is_whole(_data_lines(rest)):
+            return b""
+        return self._feed_any(b"\n\n")
+
     def finish(self) -> bytes:
         """Return the end marker."""
         return END
+
+    def fail(self, error: ApiError) -> bytes:
+        """Leave it to the dialect."""
+        return b""
 
     def _learn(self, chunk: Chunk, event: bytes) -> None:
         """Remember an event that holds one text and nothing else of interest.
@@ -238,6 +253,17 @@ class OpenAIStream:
         assert chunk.usage is not None
         self.usage = chunk.usage.counted()
         return bool(chunk.choices) or self._keep_usage
+
+
+def _is_whole(payload: bytes) -> bool:
+    """Tell whether an event was cut in its middle."""
+    if payload == b"[DONE]":
+        return True
+    try:
+        decode_chunk(payload)
+    except UNREADABLE:
+        return False
+    return True
 
 
 def _too_large() -> UpstreamError:

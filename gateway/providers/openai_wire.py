@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 
 from gateway.core.usage import Usage
+from gateway.providers.errors import UNREADABLE
 
 
 class PromptDetails(msgspec.Struct, gc=False):
     """`usage.prompt_tokens_details`."""
 
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None  # OpenRouter's, for Anthropic's models
 
 
 class CompletionDetails(msgspec.Struct, gc=False):
@@ -36,15 +38,16 @@ class WireUsage(msgspec.Struct, gc=False):
     def counted(self) -> Usage:
         """Convert to the gateway's counts."""
         prompt, completion = self.prompt_tokens or 0, self.completion_tokens or 0
-        cached = self.prompt_cache_hit_tokens or self.cached_tokens or 0
+        cached, written = self.prompt_cache_hit_tokens or self.cached_tokens or 0, 0
         if self.prompt_tokens_details is not None:
             cached = self.prompt_tokens_details.cached_tokens or cached
+            written = self.prompt_tokens_details.cache_write_tokens or 0
         reasoning = 0
         if self.completion_tokens_details is not None:
             reasoning = self.completion_tokens_details.reasoning_tokens or 0
             if reasoning and self.total_tokens == prompt + completion + reasoning:
                 completion += reasoning  # xAI reports it beside the completion, and bills both
-        return Usage(prompt, cached, 0, completion, reasoning)
+        return Usage(prompt, cached, written, completion, reasoning)
 
 
 class Function(msgspec.Struct, gc=False):
@@ -126,18 +129,6 @@ class UsageOnly(msgspec.Struct, gc=False):
     usage: WireUsage | None = None
 
 
-class ErrorFields(msgspec.Struct, gc=False):
-    """`error` of an error reply."""
-
-    message: str | None = None
-
-
-class ErrorReply(msgspec.Struct, gc=False):
-    """An error reply."""
-
-    error: ErrorFields
-
-
 class ListedModel(msgspec.Struct, gc=False):
     """One entry of a list of models."""
 
@@ -150,10 +141,15 @@ class ModelList(msgspec.Struct, gc=False):
     data: list[ListedModel]
 
 
-# What decoding bytes of an upstream can raise: msgspec lets the last two through.
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
 decode_chunk = msgspec.json.Decoder(Chunk).decode
 decode_usage = msgspec.json.Decoder(UsageOnly).decode
-decode_listing = msgspec.json.Decoder(ModelList).decode
-decode_error = msgspec.json.Decoder(ErrorReply).decode
+_decode_listing = msgspec.json.Decoder(ModelList | list[ListedModel]).decode
+
+
+def parse_listing(body: bytes) -> list[str]:
+    """Return the names in a list of models, bare or under `data`; none where it is no list."""
+    try:
+        found = _decode_listing(body)
+    except UNREADABLE:
+        return []
+    return [model.id for model in (found if isinstance(found, list) else found.data)]

@@ -7,7 +7,7 @@ still be handed to another target. The end marker stays here until the request i
 from collections.abc import Callable
 from typing import Protocol
 
-from gateway.core.errors import Failure, UpstreamError
+from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.usage import Usage
 from gateway.providers.adapter import StreamDecoder
 from gateway.upstream.connection import Flow
@@ -105,7 +105,8 @@ class Relay:
 
     def begin(self, status: int, headers: dict[bytes, bytes], flow: Flow) -> bool:
         """Take event streams; leave errors and whole replies to be gathered."""
-        if status != 200 or not headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+        kind = headers.get(b"content-type", b"")
+        if status != 200 or not kind.startswith(self._decoder.content_type):
             return False
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise UpstreamError(Failure.PROTOCOL, "the stream is compressed though not asked to be")
@@ -118,9 +119,7 @@ class Relay:
         decoder = self._decoder
         out = decoder.feed(data)
         if out:
-            if self.first_event_at == 0.0:
-                self._start()
-            self._write(out)
+            self._show(out)
         if decoder.text_bytes > self._allowed:
             self._ask_for_more()
         return self._attend() if decoder.attention else False
@@ -165,16 +164,29 @@ class Relay:
         self._client.follow(None)
         if self._allowance is not None:
             self._allowance.close()
+        if not decoder.done and (rest := decoder.close()):
+            self._show(rest)
+        if decoder.failure is not None:
+            raise UpstreamError(Failure.STREAM_ERROR, decoder.failure)
         if not (decoder.done or decoder.finished):
             raise UpstreamError(Failure.STREAM_CUT, "the stream ended before its end")
         if self.first_event_at == 0.0:
             self._start()
         return decoder.finish()
 
+    def failing(self, error: ApiError) -> bytes:
+        """Return what ends a stream that failed; nothing where the dialect's own event will do."""
+        return self._decoder.fail(error)
+
     def delivered_tokens(self) -> int:
         """Return how many tokens the text so far has, by our own count."""
         self._fold()
         return self._folded
+
+    def _show(self, out: bytes) -> None:
+        if self.first_event_at == 0.0:
+            self._start()
+        self._write(out)
 
     def _start(self) -> None:
         self.first_event_at = self._clock()

@@ -125,7 +125,7 @@ def test_names_made_up_by_clients_are_kept_up_to_a_bound() -> None:
 
 
 def test_a_route_has_its_request_head_ready() -> None:
-    assert route(CONFIG, "llama").heads[Operation.CHAT].decode().split("\r\n") == [
+    assert route(CONFIG, "llama").ways[Operation.CHAT].head.decode().split("\r\n") == [
         "POST /v1/chat/completions HTTP/1.1",
         "Host: 127.0.0.1:8000",
         f"User-Agent: sluice/{__version__}",
@@ -134,7 +134,7 @@ def test_a_route_has_its_request_head_ready() -> None:
         "Content-Type: application/json",
         "Content-Length: ",
     ]
-    assert b"Authorization: Bearer sk-1\r\n" in route(CONFIG, "gpt-5").heads[Operation.CHAT]
+    assert b"Authorization: Bearer sk-1\r\n" in route(CONFIG, "gpt-5").ways[Operation.CHAT].head
     assert "sk-1" not in repr(route(CONFIG, "gpt-5").target)
 
 
@@ -160,7 +160,7 @@ def test_a_base_url_says_where_connections_go(
 
 def test_a_plain_proxy_is_asked_for_the_whole_url() -> None:
     text = "providers: {p: {kind: openai-compatible, base_url: 'http://h/v1', proxy: 'http://q:1'}}"
-    head = route(text, "p/x").heads[Operation.CHAT]
+    head = route(text, "p/x").ways[Operation.CHAT].head
     assert head.startswith(b"POST http://h/v1/chat/completions HTTP/1.1\r\nHost: h\r\n")
 
 

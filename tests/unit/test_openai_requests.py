@@ -10,7 +10,8 @@ import pytest
 
 from gateway.core.errors import ApiError
 from gateway.core.operations import Operation
-from gateway.formats.openai import decode, error_body, error_event, estimate_prompt
+from gateway.formats.body import decode, estimate_prompt
+from gateway.formats.openai import error_body, error_event
 
 FIXTURES = Path(
     os.environ.get("SLUICE_FIXTURES")

@@ -1,0 +1,218 @@
+"""The hub of all translations: a prompt and a reply as no provider and no client writes them.
+
+N client dialects and M providers each translate to and from these values, never to each other.
+Frozen, no I/O. JSON that nobody here looks into stays as text (`schema`, `arguments`).
+"""
+
+from typing import Literal
+
+import msgspec
+from msgspec import Raw
+
+from gateway.core.usage import Usage
+
+SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+
+# Why a reply ended.
+STOP, LENGTH, TOOL_CALLS, FILTERED = "stop", "length", "tool_calls", "content_filter"
+
+# What only its maker can read goes through clients with the maker's mark: another provider would
+# refuse it. Anthropic's own has none, so that its clients may also ask Anthropic directly.
+_MARK = "sluice:"
+
+
+class Text(msgspec.Struct, frozen=True):
+    """Plain text. `cache`: the prompt up to here may be cached, for so long (5m, 1h)."""
+
+    text: str
+    cache: str = ""
+    logprobs: Raw | None = None  # as chat completions writes them, `content` alone
+
+
+class Media(msgspec.Struct, frozen=True):
+    """An image, a document or a sound: `data` is base64, or else it is at `url`.
+
+    `media_type` may be empty where there is only a URL; `name` is a document's, or its title.
+    """
+
+    kind: Literal["image", "document", "audio"]
+    media_type: str = ""
+    data: str = ""
+    url: str = ""
+    name: str = ""
+    detail: str = ""
+    cache: str = ""
+
+
+class Thinking(msgspec.Struct, frozen=True):
+    """What a model thought. `redacted` is thought that only its provider can read."""
+
+    text: str = ""
+    signature: str = ""
+    redacted: str = ""
+    id: str = ""
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A call that the client is to carry out. `arguments` is a JSON object's text."""
+
+    id: str
+    name: str
+    arguments: str
+    signature: str = ""
+    cache: str = ""
+
+
+class ToolResult(msgspec.Struct, frozen=True):
+    """What a call came to."""
+
+    call_id: str
+    parts: "tuple[Text | Media, ...]"
+    is_error: bool = False
+    cache: str = ""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The model's own words of refusal."""
+
+    text: str
+
+
+Part = Text | Media | Thinking | ToolCall | ToolResult | Refusal
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn."""
+
+    role: str
+    parts: tuple[Part, ...]
+
+
+NO_ARGUMENTS = Raw(b'{"type":"object","properties":{}}')
+
+
+class Tool(msgspec.Struct, frozen=True):
+    """A function that the client offers. `schema` is the JSON Schema of its arguments."""
+
+    name: str
+    description: str = ""
+    schema: Raw = NO_ARGUMENTS
+    strict: bool | None = None
+    cache: str = ""
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    """auto, none, required (any of them), or the one that is named."""
+
+    mode: Literal["auto", "none", "required", "tool"] = "auto"
+    name: str = ""
+
+
+class OutputFormat(msgspec.Struct, frozen=True):
+    """What the answer must look like: any JSON object, or one of a schema."""
+
+    schema: Raw | None = None
+    name: str = "answer"
+    description: str = ""
+    strict: bool | None = None
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    """How much a model may think: an effort, or a budget in tokens; `enabled` False: not at all.
+
+    `shown`: the client wants to see it.
+    """
+
+    enabled: bool = True
+    effort: str = ""
+    budget: int | None = None
+    shown: bool = True
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """A request. What is None was not said.
+
+    `hints` name what the client said that changes no answer (metadata, cache keys): a target that
+    has no place for one leaves it out. `unknown` names what the gateway has no idea of.
+    """
+
+    model: str
+    system: tuple[Text, ...] = ()
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice | None = None
+    parallel: bool | None = None
+    max_output: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    choices: int = 1
+    logprobs: int | None = None  # how many alternatives a token
+    format: OutputFormat | None = None
+    reasoning: Reasoning | None = None
+    verbosity: str = ""
+    user: str = ""
+    metadata: Raw | None = None
+    service_tier: str = ""
+    stream: bool = False
+    hints: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer. `stop_sequence` is the one that ended it; `usage` None: not reported."""
+
+    id: str
+    model: str
+    parts: tuple[Part, ...]
+    finish: str
+    stop_sequence: str = ""
+    usage: Usage | None = None
+
+
+def written(parts: tuple[Part, ...]) -> str:
+    """Return all that a model wrote, for a count where no usage is reported."""
+    found = []
+    for part in parts:
+        match part:
+            case Text(text=text) | Thinking(text=text) | Refusal(text=text):
+                found.append(text)
+            case ToolCall(name=name, arguments=arguments):
+                found += [name, arguments]
+    return "".join(found)
+
+
+class Fit:
+    """What of a prompt a target cannot do. Names are the hub's; formats say them their way."""
+
+    def __init__(self) -> None:
+        self.refused: dict[str, str] = {}
+        self.left_out: dict[str, None] = {}
+
+    def refuse(self, field: str, why: str = "") -> None:
+        """Note what changes the answer, and cannot be done."""
+        self.refused.setdefault(field, why)
+
+    def leave_out(self, field: str) -> None:
+        """Note what is only a hint."""
+        self.left_out[field] = None
+
+
+def mark(maker: str, secret: str) -> str:
+    """Mark a signature, or encrypted thought, with who made it."""
+    return f"{_MARK}{maker}:{secret}" if secret else ""
+
+
+def unmark(maker: str, secret: str) -> str:
+    """Return a signature as its maker knows it; empty where another made it."""
+    own = f"{_MARK}{maker}:"
+    return secret.removeprefix(own) if secret.startswith(own) else ""
+
+
+def unmarked(secret: str) -> str:
+    """Return a signature that nobody has marked; empty for any other."""
+    return "" if secret.startswith(_MARK) else secret

@@ -1,0 +1,188 @@
+"""Chat completions, to the client: replies and streams of the hub as OpenAI writes them.
+
+What OpenAI has no place for stands where others have put it: thoughts in `reasoning_content`
+(DeepSeek, vLLM), their signatures in `reasoning_details` (OpenRouter), a call's signature in
+`extra_content` (Google). A client that sends messages back as they came keeps all of it.
+"""
+
+from typing import Any
+
+import msgspec
+
+from gateway.core import events
+from gateway.core.errors import ApiError
+from gateway.core.events import Event
+from gateway.core.messages import Refusal, Reply, Text, Thinking, ToolCall
+from gateway.core.usage import Usage
+from gateway.formats.openai import error_event
+from gateway.formats.reply import Meta
+
+_encode = msgspec.json.Encoder().encode
+END = b"data: [DONE]\n\n"
+
+Json = dict[str, Any]
+
+
+def encode(reply: Reply, meta: Meta) -> bytes:
+    """Write a whole reply."""
+    message: Json = {"role": "assistant", "content": None, "refusal": None}
+    texts = [part for part in reply.parts if isinstance(part, Text)]
+    if texts:
+        message["content"] = "".join([part.text for part in texts])
+    refusals = [part.text for part in reply.parts if isinstance(part, Refusal)]
+    if refusals:
+        message["refusal"] = "".join(refusals)
+    thoughts = [part for part in reply.parts if isinstance(part, Thinking)]
+    if thinking := "".join([part.text for part in thoughts]):
+        message["reasoning_content"] = thinking
+    details = [_detail(part, i) for i, part in enumerate(thoughts)]
+    if any("signature" in one or "data" in one for one in details):
+        message["reasoning_details"] = details
+    calls = [part for part in reply.parts if isinstance(part, ToolCall)]
+    if calls:
+        message["tool_calls"] = [_call(call) for call in calls]
+    logprobs = [one for part in texts if part.logprobs is not None for one in _list(part.logprobs)]
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": {"content": logprobs, "refusal": None} if logprobs else None,
+        "finish_reason": reply.finish,
+    }
+    found: Json = {
+        "id": reply.id or f"chatcmpl-{meta.id}",
+        "object": "chat.completion",
+        "created": meta.created,
+        "model": reply.model or meta.model,
+        "choices": [choice],
+    }
+    if reply.usage is not None:
+        found["usage"] = usage(reply.usage)
+    return _encode(found)
+
+
+def usage(used: Usage) -> Json:
+    """Write a usage object."""
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": used.cached_tokens,
+            "cache_write_tokens": used.cache_write_tokens,
+        },
+        "completion_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
+    }
+
+
+def _detail(part: Thinking, index: int) -> Json:
+    if part.redacted:
+        return {"type": "reasoning.encrypted", "data": part.redacted, "index": index}
+    found: Json = {"type": "reasoning.text", "text": part.text, "index": index}
+    if part.signature:
+        found["signature"] = part.signature
+    return found
+
+
+def _call(call: ToolCall) -> Json:
+    found: Json = {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+    if call.signature:
+        found["extra_content"] = _signed(call.signature)
+    return found
+
+
+def _signed(signature: str) -> Json:
+    return {"google": {"thought_signature": signature}}
+
+
+def _list(raw: msgspec.Raw) -> list[Any]:
+    found = msgspec.json.decode(raw)
+    return found if isinstance(found, list) else []
+
+
+class ChatStream:
+    """Writes one stream's events."""
+
+    def __init__(self, meta: Meta) -> None:
+        self._meta = meta
+        self._head: Json = {}
+        self._begun = False
+        self._thought: list[str] = []
+        self._block = 0
+        self._usage: Usage | None = None
+
+    def write(self, found: list[Event]) -> bytes:
+        """Return what the client may have of these events."""
+        return b"".join([self._one(event) for event in found])
+
+    def finish(self) -> bytes:
+        """Return the stream's end, with the usage where it was asked for."""
+        if not self._meta.wants_usage or self._usage is None:
+            return END
+        chunk = {**self._chunk(), "choices": [], "usage": usage(self._usage)}
+        return b"data: %b\n\n%b" % (_encode(chunk), END)
+
+    def error(self, error: ApiError) -> bytes:
+        """Return the event that ends a stream which failed."""
+        return error_event(error)
+
+    def _one(self, event: Event) -> bytes:
+        match event:
+            case events.TextDelta(text=text, logprobs=logprobs):
+                return self._delta({"content": text}, logprobs=logprobs)
+            case events.ThinkingDelta(text=text, block=block):
+                self._next_block(block)
+                self._thought.append(text)
+                return self._delta({"reasoning_content": text})
+            case events.ThinkingSigned(signature=signature, redacted=redacted, block=block):
+                self._next_block(block)
+                part = Thinking("".join(self._thought), signature, redacted)
+                self._thought.clear()
+                return self._delta({"reasoning_details": [_detail(part, block)]})
+            case events.CallBegun(index=index, id=id, name=name, signature=signature):
+                call = _call(ToolCall(id, name, "", signature))
+                return self._delta({"tool_calls": [{"index": index, **call}]})
+            case events.CallDelta(index=index, arguments=arguments):
+                call = {"index": index, "function": {"arguments": arguments}}
+                return self._delta({"tool_calls": [call]})
+            case events.RefusalDelta(text=text):
+                return self._delta({"refusal": text})
+            case events.Finished(reason=reason):
+                return self._delta({}, reason)
+            case events.Begun(id=id, model=model):
+                self._begin(id, model)
+            case events.Used(usage=used):
+                self._usage = used
+        return b""
+
+    def _next_block(self, block: int) -> None:
+        if block != self._block:
+            self._block = block
+            self._thought.clear()
+
+    def _begin(self, id: str, model: str) -> None:
+        if not self._head:
+            self._head = {
+                "id": id or f"chatcmpl-{self._meta.id}",
+                "object": "chat.completion.chunk",
+                "created": self._meta.created,
+                "model": model or self._meta.model,
+            }
+
+    def _chunk(self) -> Json:
+        self._begin("", "")
+        return self._head
+
+    def _delta(
+        self, delta: Json, finish: str | None = None, logprobs: msgspec.Raw | None = None
+    ) -> bytes:
+        if not self._begun:
+            self._begun = True
+            delta = {"role": "assistant", **delta}
+        choice: Json = {"index": 0, "delta": delta, "finish_reason": finish}
+        if logprobs is not None:
+            choice["logprobs"] = {"content": logprobs, "refusal": None}
+        return b"data: %b\n\n" % _encode({**self._chunk(), "choices": [choice]})

@@ -1,0 +1,58 @@
+"""What all client dialects share in reading a request's fields."""
+
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from gateway.core.errors import ApiError
+
+_T = TypeVar("_T")
+_encode = msgspec.json.Encoder().encode
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+
+
+def convert(fields: dict[str, Raw], kind: type[_T]) -> _T:
+    """Decode the fields that a struct has. Raises ApiError naming the one that is wrong."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    wanted = {name: fields[name] for name in kind.__struct_fields__ if name in fields}  # type: ignore[attr-defined]
+    try:
+        found: _T = decoder.decode(_encode(wanted))
+    except msgspec.ValidationError as error:
+        raise invalid_field(str(error)) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ApiError("invalid_json", f"The request body is not valid JSON: {error}") from None
+    return found
+
+
+def present(fields: dict[str, Raw]) -> list[str]:
+    """Return the names of the fields that say something."""
+    return [name for name, raw in fields.items() if bytes(raw) != b"null"]
+
+
+def cache_ttl(control: Any) -> str:
+    """Return how long a `cache_control` mark holds; empty without one."""
+    if not isinstance(control, dict):
+        return ""
+    ttl = control.get("ttl")
+    return ttl if isinstance(ttl, str) else "5m"
+
+
+def invalid_field(error: str) -> ApiError:
+    """Turn msgspec's message into one for the client, with the field as `param`."""
+    message, _, place = error.partition(" - at ")
+    field = place.strip("`").removeprefix("$").lstrip(".")
+    if "missing required field" in message:
+        name = message.rpartition("field ")[2].strip("`")
+        path = f"{field}.{name}".lstrip(".")
+        text = f"Missing required parameter: '{path}'."
+        return ApiError("missing_required_parameter", text, param=path)
+    if "unknown field" in message:
+        field = f"{field}.{message.rpartition('field ')[2].strip('`')}".lstrip(".")
+        return ApiError("invalid_value", f"Unknown field: '{field}'.", param=field)
+    shown = field or "the body"
+    return ApiError(
+        "invalid_value", f"Invalid value for '{shown}': {message}.", param=field or None
+    )

@@ -1,0 +1,35 @@
+"""Media inside messages: what client dialects write as data URLs, taken apart and put together."""
+
+from gateway.core.messages import Media
+
+_IMAGE_TYPES = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "gif": "gif", "webp": "webp"}
+PDF = "application/pdf"
+
+
+def image(url: str, detail: str = "", cache: str = "") -> Media:
+    """Read an image's URL, which may hold the image itself."""
+    media_type, data = split_data_url(url)
+    if data:
+        return Media("image", media_type, data, detail=detail, cache=cache)
+    ending = url.rpartition("?")[0] or url
+    known = _IMAGE_TYPES.get(ending.rpartition(".")[2].lower(), "")
+    return Media("image", f"image/{known}" if known else "", url=url, detail=detail, cache=cache)
+
+
+def document(data: str, name: str, cache: str = "") -> Media:
+    """Read a file given as a data URL, or as bare base64 of a PDF."""
+    media_type, content = split_data_url(data)
+    return Media("document", media_type or PDF, content or data, name=name, cache=cache)
+
+
+def split_data_url(url: str) -> tuple[str, str]:
+    """Return the media type and the base64 of a data URL; two empty texts for another."""
+    head, comma, data = url.partition(",")
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        return "", ""
+    return head[5:-7].partition(";")[0], data
+
+
+def data_url(media: Media) -> str:
+    """Return where a medium is, or the URL that holds it."""
+    return media.url or f"data:{media.media_type};base64,{media.data}"

@@ -1,0 +1,74 @@
+"""Joins the two halves of a translated stream: a provider's decoder and a client's writer."""
+
+from gateway.core import events
+from gateway.core.errors import ApiError
+from gateway.core.events import Event
+from gateway.core.messages import (
+    Refusal,
+    Reply,
+    Text,
+    Thinking,
+    ToolCall,
+)
+from gateway.formats import StreamWriter
+from gateway.providers.adapter import EventDecoder
+from gateway.providers.decoding import Noted
+
+
+class Translation(Noted):
+    """A stream decoder that shows the client its own dialect."""
+
+    def __init__(self, decoder: EventDecoder, writer: StreamWriter) -> None:
+        super().__init__()
+        self._decoder, self._writer = decoder, writer
+
+    @property
+    def content_type(self) -> bytes:
+        """Return how the provider calls its streams."""
+        return self._decoder.content_type
+
+    def feed(self, data: bytes) -> bytes:
+        """Take any split of the stream; return what the client may have now."""
+        return self._show(self._decoder.feed(data))
+
+    def close(self) -> bytes:
+        """Take what the end of the bytes brings to light."""
+        return self._show(self._decoder.end())
+
+    def finish(self) -> bytes:
+        """Return the stream's end."""
+        return self._writer.finish()
+
+    def fail(self, error: ApiError) -> bytes:
+        """Return what ends a stream that failed."""
+        return self._writer.error(error)
+
+    def _show(self, found: list[Event]) -> bytes:
+        if not found or self.over:
+            return b""
+        self.note(found)
+        return self._writer.write(found)
+
+
+def events_of(reply: Reply) -> list[Event]:
+    """Return a whole reply as a stream would tell it: some servers do not stream."""
+    found: list[Event] = [events.Begun(reply.id, reply.model)]
+    calls = 0
+    for block, part in enumerate(reply.parts):
+        match part:
+            case Text(text=text, logprobs=logprobs):
+                found.append(events.TextDelta(text, logprobs))
+            case Refusal(text=text):
+                found.append(events.RefusalDelta(text))
+            case Thinking(text=text, signature=signature, redacted=redacted):
+                if text:
+                    found.append(events.ThinkingDelta(text, block))
+                if signature or redacted:
+                    found.append(events.ThinkingSigned(signature, redacted, block))
+            case ToolCall(id=id, name=name, arguments=arguments, signature=signature):
+                found.append(events.CallBegun(calls, id, name, signature))
+                found.append(events.CallDelta(calls, arguments))
+                calls += 1
+    if reply.usage is not None:
+        found.append(events.Used(reply.usage))
+    return [*found, events.Finished(reply.finish, reply.stop_sequence), events.Ended()]

@@ -1,0 +1,105 @@
+"""Anthropic's own API: Messages as they come, and all other conversations translated."""
+
+import msgspec
+from msgspec import Raw
+
+from gateway.core.errors import UpstreamError
+from gateway.core.messages import Fit, Prompt, Reply, written
+from gateway.core.operations import Operation
+from gateway.core.request import Request
+from gateway.core.target import Target
+from gateway.core.usage import Usage
+from gateway.providers import anthropic_wire
+from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
+from gateway.providers.anthropic_prompt import write
+from gateway.providers.anthropic_wire import MessagesDecoder
+from gateway.providers.decoding import NativeStream
+from gateway.providers.errors import error_message
+from gateway.providers.openai_wire import parse_listing
+
+VERSION = "2023-06-01"
+_PATHS = {Operation.MESSAGES: "/messages", Operation.COUNT_TOKENS: "/messages/count_tokens"}
+_ENDING = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+_encode = msgspec.json.Encoder().encode
+
+
+class NativeMessages:
+    """Messages as the client wrote them, under the target's name for the model."""
+
+    def endpoint(self, operation: Operation, target: Target, *, stream: bool) -> Endpoint:
+        """Say where to send an operation; version and betas are the client's to choose."""
+        passed_on = (("anthropic-version", VERSION), ("anthropic-beta", ""))
+        return Endpoint(target.base_path + _PATHS[operation], _headers(target), passed_on)
+
+    def build(self, request: Request, target: Target, fit: Fit) -> bytes:
+        """Return the client's fields."""
+        fields = request.fields.copy()
+        if request.model != target.model:
+            fields["model"] = Raw(_encode(target.model))
+        return _encode(fields)
+
+    def parse_usage(self, body: bytes) -> Usage | None:
+        """Read `usage`."""
+        return anthropic_wire.parse_usage(body)
+
+    def parse_text(self, body: bytes) -> str:
+        """Return what was written in all blocks."""
+        try:
+            return written(anthropic_wire.parse(body).parts)
+        except UpstreamError:
+            return ""
+
+    def decoder(self, request: Request) -> NativeStream:
+        """Return a fresh stream decoder."""
+        return NativeStream(MessagesDecoder(), _ENDING)
+
+
+class MessagesConversation:
+    """The hub's prompts as Messages."""
+
+    def endpoint(self, target: Target, *, stream: bool) -> Endpoint:
+        """Say where prompts go."""
+        headers = (*_headers(target), ("anthropic-version", VERSION))
+        return Endpoint(target.base_path + "/messages", headers)
+
+    def build(self, prompt: Prompt, target: Target, fit: Fit) -> bytes:
+        """Write a prompt."""
+        fields = write(prompt, target.model, target.max_output, fit)
+        return _encode({"model": target.model, **fields})
+
+    def parse(self, body: bytes) -> Reply:
+        """Read a whole reply."""
+        return anthropic_wire.parse(body)
+
+    def decoder(self) -> MessagesDecoder:
+        """Return a fresh stream decoder."""
+        return MessagesDecoder()
+
+
+class Anthropic:
+    """The adapter."""
+
+    natives: dict[Operation, Native] = dict.fromkeys(_PATHS, NativeMessages())
+    conversation: Conversation | None = MessagesConversation()
+    embedding: Embedding | None = None
+
+    def listing(self, target: Target) -> Endpoint:
+        """Say where a target lists its models."""
+        headers = (*_headers(target), ("anthropic-version", VERSION))
+        return Endpoint(target.base_path + "/models?limit=1000", headers)
+
+    def parse_listing(self, body: bytes) -> list[str]:
+        """Return the ids under `data`."""
+        return parse_listing(body)
+
+    def parse_error(self, body: bytes) -> str | None:
+        """Return `error.message`."""
+        return error_message(body)
+
+
+def _headers(target: Target) -> tuple[tuple[str, str], ...]:
+    found = (("Content-Type", "application/json"), *target.headers)
+    return found if target.api_key is None else (*found, ("x-api-key", target.api_key))
+
+
+ADAPTER = Anthropic()

@@ -1,0 +1,236 @@
+"""The hub's prompts as Anthropic's Messages; also inside Vertex AI's and Bedrock's envelopes."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from gateway.core.messages import (
+    ASSISTANT,
+    Fit,
+    Media,
+    Message,
+    Part,
+    Prompt,
+    Refusal,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolResult,
+    unmarked,
+)
+
+Json = dict[str, Any]
+
+DEFAULT_MAX_TOKENS = 4096  # what every model of theirs can do
+MIN_BUDGET_TOKENS = 1024
+# Tokens to think with, by effort, for models that want a figure.
+BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384}
+LARGEST_BUDGET = 32_768
+# From these versions on a model decides itself how much to think, within an effort.
+ADAPTIVE_SINCE = (4, 6)
+_VERSION = re.compile(r"(?:opus|sonnet|haiku)-(\d+)(?:-(\d{1,2}))?(?!\d)")
+_EFFORTS = {"minimal": "low", "none": "low"}
+_MODES = {"auto": "auto", "required": "any", "none": "none"}
+
+
+def write(prompt: Prompt, model: str, most: int | None, fit: Fit) -> Json:
+    """Return a request's fields but for the model's name. `most`: output where nobody says."""
+    body: Json = {
+        "max_tokens": prompt.max_output or most or DEFAULT_MAX_TOKENS,
+        "messages": [
+            {"role": message.role, "content": blocks}
+            for number, message in enumerate(prompt.messages)
+            if (blocks := _blocks(message, number, fit))
+        ],
+    }
+    if prompt.system:
+        body["system"] = [_text(part) for part in prompt.system]
+    if prompt.tools:
+        body["tools"] = [_tool(tool) for tool in prompt.tools]
+    _choose(body, prompt)
+    if prompt.temperature is not None and prompt.temperature > 1:
+        fit.refuse("temperature", "it is at most 1 here")
+    wanted = {
+        "temperature": prompt.temperature,
+        "top_p": prompt.top_p,
+        "top_k": prompt.top_k,
+        "stop_sequences": list(prompt.stop) or None,
+        "metadata": {"user_id": prompt.user} if prompt.user else None,
+    }
+    body |= {name: value for name, value in wanted.items() if value is not None}
+    _think(body, prompt, model, fit)
+    if prompt.format is not None:
+        if prompt.format.schema is None:
+            fit.refuse("format", "it needs a schema here")
+        else:
+            schema = {"type": "json_schema", "schema": prompt.format.schema}
+            body.setdefault("output_config", {})["format"] = schema
+    _leave(prompt, fit)
+    if prompt.stream:
+        body["stream"] = True
+    return body
+
+
+def _leave(prompt: Prompt, fit: Fit) -> None:
+    """Note what has no place here."""
+    for field in ("presence_penalty", "frequency_penalty", "seed", "logprobs"):
+        if getattr(prompt, field):
+            fit.refuse(field)
+    if prompt.logprobs == 0:
+        fit.refuse("logprobs")
+    if prompt.choices > 1:
+        fit.refuse("choices")
+    for field in ("verbosity", "service_tier", "metadata"):
+        if getattr(prompt, field):
+            fit.leave_out(field)
+    for name in prompt.hints:
+        fit.leave_out(name)
+    for name in prompt.unknown:
+        fit.refuse(name)
+
+
+def _choose(body: Json, prompt: Prompt) -> None:
+    choice = prompt.tool_choice
+    if not prompt.tools:
+        return
+    found: Json = {}
+    if choice is not None and choice.mode == "tool":
+        found = {"type": "tool", "name": choice.name}
+    elif choice is not None:
+        found = {"type": _MODES[choice.mode]}
+    if prompt.parallel is not None and found.get("type") != "none":
+        found.setdefault("type", "auto")
+        found["disable_parallel_tool_use"] = not prompt.parallel
+    if found:
+        body["tool_choice"] = found
+
+
+def version_of(model: str) -> tuple[int, int]:
+    """Return a model's version, (0, 0) where its name does not tell."""
+    found = _VERSION.search(model)
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+
+
+def _think(body: Json, prompt: Prompt, model: str, fit: Fit) -> None:
+    wanted = prompt.reasoning
+    if wanted is None or not wanted.enabled:
+        return
+    adaptive = version_of(model) >= ADAPTIVE_SINCE
+    if adaptive and wanted.effort:
+        effort = _EFFORTS.get(wanted.effort, wanted.effort)
+        body["output_config"] = {"effort": effort}
+    if not wanted.shown and wanted.budget is None and not adaptive:
+        if wanted.effort:
+            fit.leave_out("reasoning")
+        return
+    forced = body.get("tool_choice", {}).get("type") in ("any", "tool")
+    budget = wanted.budget or BUDGETS.get(wanted.effort, LARGEST_BUDGET)
+    budget = min(budget, body["max_tokens"] - 1)
+    if forced or _unsigned_loop(prompt) or (budget < MIN_BUDGET_TOKENS and not adaptive):
+        fit.leave_out("reasoning")
+        return
+    if adaptive:
+        body["thinking"] = {"type": "adaptive"}
+    else:
+        body["thinking"] = {"type": "enabled", "budget_tokens": budget}
+    for name in ("temperature", "top_k"):  # neither goes with thinking
+        if body.pop(name, None) is not None:
+            fit.leave_out(name)
+
+
+def _unsigned_loop(prompt: Prompt) -> bool:
+    """Tell whether the last calls came without their thoughts: then thinking is not allowed."""
+    for message in reversed(prompt.messages):
+        if message.role == ASSISTANT:
+            called = any(isinstance(part, ToolCall) for part in message.parts)
+            return called and not any(_signed(part) for part in message.parts)
+    return False
+
+
+def _signed(part: Part) -> bool:
+    return isinstance(part, Thinking) and bool(unmarked(part.signature) or unmarked(part.redacted))
+
+
+def _blocks(message: Message, number: int, fit: Fit) -> list[Json]:
+    found = [block for part in message.parts for block in _block(part, number, fit)]
+    if message.role == ASSISTANT and found and number >= 0:
+        return found
+    # Results of tools come first in their turn.
+    return sorted(found, key=lambda block: block["type"] != "tool_result")
+
+
+def _block(part: Part, number: int, fit: Fit) -> list[Json]:
+    match part:
+        case Text():
+            return [_text(part)] if part.text else []
+        case Refusal(text=text):
+            return [{"type": "text", "text": text}]
+        case Media():
+            return _media(part, number, fit)
+        case Thinking() if not _signed(part):
+            return []  # another provider's thoughts, or none that can be proven
+        case Thinking(redacted=data) if data:
+            return [{"type": "redacted_thinking", "data": data}]
+        case Thinking(text=text, signature=signature):
+            return [{"type": "thinking", "thinking": text, "signature": signature}]
+        case ToolCall(id=id, name=name, arguments=arguments, cache=cache):
+            use = {"type": "tool_use", "id": id, "name": name, "input": arguments_of(arguments)}
+            return [_cached(use, cache)]
+        case ToolResult():
+            return [_result(part, number, fit)]
+
+
+def arguments_of(arguments: str) -> Any:
+    """Return a call's arguments as a JSON object; what is none is wrapped."""
+    try:
+        found = msgspec.json.decode(arguments or "{}")
+    except msgspec.DecodeError:
+        return {"raw": arguments}
+    return msgspec.Raw(arguments.encode() or b"{}") if isinstance(found, dict) else {"value": found}
+
+
+def _result(part: ToolResult, number: int, fit: Fit) -> Json:
+    content = [block for inner in part.parts for block in _block(inner, number, fit)]
+    found: Json = {"type": "tool_result", "tool_use_id": part.call_id}
+    if content:
+        found["content"] = content
+    if part.is_error:
+        found["is_error"] = True
+    return _cached(found, part.cache)
+
+
+def _media(part: Media, number: int, fit: Fit) -> list[Json]:
+    if part.kind == "audio":
+        fit.refuse(f"messages[{number}].content", "sound")
+        return []
+    source: Json = {"type": "url", "url": part.url}
+    if part.data:
+        source = {"type": "base64", "media_type": part.media_type, "data": part.data}
+        if part.media_type == "text/plain":
+            text = msgspec.json.decode(f'"{part.data}"', type=bytes).decode(errors="replace")
+            source = {"type": "text", "media_type": "text/plain", "data": text}
+    found: Json = {"type": part.kind, "source": source}
+    if part.name and part.kind == "document":
+        found["title"] = part.name
+    return [_cached(found, part.cache)]
+
+
+def _text(part: Text) -> Json:
+    return _cached({"type": "text", "text": part.text}, part.cache)
+
+
+def _tool(tool: Tool) -> Json:
+    found: Json = {"name": tool.name, "input_schema": tool.schema}
+    if tool.description:
+        found["description"] = tool.description
+    if tool.strict:
+        found["strict"] = True
+    return _cached(found, tool.cache)
+
+
+def _cached(block: Json, ttl: str) -> Json:
+    if ttl:
+        block["cache_control"] = {"type": "ephemeral"} | ({"ttl": ttl} if ttl != "5m" else {})
+    return block

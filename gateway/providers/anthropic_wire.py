@@ -1,0 +1,275 @@
+"""Anthropic's replies and streams, read into the hub's values and events."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from gateway.core import events
+from gateway.core.errors import Failure, UpstreamError
+from gateway.core.events import Event
+from gateway.core.messages import (
+    FILTERED,
+    LENGTH,
+    STOP,
+    TOOL_CALLS,
+    Part,
+    Reply,
+    Text,
+    Thinking,
+    ToolCall,
+)
+from gateway.core.raw import NOTHING, given
+from gateway.core.sse import SseEvent
+from gateway.core.usage import Usage
+from gateway.providers.decoding import SseDecoder
+from gateway.providers.errors import UNREADABLE
+
+FINISH = {
+    "end_turn": STOP,
+    "stop_sequence": STOP,
+    "pause_turn": STOP,
+    "max_tokens": LENGTH,
+    "model_context_window_exceeded": LENGTH,
+    "tool_use": TOOL_CALLS,
+    "refusal": FILTERED,
+}
+
+
+class OutputDetails(msgspec.Struct, gc=False):
+    """`usage.output_tokens_details`."""
+
+    thinking_tokens: int | None = None
+
+
+class WireUsage(msgspec.Struct, gc=False):
+    """`usage`. In a stream the last figure of each kind counts."""
+
+    input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    output_tokens: int | None = None
+    output_tokens_details: OutputDetails | None = None
+
+    def updated(self, later: "WireUsage") -> "WireUsage":
+        """Return the figures with later ones in their place."""
+        return WireUsage(
+            *[
+                old if new is None else new
+                for old, new in zip(
+                    msgspec.structs.astuple(self), msgspec.structs.astuple(later), strict=True
+                )
+            ]
+        )
+
+    def counted(self) -> Usage:
+        """Convert to the gateway's counts: what a cache gave or took is part of the prompt."""
+        cached, written = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
+        details = self.output_tokens_details or OutputDetails()
+        return Usage(
+            (self.input_tokens or 0) + cached + written,
+            cached,
+            written,
+            self.output_tokens or 0,
+            details.thinking_tokens or 0,
+        )
+
+
+class Block(msgspec.Struct, gc=False):
+    """A content block, or what is new in one."""
+
+    type: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    data: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: Raw = NOTHING
+    partial_json: str | None = None
+
+
+class WireMessage(msgspec.Struct, gc=False):
+    """A reply, or what a stream's first event has of it."""
+
+    id: str = ""
+    model: str = ""
+    content: list[Block] = []
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+    usage: WireUsage | None = None
+
+
+class Delta(msgspec.Struct, gc=False):
+    """`delta` of any event."""
+
+    type: str = ""
+    text: str | None = None
+    thinking: str | None = None
+    signature: str | None = None
+    partial_json: str | None = None
+    stop_reason: str | None = None
+    stop_sequence: str | None = None
+
+
+class StreamEvent(msgspec.Struct, gc=False):
+    """An event of any type."""
+
+    type: str = ""
+    index: int = 0
+    message: WireMessage | None = None
+    content_block: Block | None = None
+    delta: Delta | None = None
+    usage: WireUsage | None = None
+    error: Any = None
+
+
+_decode_message = msgspec.json.Decoder(WireMessage).decode
+_decode_event = msgspec.json.Decoder(StreamEvent).decode
+
+
+class _Reading(msgspec.Struct):
+    """A whole reply's usage."""
+
+    usage: WireUsage | None = None
+
+
+_decode_usage = msgspec.json.Decoder(_Reading).decode
+
+
+def parse(body: bytes) -> Reply:
+    """Read a whole reply. Raises UpstreamError."""
+    try:
+        message = _decode_message(body)
+    except UNREADABLE as error:
+        raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
+    return Reply(
+        id=message.id,
+        model=message.model,
+        parts=tuple([part for block in message.content if (part := _part(block)) is not None]),
+        finish=FINISH.get(message.stop_reason or "", STOP),
+        stop_sequence=message.stop_sequence or "",
+        usage=message.usage.counted() if message.usage is not None else None,
+    )
+
+
+def parse_usage(body: bytes) -> Usage | None:
+    """Read the usage of a whole reply."""
+    try:
+        usage = _decode_usage(body).usage
+    except UNREADABLE:
+        return None
+    return None if usage is None else usage.counted()
+
+
+def _part(block: Block) -> Part | None:
+    match block.type:
+        case "text" if block.text:
+            return Text(block.text)
+        case "thinking":
+            return Thinking(block.thinking or "", block.signature or "")
+        case "redacted_thinking":
+            return Thinking(redacted=block.data or "")
+        case "tool_use":
+            return ToolCall(block.id or "", block.name or "", _input(block) or "{}")
+    return None  # of tools that Anthropic itself runs: their text stands in blocks of its own
+
+
+def _input(block: Block) -> str:
+    """Return what a call's block says of its arguments; in a stream that is mostly nothing."""
+    text = bytes(given(block.input) or b"").decode()
+    return "" if text.replace(" ", "") == "{}" else text
+
+
+class MessagesDecoder(SseDecoder):
+    """Reads a stream of events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._id: str | None = None
+        self._usage = WireUsage()
+        self._calls: dict[int, int] = {}  # a block's number -> its call's
+        self._given: dict[int, str] = {}  # arguments that stand in a call's first event
+        self._reason = ""
+
+    def take(self, event: SseEvent) -> list[Event]:
+        """Return what an event says."""
+        try:
+            found = _decode_event(event.data)
+        except UNREADABLE:
+            return []
+        match found.type:
+            case "content_block_delta" if found.delta is not None:
+                return self._delta(found.index, found.delta)
+            case "content_block_start" if found.content_block is not None:
+                return self._block(found.index, found.content_block)
+            case "content_block_stop":
+                return self._stop(found.index)
+            case "message_start" if found.message is not None:
+                return self._start(found.message, event)
+            case "message_delta":
+                return self._message_delta(found)
+            case "message_stop":
+                return [events.Ended()]
+            case "error":
+                return [events.Failed(event.data.decode(errors="replace"))]
+        return []  # a ping, or news
+
+    def _start(self, message: WireMessage, event: SseEvent) -> list[Event]:
+        if self._id is not None:
+            if self._id == message.id:
+                return []
+            return [events.Failed('{"error":{"message":"another message began in this stream"}}')]
+        self._id = message.id
+        found: list[Event] = [events.Begun(message.id, message.model)]
+        if message.usage is not None:
+            self._usage = message.usage
+            found.append(events.Used(self._usage.counted()))
+        for number, block in enumerate(message.content):
+            found += [*self._block(number, block), *self._stop(number)]
+        if message.stop_reason is not None:
+            found.append(self._finished(message.stop_reason, message.stop_sequence))
+        return found
+
+    def _block(self, index: int, block: Block) -> list[Event]:
+        match block.type:
+            case "text" if block.text:
+                return [events.TextDelta(block.text)]
+            case "thinking" if block.thinking:
+                return [events.ThinkingDelta(block.thinking, index)]
+            case "redacted_thinking":
+                return [events.ThinkingSigned(redacted=block.data or "", block=index)]
+            case "tool_use":
+                number = self._calls[index] = len(self._calls)
+                if given := _input(block):
+                    self._given[index] = given
+                return [events.CallBegun(number, block.id or "", block.name or "")]
+        return []
+
+    def _delta(self, index: int, delta: Delta) -> list[Event]:
+        if delta.text is not None:
+            return [events.TextDelta(delta.text)] if delta.type == "text_delta" else []
+        if delta.thinking is not None:
+            return [events.ThinkingDelta(delta.thinking, index)]
+        if delta.signature is not None:
+            return [events.ThinkingSigned(delta.signature, block=index)]
+        if delta.partial_json and index in self._calls:
+            self._given.pop(index, None)
+            return [events.CallDelta(self._calls[index], delta.partial_json)]
+        return []
+
+    def _stop(self, index: int) -> list[Event]:
+        given = self._given.pop(index, "")
+        return [events.CallDelta(self._calls[index], given)] if given else []
+
+    def _message_delta(self, found: StreamEvent) -> list[Event]:
+        shown: list[Event] = []
+        if found.usage is not None:
+            self._usage = self._usage.updated(found.usage)
+            shown.append(events.Used(self._usage.counted()))
+        if found.delta is not None and found.delta.stop_reason is not None:
+            shown.append(self._finished(found.delta.stop_reason, found.delta.stop_sequence))
+        return shown
+
+    def _finished(self, reason: str, sequence: str | None) -> Event:
+        return events.Finished(FINISH.get(reason, STOP), sequence or "")

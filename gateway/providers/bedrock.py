@@ -1,0 +1,309 @@
+"""AWS Bedrock by its Converse API. Requests are signed when they are sent (`upstream.credentials`).
+
+A model is a model id, the id of an inference profile, or an ARN.
+"""
+
+import re
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from gateway.core.messages import (
+    ASSISTANT,
+    Fit,
+    Media,
+    Message,
+    Part,
+    Prompt,
+    Refusal,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolResult,
+    unmark,
+    unmarked,
+)
+from gateway.core.messages import Reply as HubReply
+from gateway.core.operations import Operation
+from gateway.core.target import Target
+from gateway.providers import converse_wire
+from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
+from gateway.providers.anthropic_prompt import (
+    ADAPTIVE_SINCE,
+    BUDGETS,
+    LARGEST_BUDGET,
+    MIN_BUDGET_TOKENS,
+    arguments_of,
+    version_of,
+)
+from gateway.providers.converse_wire import MAKER, ConverseDecoder
+from gateway.providers.errors import error_message
+
+_encode = msgspec.json.Encoder().encode
+
+Json = dict[str, Any]
+_FORMATS = {
+    "image/png": "png",
+    "image/jpeg": "jpeg",
+    "image/jpg": "jpeg",
+    "image/gif": "gif",
+    "image/webp": "webp",
+    "application/pdf": "pdf",
+    "text/csv": "csv",
+    "text/html": "html",
+    "text/plain": "txt",
+    "text/markdown": "md",
+    "application/msword": "doc",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": "docx",
+    "application/vnd.ms-excel": "xls",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": "xlsx",
+}
+_UNNAMEABLE = re.compile(r"[^A-Za-z0-9\s\-()\[\]]")
+_MODES = {"auto": "auto", "required": "any"}
+
+
+class ConverseConversation:
+    """The hub's prompts as Converse."""
+
+    def endpoint(self, target: Target, *, stream: bool) -> Endpoint:
+        """Say where prompts go: the model is in the path."""
+        method = "converse-stream" if stream else "converse"
+        path = f"{target.base_path}/model/{quote(target.model, safe='')}/{method}"
+        return Endpoint(path, _headers(target))
+
+    def build(self, prompt: Prompt, target: Target, fit: Fit) -> bytes:
+        """Write a prompt."""
+        inference: Json = {
+            "maxTokens": prompt.max_output or target.max_output,
+            "temperature": prompt.temperature,
+            "topP": prompt.top_p,
+            "stopSequences": list(prompt.stop) or None,
+        }
+        inference = {name: value for name, value in inference.items() if value is not None}
+        documents = _Documents()
+        body: Json = {
+            "messages": [
+                {"role": message.role, "content": content}
+                for number, message in enumerate(prompt.messages)
+                if (content := _blocks(message, number, documents, fit))
+            ]
+        }
+        if prompt.system:
+            body["system"] = [block for part in prompt.system for block in _cached(part)]
+        if prompt.tools and not (prompt.tool_choice and prompt.tool_choice.mode == "none"):
+            body["toolConfig"] = _tools(prompt)
+        more = _more(prompt, target, inference, fit)
+        if inference:
+            body["inferenceConfig"] = inference
+        if more:
+            body["additionalModelRequestFields"] = more
+        if prompt.format is not None:
+            _format(body, prompt, fit)
+        if prompt.service_tier in ("priority", "flex", "default"):
+            body["serviceTier"] = {"type": prompt.service_tier}
+        _leave(prompt, fit)
+        return _encode(body)
+
+    def parse(self, body: bytes) -> HubReply:
+        """Read a whole reply."""
+        return converse_wire.parse(body)
+
+    def decoder(self) -> ConverseDecoder:
+        """Return a fresh stream decoder."""
+        return ConverseDecoder()
+
+
+class _Documents:
+    """Names documents: each needs one, unlike the others."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def name(self, wanted: str) -> str:
+        self._count += 1
+        plain = re.sub(r"\s+", " ", _UNNAMEABLE.sub(" ", wanted.rpartition(".")[0] or wanted))
+        return f"{plain.strip() or 'document'} {self._count}"[:200]
+
+
+def _leave(prompt: Prompt, fit: Fit) -> None:
+    """Note what has no place here."""
+    for field in ("presence_penalty", "frequency_penalty", "seed"):
+        if getattr(prompt, field):
+            fit.refuse(field)
+    if prompt.logprobs is not None:
+        fit.refuse("logprobs")
+    if prompt.choices > 1:
+        fit.refuse("choices")
+    if prompt.parallel is False and prompt.tools:
+        fit.refuse("parallel")
+    if prompt.temperature is not None and prompt.temperature > 1:
+        fit.refuse("temperature", "it is at most 1 here")
+    for field in ("verbosity", "user", "metadata"):
+        if getattr(prompt, field):
+            fit.leave_out(field)
+    for name in prompt.hints:
+        fit.leave_out(name)
+    for name in prompt.unknown:
+        fit.refuse(name)
+
+
+def _tools(prompt: Prompt) -> Json:
+    found: Json = {"tools": [block for tool in prompt.tools for block in _tool(tool)]}
+    choice = prompt.tool_choice
+    if choice is not None and choice.mode == "tool":
+        found["toolChoice"] = {"tool": {"name": choice.name}}
+    elif choice is not None:
+        found["toolChoice"] = {_MODES[choice.mode]: {}}
+    return found
+
+
+def _tool(tool: Tool) -> list[Json]:
+    found: Json = {"name": tool.name, "inputSchema": {"json": tool.schema}}
+    if tool.description:
+        found["description"] = tool.description
+    if tool.strict:
+        found["strict"] = True
+    point = [_point(tool.cache)] if tool.cache else []
+    return [{"toolSpec": found}, *point]
+
+
+def _more(prompt: Prompt, target: Target, inference: Json, fit: Fit) -> Json:
+    """Return what only some models know: thinking and top_k of Anthropic's."""
+    claude = "anthropic" in target.model or "claude" in target.model
+    found: Json = {}
+    if prompt.top_k is not None:
+        if claude:
+            found["top_k"] = prompt.top_k
+        else:
+            fit.refuse("top_k")
+    wanted = prompt.reasoning
+    if wanted is None or not wanted.enabled:
+        return found
+    if not claude:
+        if wanted.effort and "gpt-oss" in target.model:
+            found["reasoning_effort"] = wanted.effort
+        else:
+            fit.leave_out("reasoning")
+        return found
+    if version_of(target.model) >= ADAPTIVE_SINCE:
+        found["thinking"] = {"type": "adaptive"}
+        if wanted.effort:
+            found["output_config"] = {"effort": wanted.effort}
+    elif wanted.shown or wanted.budget is not None:
+        budget = wanted.budget or BUDGETS.get(wanted.effort, LARGEST_BUDGET)
+        budget = min(budget, inference.get("maxTokens", LARGEST_BUDGET + 1) - 1)
+        forced = prompt.tool_choice is not None and prompt.tool_choice.mode in ("required", "tool")
+        if forced or budget < MIN_BUDGET_TOKENS:
+            fit.leave_out("reasoning")
+            return found
+        found["thinking"] = {"type": "enabled", "budget_tokens": budget}
+    if "thinking" in found:
+        found.pop("top_k", None)
+        if inference.pop("temperature", None) is not None:
+            fit.leave_out("temperature")
+    return found
+
+
+def _format(body: Json, prompt: Prompt, fit: Fit) -> None:
+    wanted = prompt.format
+    assert wanted is not None
+    if wanted.schema is None:
+        fit.refuse("format", "it needs a schema here")
+        return
+    schema: Json = {"schema": bytes(wanted.schema).decode(), "name": wanted.name}
+    if wanted.description:
+        schema["description"] = wanted.description
+    structure = {"jsonSchema": schema}
+    body["outputConfig"] = {"textFormat": {"type": "json_schema", "structure": structure}}
+
+
+def _blocks(message: Message, number: int, documents: _Documents, fit: Fit) -> list[Json]:
+    found: list[Json] = []
+    for part in message.parts:
+        found += _block(part, number, documents, fit)
+    if message.role == ASSISTANT:
+        return found
+    if any("document" in one for one in found) and not any("text" in one for one in found):
+        found.append({"text": "."})  # a document needs a text beside it
+    return sorted(found, key=lambda block: "toolResult" not in block)
+
+
+def _block(part: Part, number: int, documents: _Documents, fit: Fit) -> list[Json]:
+    match part:
+        case Text():
+            return _cached(part)
+        case Refusal(text=text):
+            return [{"text": text}]
+        case Media():
+            return _media(part, number, documents, fit)
+        case ToolCall(id=id, name=name, arguments=arguments, cache=cache):
+            use = {"toolUseId": id, "name": name, "input": arguments_of(arguments)}
+            return [{"toolUse": use}, *([_point(cache)] if cache else [])]
+        case ToolResult():
+            inner = [one for p in part.parts for one in _block(p, number, documents, fit)]
+            result: Json = {"toolUseId": part.call_id, "content": inner or [{"text": " "}]}
+            if part.is_error:
+                result["status"] = "error"
+            return [{"toolResult": result}, *([_point(part.cache)] if part.cache else [])]
+        case Thinking(redacted=redacted) if secret := unmark(MAKER, redacted):
+            return [{"reasoningContent": {"redactedContent": secret}}]
+        case Thinking(text=text, signature=signature) if text and unmarked(signature):
+            thought = {"text": text, "signature": signature}
+            return [{"reasoningContent": {"reasoningText": thought}}]
+    return []  # another provider's thoughts
+
+
+def _media(part: Media, number: int, documents: _Documents, fit: Fit) -> list[Json]:
+    kind = _FORMATS.get(part.media_type)
+    if kind is None or not part.data or part.kind == "audio":
+        fit.refuse(f"messages[{number}].content", "media by URL, or of this type")
+        return []
+    medium: Json = {"format": kind, "source": {"bytes": part.data}}
+    if part.kind == "document":
+        medium["name"] = documents.name(part.name)
+    return [{part.kind: medium}, *([_point(part.cache)] if part.cache else [])]
+
+
+def _cached(part: Text) -> list[Json]:
+    if not part.text:
+        return []
+    return [{"text": part.text}, *([_point(part.cache)] if part.cache else [])]
+
+
+def _point(ttl: str) -> Json:
+    found: Json = {"type": "default"}
+    if ttl != "5m":
+        found["ttl"] = ttl
+    return {"cachePoint": found}
+
+
+class Bedrock:
+    """The adapter."""
+
+    natives: dict[Operation, Native] = {}
+    conversation: Conversation | None = ConverseConversation()
+    embedding: Embedding | None = None
+
+    def listing(self, target: Target) -> Endpoint | None:
+        """Return None: models are listed by another service than the one that runs them."""
+        return None
+
+    def parse_listing(self, body: bytes) -> list[str]:
+        """Return none."""
+        return []
+
+    def parse_error(self, body: bytes) -> str | None:
+        """Return `message`."""
+        return error_message(body)
+
+
+def _headers(target: Target) -> tuple[tuple[str, str], ...]:
+    found = (("Content-Type", "application/json"), *target.headers)
+    if target.api_key is None:
+        return found  # signed instead
+    return (*found, ("Authorization", f"Bearer {target.api_key}"))
+
+
+ADAPTER = Bedrock()

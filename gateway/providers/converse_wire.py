@@ -1,0 +1,236 @@
+"""Bedrock's Converse: replies and streams, read into the hub's values and events."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from gateway.core import events
+from gateway.core.aws_events import AwsMessage, AwsReader, Damaged
+from gateway.core.errors import Failure, UpstreamError
+from gateway.core.events import Event
+from gateway.core.messages import (
+    FILTERED,
+    LENGTH,
+    STOP,
+    TOOL_CALLS,
+    Part,
+    Reply,
+    Text,
+    Thinking,
+    ToolCall,
+    mark,
+)
+from gateway.core.raw import NOTHING, given
+from gateway.core.usage import Usage
+from gateway.providers.errors import UNREADABLE
+
+MAKER = "bedrock"
+AWS_STREAM = b"application/vnd.amazon.eventstream"
+_encode = msgspec.json.Encoder().encode
+
+FINISH = {
+    "end_turn": STOP,
+    "stop_sequence": STOP,
+    "max_tokens": LENGTH,
+    "model_context_window_exceeded": LENGTH,
+    "tool_use": TOOL_CALLS,
+    "guardrail_intervened": FILTERED,
+    "content_filtered": FILTERED,
+}
+
+
+class WireUsage(msgspec.Struct, gc=False, rename="camel"):
+    """`usage`."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_write_input_tokens: int | None = None
+
+    def counted(self) -> Usage:
+        """Convert to the gateway's counts: what a cache gave or took is part of the prompt."""
+        cached, written = self.cache_read_input_tokens or 0, self.cache_write_input_tokens or 0
+        return Usage(
+            (self.input_tokens or 0) + cached + written, cached, written, self.output_tokens or 0
+        )
+
+
+class ToolUse(msgspec.Struct, gc=False, rename="camel"):
+    """A call; in a stream `input` is a piece of JSON text."""
+
+    tool_use_id: str | None = None
+    name: str | None = None
+    input: Raw = NOTHING
+
+
+class ReasoningText(msgspec.Struct, gc=False):
+    """A thought."""
+
+    text: str | None = None
+    signature: str | None = None
+
+
+class ReasoningContent(msgspec.Struct, gc=False, rename="camel"):
+    """A block of thought, or what is new in one."""
+
+    reasoning_text: ReasoningText | None = None
+    redacted_content: str | None = None
+    text: str | None = None
+    signature: str | None = None
+
+
+class Block(msgspec.Struct, gc=False, rename="camel"):
+    """A content block, or what is new in one."""
+
+    text: str | None = None
+    tool_use: ToolUse | None = None
+    reasoning_content: ReasoningContent | None = None
+
+
+class WireMessage(msgspec.Struct, gc=False):
+    """What the model says."""
+
+    content: list[Block] = []
+
+
+class Output(msgspec.Struct, gc=False):
+    """`output`."""
+
+    message: WireMessage | None = None
+
+
+class Answer(msgspec.Struct, gc=False, rename="camel"):
+    """A whole reply."""
+
+    output: Output | None = None
+    stop_reason: str | None = None
+    usage: WireUsage | None = None
+
+
+class StreamEvent(msgspec.Struct, gc=False, rename="camel"):
+    """An event of any type."""
+
+    content_block_index: int = 0
+    start: Block | None = None
+    delta: Block | None = None
+    stop_reason: str | None = None
+    usage: WireUsage | None = None
+    message: str | None = None
+
+
+_decode = msgspec.json.Decoder(Answer).decode
+_decode_event = msgspec.json.Decoder(StreamEvent).decode
+
+
+def parse(body: bytes) -> Reply:
+    """Read a whole reply. Raises UpstreamError."""
+    try:
+        answer = _decode(body)
+    except UNREADABLE as error:
+        raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
+    message = (answer.output.message if answer.output else None) or WireMessage()
+    parts = tuple([part for block in message.content if (part := _part(block)) is not None])
+    return Reply(
+        id="",
+        model="",
+        parts=parts,
+        finish=FINISH.get(answer.stop_reason or "", STOP),
+        usage=answer.usage.counted() if answer.usage is not None else None,
+    )
+
+
+def _part(block: Block) -> Part | None:
+    if block.text:
+        return Text(block.text)
+    if block.tool_use is not None:
+        call = block.tool_use
+        arguments = bytes(given(call.input) or b"{}").decode()
+        return ToolCall(call.tool_use_id or "", call.name or "", arguments)
+    thought = block.reasoning_content
+    if thought is not None and thought.redacted_content is not None:
+        return Thinking(redacted=mark(MAKER, thought.redacted_content))
+    if thought is not None and thought.reasoning_text is not None:
+        said = thought.reasoning_text
+        return Thinking(said.text or "", said.signature or "")
+    return None
+
+
+class ConverseDecoder:
+    """Reads a stream of AWS's messages."""
+
+    content_type = AWS_STREAM
+
+    def __init__(self) -> None:
+        self._reader = AwsReader()
+        self._begun = False
+        self._calls: dict[int, int] = {}
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Take any split of the stream."""
+        try:
+            messages = self._reader.feed(data)
+        except Damaged as error:
+            raise UpstreamError(Failure.PROTOCOL, f"the stream is damaged: {error}") from None
+        found: list[Event] = []
+        if messages and not self._begun:
+            self._begun = True
+            found.append(events.Begun())
+        return found + [event for message in messages for event in self._take(message)]
+
+    def end(self) -> list[Event]:
+        """Return nothing: an unfinished message says nothing."""
+        return []
+
+    def _take(self, message: AwsMessage) -> list[Event]:
+        headers = message.headers
+        if headers.get(":message-type") in ("exception", "error"):
+            return [_failed(headers, message.payload)]
+        try:
+            found = _decode_event(message.payload)
+        except UNREADABLE:
+            return []
+        match headers.get(":event-type"):
+            case "contentBlockDelta" if found.delta is not None:
+                return self._delta(found.content_block_index, found.delta)
+            case "contentBlockStart" if found.start is not None:
+                call = found.start.tool_use
+                if call is None:
+                    return []
+                number = self._calls[found.content_block_index] = len(self._calls)
+                return [events.CallBegun(number, call.tool_use_id or "", call.name or "")]
+            case "messageStop":
+                return [events.Finished(FINISH.get(found.stop_reason or "", STOP))]
+            case "metadata" if found.usage is not None:
+                return [events.Used(found.usage.counted())]
+        return []
+
+    def _delta(self, index: int, delta: Block) -> list[Event]:
+        if delta.text is not None:
+            return [events.TextDelta(delta.text)]
+        if delta.tool_use is not None and index in self._calls:
+            piece = _text(delta.tool_use.input)
+            return [events.CallDelta(self._calls[index], piece)] if piece else []
+        thought = delta.reasoning_content
+        if thought is None:
+            return []
+        if thought.text is not None:
+            return [events.ThinkingDelta(thought.text, index)]
+        if thought.signature is not None:
+            return [events.ThinkingSigned(thought.signature, block=index)]
+        redacted = mark(MAKER, thought.redacted_content or "")
+        return [events.ThinkingSigned(redacted=redacted, block=index)] if redacted else []
+
+
+def _text(raw: Raw) -> str:
+    found: Any = msgspec.json.decode(given(raw) or b'""')
+    return found if isinstance(found, str) else _encode(found).decode()
+
+
+def _failed(headers: dict[str, str], payload: bytes) -> Event:
+    kind = headers.get(":exception-type") or headers.get(":error-code") or "exception"
+    try:
+        said = _decode_event(payload).message or headers.get(":error-message", "")
+    except UNREADABLE:
+        said = ""
+    return events.Failed(_encode({"error": {"message": f"{kind}: {said}"}}).decode())

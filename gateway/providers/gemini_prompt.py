@@ -1,0 +1,188 @@
+"""The hub's prompts as Gemini's generateContent; Vertex AI takes the same."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from gateway.core.messages import (
+    ASSISTANT,
+    Fit,
+    Media,
+    Message,
+    Part,
+    Prompt,
+    Reasoning,
+    Refusal,
+    Text,
+    Thinking,
+    ToolCall,
+    ToolResult,
+    unmark,
+)
+from gateway.providers.anthropic_prompt import arguments_of
+from gateway.providers.gemini_wire import MAKER
+
+Json = dict[str, Any]
+
+# Tokens to think with, by effort: Google's own mapping of OpenAI's words.
+_BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24_576}
+_LEVELS = {"none": "MINIMAL", "max": "HIGH", "xhigh": "HIGH"}
+_MODES = {"auto": "AUTO", "required": "ANY", "none": "NONE", "tool": "ANY"}
+_GENERATION = re.compile(r"gemini-(\d+)")
+# What Google tells to send for a call that it has not signed itself.
+UNSIGNED = "skip_thought_signature_validator"
+
+
+def write(prompt: Prompt, model: str, fit: Fit) -> Json:
+    """Return a request's fields."""
+    names = {
+        part.id: part.name
+        for message in prompt.messages
+        for part in message.parts
+        if isinstance(part, ToolCall)
+    }
+    generation = int(found[1]) if (found := _GENERATION.search(model)) else 0
+    contents = []
+    for number, message in enumerate(prompt.messages):
+        parts = _parts(message, number, names, generation, fit)
+        if parts:
+            role = "model" if message.role == ASSISTANT else "user"
+            contents.append({"role": role, "parts": parts})
+    body: Json = {"contents": contents}
+    if prompt.system:
+        body["systemInstruction"] = {"parts": [{"text": part.text} for part in prompt.system]}
+    if prompt.tools:
+        body["tools"] = [{"functionDeclarations": [_tool(tool) for tool in prompt.tools]}]
+        if prompt.tool_choice is not None:
+            calling: Json = {"mode": _MODES[prompt.tool_choice.mode]}
+            if prompt.tool_choice.mode == "tool":
+                calling["allowedFunctionNames"] = [prompt.tool_choice.name]
+            body["toolConfig"] = {"functionCallingConfig": calling}
+    if config := _config(prompt, generation):
+        body["generationConfig"] = config
+    _leave(prompt, fit)
+    return body
+
+
+def _tool(tool: Any) -> Json:
+    found: Json = {"name": tool.name, "parametersJsonSchema": tool.schema}
+    if tool.description:
+        found["description"] = tool.description
+    return found
+
+
+def _config(prompt: Prompt, generation: int) -> Json:
+    wanted: Json = {
+        "maxOutputTokens": prompt.max_output,
+        "temperature": prompt.temperature,
+        "topP": prompt.top_p,
+        "topK": prompt.top_k,
+        "presencePenalty": prompt.presence_penalty,
+        "frequencyPenalty": prompt.frequency_penalty,
+        "stopSequences": list(prompt.stop) or None,
+        "seed": prompt.seed,
+        "responseLogprobs": True if prompt.logprobs is not None else None,
+        "logprobs": prompt.logprobs or None,
+    }
+    if prompt.format is not None:
+        wanted["responseMimeType"] = "application/json"
+        wanted["responseJsonSchema"] = prompt.format.schema
+    if prompt.reasoning is not None:
+        wanted["thinkingConfig"] = _thinking(prompt.reasoning, generation)
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _thinking(wanted: Reasoning, generation: int) -> Json:
+    found: Json = {"includeThoughts": wanted.shown and wanted.enabled}
+    effort = wanted.effort if wanted.enabled else "none"
+    if generation >= 3:
+        if effort:
+            found["thinkingLevel"] = _LEVELS.get(effort, effort.upper())
+    elif wanted.budget is not None and wanted.enabled:
+        found["thinkingBudget"] = wanted.budget
+    elif effort:
+        found["thinkingBudget"] = _BUDGETS.get(effort, _BUDGETS["high"])
+    return found
+
+
+def _leave(prompt: Prompt, fit: Fit) -> None:
+    """Note what has no place here."""
+    if prompt.choices > 1:
+        fit.refuse("choices")
+    if prompt.parallel is False:
+        fit.refuse("parallel")
+    for field in ("verbosity", "user", "metadata", "service_tier"):
+        if getattr(prompt, field):
+            fit.leave_out(field)
+    for name in prompt.hints:
+        fit.leave_out(name)
+    for name in prompt.unknown:
+        fit.refuse(name)
+
+
+def _parts(
+    message: Message, number: int, names: dict[str, str], generation: int, fit: Fit
+) -> list[Json]:
+    found: list[Json] = []
+    media: list[Json] = []
+    signature, called = "", False
+    for part in message.parts:
+        if isinstance(part, Thinking):
+            # Thoughts themselves are not sent back, but their signature, on the part behind it.
+            secret = unmark(MAKER, part.redacted) or unmark(MAKER, part.signature)
+            signature = secret or signature
+            continue
+        if isinstance(part, ToolResult):
+            found.append(_result(part, names))
+            inner = [one for one in part.parts if isinstance(one, Media)]
+            media += [_media(one, number, fit) for one in inner]
+            continue
+        shown = _part(part, number, fit)
+        if not shown:
+            continue
+        if isinstance(part, ToolCall):
+            signature = unmark(MAKER, part.signature) or signature
+            if generation >= 3 and not signature and not called:
+                signature = UNSIGNED
+            called = True
+        if signature:
+            shown["thoughtSignature"], signature = signature, ""
+        found.append(shown)
+    if signature:
+        found.append({"text": "", "thoughtSignature": signature})
+    return found + [one for one in media if one]
+
+
+def _part(part: Part, number: int, fit: Fit) -> Json:
+    match part:
+        case Text(text=text) | Refusal(text=text):
+            return {"text": text} if text else {}
+        case Media():
+            return _media(part, number, fit)
+        case ToolCall(name=name, arguments=arguments):
+            return {"functionCall": {"name": name, "args": arguments_of(arguments)}}
+    return {}
+
+
+def _media(part: Media, number: int, fit: Fit) -> Json:
+    if part.data:
+        return {"inlineData": {"mimeType": part.media_type, "data": part.data}}
+    if part.kind == "image" and not part.media_type:
+        fit.refuse(f"messages[{number}].content", "an image whose type its URL does not tell")
+        return {}
+    return {"fileData": {"mimeType": part.media_type, "fileUri": part.url}}
+
+
+def _result(part: ToolResult, names: dict[str, str]) -> Json:
+    text = "\n".join([one.text for one in part.parts if isinstance(one, Text)])
+    try:
+        found = msgspec.json.decode(text) if text else {}
+    except msgspec.DecodeError:
+        found = None
+    response: Any = found if isinstance(found, dict) else {"result": text}
+    if part.is_error:
+        response = {"error": text}
+    return {
+        "functionResponse": {"name": names.get(part.call_id, part.call_id), "response": response}
+    }

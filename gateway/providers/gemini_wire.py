@@ -1,0 +1,381 @@
+"""Gemini's replies and streams, read into the hub's values and events."""
+
+import re
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from gateway.core import events
+from gateway.core.errors import Failure, UpstreamError
+from gateway.core.events import Event
+from gateway.core.messages import (
+    FILTERED,
+    LENGTH,
+    STOP,
+    TOOL_CALLS,
+    Part,
+    Refusal,
+    Reply,
+    Text,
+    Thinking,
+    ToolCall,
+    mark,
+)
+from gateway.core.raw import NOTHING, given
+from gateway.core.sse import SseEvent
+from gateway.core.usage import Usage
+from gateway.providers.decoding import SseDecoder
+from gateway.providers.errors import UNREADABLE
+
+MAKER = "gemini"
+_encode = msgspec.json.Encoder().encode
+
+FINISH = {"MAX_TOKENS": LENGTH} | dict.fromkeys(
+    (
+        "SAFETY",
+        "RECITATION",
+        "LANGUAGE",
+        "BLOCKLIST",
+        "PROHIBITED_CONTENT",
+        "SPII",
+        "IMAGE_SAFETY",
+        "IMAGE_PROHIBITED_CONTENT",
+        "MODEL_ARMOR",
+    ),
+    FILTERED,
+)
+
+
+class WireUsage(msgspec.Struct, gc=False, rename="camel"):
+    """`usageMetadata`."""
+
+    prompt_token_count: int | None = None
+    tool_use_prompt_token_count: int | None = None
+    cached_content_token_count: int | None = None
+    candidates_token_count: int | None = None
+    thoughts_token_count: int | None = None
+
+    def counted(self) -> Usage | None:
+        """Convert to the gateway's counts; None where there are none."""
+        if self.prompt_token_count is None and self.candidates_token_count is None:
+            return None
+        thoughts = self.thoughts_token_count or 0
+        return Usage(
+            (self.prompt_token_count or 0) + (self.tool_use_prompt_token_count or 0),
+            self.cached_content_token_count or 0,
+            0,
+            (self.candidates_token_count or 0) + thoughts,
+            thoughts,
+        )
+
+
+class PartialArg(msgspec.Struct, gc=False, rename="camel"):
+    """A piece of a call's arguments."""
+
+    json_path: str = "$"
+    string_value: str | None = None
+    number_value: int | float | None = None
+    bool_value: bool | None = None
+
+    @property
+    def value(self) -> Any:
+        """Return the piece's value, None for null."""
+        if self.string_value is not None:
+            return self.string_value
+        return self.bool_value if self.number_value is None else self.number_value
+
+
+class FunctionCall(msgspec.Struct, gc=False, rename="camel"):
+    """A call, whole or a piece of one that goes on."""
+
+    id: str | None = None
+    name: str | None = None
+    args: Raw = NOTHING
+    partial_args: list[PartialArg] | None = None
+    will_continue: bool | None = None
+
+
+class WirePart(msgspec.Struct, gc=False, rename="camel"):
+    """A part of the content."""
+
+    text: str | None = None
+    thought: bool | None = None
+    thought_signature: str | None = None
+    function_call: FunctionCall | None = None
+
+
+class Content(msgspec.Struct, gc=False):
+    """What a candidate says."""
+
+    parts: list[WirePart] | None = None
+
+
+class TokenLogprob(msgspec.Struct, gc=False, rename="camel"):
+    """A token and how likely it was."""
+
+    token: str = ""
+    log_probability: float = 0.0
+
+
+class TopCandidates(msgspec.Struct, gc=False):
+    """The likeliest tokens at a place."""
+
+    candidates: list[TokenLogprob] = []
+
+
+class LogprobsResult(msgspec.Struct, gc=False, rename="camel"):
+    """`logprobsResult`."""
+
+    chosen_candidates: list[TokenLogprob] = []
+    top_candidates: list[TopCandidates] = []
+
+    def as_chat(self) -> Raw:
+        """Write them as chat completions does."""
+        found = []
+        for i, chosen in enumerate(self.chosen_candidates):
+            top = self.top_candidates[i].candidates if i < len(self.top_candidates) else []
+            found.append(
+                {**_logprob(chosen), "top_logprobs": [_logprob(candidate) for candidate in top]}
+            )
+        return Raw(_encode(found))
+
+
+def _logprob(one: TokenLogprob) -> dict[str, Any]:
+    spelled = list(one.token.encode())
+    return {"token": one.token, "logprob": one.log_probability, "bytes": spelled}
+
+
+class Candidate(msgspec.Struct, gc=False, rename="camel"):
+    """One of the answers."""
+
+    content: Content | None = None
+    finish_reason: str | None = None
+    finish_message: str | None = None
+    logprobs_result: LogprobsResult | None = None
+
+
+class Feedback(msgspec.Struct, gc=False, rename="camel"):
+    """Why a prompt was not answered."""
+
+    block_reason: str | None = None
+    block_reason_message: str | None = None
+
+
+class Answer(msgspec.Struct, gc=False, rename="camel"):
+    """A whole reply, or an event of a stream."""
+
+    candidates: list[Candidate] | None = None
+    prompt_feedback: Feedback | None = None
+    usage_metadata: WireUsage | None = None
+    model_version: str | None = None
+    response_id: str | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(Answer).decode
+
+
+def parse_usage(body: bytes) -> Usage | None:
+    """Read the usage of a whole reply."""
+    try:
+        usage = _decode(body).usage_metadata
+    except UNREADABLE:
+        return None
+    return None if usage is None else usage.counted()
+
+
+def parse(body: bytes) -> Reply:
+    """Read a whole reply. Raises UpstreamError."""
+    try:
+        answer = _decode(body)
+    except UNREADABLE as error:
+        raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
+    if answer.error is not None:
+        raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
+    usage = answer.usage_metadata.counted() if answer.usage_metadata is not None else None
+    parts, finish = _parts(answer)
+    return Reply(
+        id=answer.response_id or "",
+        model=answer.model_version or "",
+        parts=parts,
+        finish=finish,
+        usage=usage,
+    )
+
+
+def _parts(answer: Answer) -> tuple[tuple[Part, ...], str]:
+    if not answer.candidates:
+        return (Refusal(_blocked(answer)),), FILTERED
+    candidate = answer.candidates[0]
+    found: list[Part] = []
+    for part in (candidate.content and candidate.content.parts) or ():
+        signature = mark(MAKER, part.thought_signature or "")
+        if part.function_call is not None:
+            found.append(_call(part.function_call, len(found), answer, signature))
+        elif part.text is not None and part.thought:
+            found.append(Thinking(part.text, signature))
+        elif part.text is not None:
+            if signature:  # a text has no place for it
+                found.append(Thinking(redacted=signature))
+            if part.text:
+                found.append(Text(part.text))
+    texts = [i for i, part in enumerate(found) if isinstance(part, Text)]
+    if candidate.logprobs_result is not None and texts:
+        logprobs = candidate.logprobs_result.as_chat()
+        found[texts[0]] = msgspec.structs.replace(found[texts[0]], logprobs=logprobs)
+    called = any(isinstance(part, ToolCall) for part in found)
+    return tuple(found), _finish(candidate.finish_reason or "", called)
+
+
+def _call(call: FunctionCall, number: int, answer: Answer, signature: str) -> ToolCall:
+    arguments = bytes(given(call.args) or b"{}").decode()
+    return ToolCall(
+        call.id or _call_id(answer.response_id, number), call.name or "", arguments, signature
+    )
+
+
+def _call_id(response_id: str | None, number: int) -> str:
+    """Name a call that has no name: unlike those of other replies in the conversation."""
+    return f"call_{re.sub(r'[^A-Za-z0-9]', '', response_id or '')[:24]}_{number}"
+
+
+def _finish(reason: str, called: bool) -> str:
+    return FINISH.get(reason, TOOL_CALLS if called else STOP)
+
+
+def _blocked(answer: Answer) -> str:
+    feedback = answer.prompt_feedback or Feedback()
+    reason = feedback.block_reason_message or feedback.block_reason or "no reason given"
+    return f"The prompt was blocked: {reason}"
+
+
+class GeminiDecoder(SseDecoder):
+    """Reads a stream of partial answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = False
+        self._calls = 0
+        self._arguments: Any = None  # of a call that comes in pieces
+        self._thoughts = 0
+        self._thinking = False
+
+    def take(self, event: SseEvent) -> list[Event]:
+        """Return what an event says."""
+        try:
+            answer = _decode(event.data)
+        except UNREADABLE:
+            return []
+        if answer.error is not None:
+            return [events.Failed(event.data.decode(errors="replace"))]
+        found: list[Event] = []
+        if not self._begun:
+            self._begun = True
+            found.append(events.Begun(answer.response_id or "", answer.model_version or ""))
+        if answer.candidates:
+            found += self._candidate(answer.candidates[0], answer)
+        elif answer.prompt_feedback is not None and answer.prompt_feedback.block_reason:
+            found += [events.RefusalDelta(_blocked(answer)), events.Finished(FILTERED)]
+        if answer.usage_metadata is not None:
+            used = answer.usage_metadata.counted()
+            if used is not None:
+                found.append(events.Used(used))
+        return found
+
+    def _candidate(self, candidate: Candidate, answer: Answer) -> list[Event]:
+        found: list[Event] = []
+        logprobs = candidate.logprobs_result.as_chat() if candidate.logprobs_result else None
+        for part in (candidate.content and candidate.content.parts) or ():
+            signature = mark(MAKER, part.thought_signature or "")
+            if part.function_call is not None:
+                found += self._call(part.function_call, answer, signature)
+            elif part.text is not None and part.thought:
+                self._thinking = True
+                found.append(events.ThinkingDelta(part.text, self._thoughts))
+                if signature:
+                    found.append(self._signed(signature))
+            elif part.text is not None:
+                if signature:
+                    found.append(self._signed(signature))
+                if part.text:
+                    self._thinking = False
+                    found.append(events.TextDelta(part.text, logprobs))
+                    logprobs = None
+        if candidate.finish_reason is not None:
+            found += self._end_call()
+            reason = _finish(candidate.finish_reason, self._calls > 0)
+            found.append(events.Finished(reason))
+        return found
+
+    def _signed(self, signature: str) -> Event:
+        """Sign the thoughts so far, or what has none."""
+        block, self._thoughts = self._thoughts, self._thoughts + 1
+        thinking, self._thinking = self._thinking, False
+        if thinking:
+            return events.ThinkingSigned(signature, block=block)
+        return events.ThinkingSigned(redacted=signature, block=block)
+
+    def _call(self, call: FunctionCall, answer: Answer, signature: str) -> list[Event]:
+        """Take a call, or a piece of one: it ends with one that has nothing to say, or goes on."""
+        found: list[Event] = []
+        if call.name:
+            found += self._end_call()
+            number, self._calls = self._calls, self._calls + 1
+            call_id = call.id or _call_id(answer.response_id, number)
+            found.append(events.CallBegun(number, call_id, call.name, signature))
+            self._arguments = given(call.args) or {}
+        for piece in call.partial_args or ():
+            _put(self._arguments, piece)
+        if not call.will_continue:
+            found += self._end_call()
+        return found
+
+    def _end_call(self) -> list[Event]:
+        if self._arguments is None:
+            return []
+        arguments, self._arguments = self._arguments, None
+        return [events.CallDelta(self._calls - 1, _encode(arguments).decode())]
+
+    def end(self) -> list[Event]:
+        """End the call whose end never came."""
+        return [*super().end(), *self._end_call()]
+
+
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\['((?:[^'\\]|\\.)*)'\]|\[\"((?:[^\"\\]|\\.)*)\"\]")
+MAX_ITEMS = 10_000
+
+
+def _put(arguments: Any, piece: PartialArg) -> None:
+    """Put a value where its path says; text is added to the text that is there."""
+    steps: list[str | int] = [
+        int(found[2]) if found[2] else found[1] or found[3] or found[4] or ""
+        for found in _STEP.finditer(piece.json_path)
+    ]
+    place = arguments
+    for step, following in pairwise(steps):
+        empty: Any = [] if isinstance(following, int) else {}
+        place = _enter(place, step, empty)
+    if not steps or place is None:
+        return
+    last, value = steps[-1], piece.value
+    old = _enter(place, last, None)
+    _set(place, last, old + value if isinstance(old, str) and isinstance(value, str) else value)
+
+
+def _enter(place: Any, step: str | int, empty: Any) -> Any:
+    if isinstance(step, int) and isinstance(place, list) and step < MAX_ITEMS:
+        place += [None] * (step + 1 - len(place))
+        if place[step] is None:
+            place[step] = empty
+        return place[step]
+    if isinstance(step, str) and isinstance(place, dict):
+        return place.setdefault(step, empty)
+    return None
+
+
+def _set(place: Any, step: str | int, value: Any) -> None:
+    named = isinstance(place, dict) and isinstance(step, str)
+    if named or (isinstance(place, list) and isinstance(step, int) and step < len(place)):
+        place[step] = value
