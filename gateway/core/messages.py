@@ -32,7 +32,8 @@ class Text(msgspec.Struct, frozen=True):
 class Media(msgspec.Struct, frozen=True):
     """An image, a document or a sound: `data` is base64, or else it is at `url`.
 
-    `media_type` may be empty where there is only a URL; `name` is a document's, or its title.
+    `media_type` may be empty where there is only a URL; `name` is a document's, or its title;
+    `where` is its place in the client's request.
     """
 
     kind: Literal["image", "document", "audio"]
@@ -42,6 +43,7 @@ class Media(msgspec.Struct, frozen=True):
     name: str = ""
     detail: str = ""
     cache: str = ""
+    where: str = "messages"
 
 
 class Thinking(msgspec.Struct, frozen=True):

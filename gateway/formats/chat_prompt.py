@@ -300,13 +300,13 @@ def _part(part: ContentPart, where: str) -> Part:
         case "image_url" if part.image_url is not None:
             found = part.image_url
             if isinstance(found, str):
-                return image(found, cache=cache)
-            return image(found.url, found.detail or "", cache)
+                return image(found, where, cache=cache)
+            return image(found.url, where, found.detail or "", cache)
         case "input_audio" if part.input_audio is not None:
             sound = part.input_audio
-            return Media("audio", f"audio/{sound.format}", sound.data, cache=cache)
+            return Media("audio", f"audio/{sound.format}", sound.data, cache=cache, where=where)
         case "file" if part.file is not None and part.file.file_data is not None:
-            return document(part.file.file_data, part.file.filename or "", cache)
+            return document(part.file.file_data, where, part.file.filename or "", cache)
     text = f"'{where}' is of type '{part.type}', which cannot be translated for this provider."
     raise ApiError("unsupported_parameter", text, param=where)
 

@@ -6,20 +6,22 @@ _IMAGE_TYPES = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "gif": "gif", "webp
 PDF = "application/pdf"
 
 
-def image(url: str, detail: str = "", cache: str = "") -> Media:
+def image(url: str, where: str, detail: str = "", cache: str = "") -> Media:
     """Read an image's URL, which may hold the image itself."""
     media_type, data = split_data_url(url)
     if data:
-        return Media("image", media_type, data, detail=detail, cache=cache)
+        return Media("image", media_type, data, detail=detail, cache=cache, where=where)
     ending = url.rpartition("?")[0] or url
     known = _IMAGE_TYPES.get(ending.rpartition(".")[2].lower(), "")
-    return Media("image", f"image/{known}" if known else "", url=url, detail=detail, cache=cache)
+    kind = f"image/{known}" if known else ""
+    return Media("image", kind, url=url, detail=detail, cache=cache, where=where)
 
 
-def document(data: str, name: str, cache: str = "") -> Media:
+def document(data: str, where: str, name: str, cache: str = "") -> Media:
     """Read a file given as a data URL, or as bare base64 of a PDF."""
     media_type, content = split_data_url(data)
-    return Media("document", media_type or PDF, content or data, name=name, cache=cache)
+    kind = media_type or PDF
+    return Media("document", kind, content or data, name=name, cache=cache, where=where)
 
 
 def split_data_url(url: str) -> tuple[str, str]:

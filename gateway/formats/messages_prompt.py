@@ -26,6 +26,7 @@ from gateway.core.messages import (
 from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
 from gateway.formats.fields import cache_ttl, convert, present
+from gateway.formats.media import PDF, image
 
 # The hub's name of a field -> the client's, where they differ.
 NAMES = {
@@ -236,13 +237,14 @@ def _media(block: Block, source: Source, where: str, cache: str) -> Media:
     name = block.title or ""
     match source:
         case Source(type="base64", media_type=str(media_type), data=str(data)):
-            return Media(kind, media_type, data, name=name, cache=cache)
+            return Media(kind, media_type, data, name=name, cache=cache, where=where)
+        case Source(type="url", url=str(url)) if kind == "image":
+            return image(url, where, cache=cache)
         case Source(type="url", url=str(url)):
-            media_type = "application/pdf" if kind == "document" else ""
-            return Media(kind, media_type, url=url, name=name, cache=cache)
+            return Media(kind, PDF, url=url, name=name, cache=cache, where=where)
         case Source(type="text", data=str(data)):
             encoded = msgspec.json.encode(data.encode()).decode().strip('"')  # base64
-            return Media("document", "text/plain", encoded, name=name, cache=cache)
+            return Media("document", "text/plain", encoded, name=name, cache=cache, where=where)
     raise _untranslatable(block, f"{where}.source")
 
 

@@ -32,10 +32,12 @@ from gateway.core.messages import (
 from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
 from gateway.formats.fields import cache_ttl, convert, present
-from gateway.formats.media import document, image
+from gateway.formats.media import PDF, document, image
 
 # The hub's name of a field -> the client's, where they differ.
 NAMES = {
+    "messages": "input",
+    "user": "safety_identifier",
     "max_output": "max_output_tokens",
     "parallel": "parallel_tool_calls",
     "format": "text.format",
@@ -241,13 +243,14 @@ def _part(part: InputPart, where: str) -> Part:
         case InputPart(type="refusal", refusal=str(refusal)):
             return Refusal(refusal)
         case InputPart(type="input_image", image_url=str(url)):
-            return image(url, part.detail or "", cache)
+            return image(url, where, part.detail or "", cache)
         case InputPart(type="input_file", file_data=str(data)):
-            return document(data, part.filename or "", cache)
+            return document(data, where, part.filename or "", cache)
         case InputPart(type="input_file", file_url=str(url)):
-            return Media("document", "application/pdf", url=url, name=part.filename or "")
+            name = part.filename or ""
+            return Media("document", PDF, url=url, name=name, where=where)
         case InputPart(type="input_audio", input_audio={"data": str(data), "format": str(kind)}):
-            return Media("audio", f"audio/{kind}", data, cache=cache)
+            return Media("audio", f"audio/{kind}", data, cache=cache, where=where)
     text = f"'{where}' is of type '{part.type}', which cannot be translated for this provider."
     raise ApiError("unsupported_parameter", text, param=where)
 

@@ -189,7 +189,7 @@ def _dropped(fit: Fit, names: dict[str, str], target: Target, *, drop: bool) -> 
     if fit.refused and not drop:
         field, why = next(iter(fit.refused.items()))
         name = names.get(field, field)
-        reason = f": {why}" if why else ""
+        reason = f" ({why})" if why else ""
         message = f"'{name}' cannot be used with the provider '{target.provider}'{reason}."
         raise ApiError("unsupported_parameter", message, param=name)
     return tuple([names.get(field, field) for field in (*fit.refused, *fit.left_out)])

@@ -69,6 +69,7 @@ _MISTRAL = Quirks(
     usage_option=False,
     tool_choices={"required": "any"},
     thinking_parts=True,
+    document_urls=True,
 )
 _GROQ = Quirks(
     refuses=frozenset(("logprobs", "top_logprobs", "logit_bias", "n")), thoughts_back="reasoning"
@@ -136,7 +137,7 @@ PROVIDERS: dict[str, Kind] = {
         variable="COHERE_API_KEY",
     ),
     "mistral": Kind(
-        OpenAI(_MISTRAL, frozenset((_CHAT, Operation.EMBEDDINGS))),
+        OpenAI(_MISTRAL, frozenset((Operation.EMBEDDINGS,))),
         "https://api.mistral.ai/v1",
         claims=_MISTRAL_MODELS,
         prices="mistral",

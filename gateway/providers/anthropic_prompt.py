@@ -41,8 +41,8 @@ def write(prompt: Prompt, model: str, most: int | None, fit: Fit) -> Json:
         "max_tokens": prompt.max_output or most or DEFAULT_MAX_TOKENS,
         "messages": [
             {"role": message.role, "content": blocks}
-            for number, message in enumerate(prompt.messages)
-            if (blocks := _blocks(message, number, fit))
+            for message in prompt.messages
+            if (blocks := _blocks(message, fit))
         ],
     }
     if prompt.system:
@@ -153,22 +153,22 @@ def _signed(part: Part) -> bool:
     return isinstance(part, Thinking) and bool(unmarked(part.signature) or unmarked(part.redacted))
 
 
-def _blocks(message: Message, number: int, fit: Fit) -> list[Json]:
-    found = [block for part in message.parts for block in _block(part, number, fit)]
-    if message.role == ASSISTANT and found and number >= 0:
+def _blocks(message: Message, fit: Fit) -> list[Json]:
+    found = [block for part in message.parts for block in _block(part, fit)]
+    if message.role == ASSISTANT and found:
         return found
     # Results of tools come first in their turn.
     return sorted(found, key=lambda block: block["type"] != "tool_result")
 
 
-def _block(part: Part, number: int, fit: Fit) -> list[Json]:
+def _block(part: Part, fit: Fit) -> list[Json]:
     match part:
         case Text():
             return [_text(part)] if part.text else []
         case Refusal(text=text):
             return [{"type": "text", "text": text}]
         case Media():
-            return _media(part, number, fit)
+            return _media(part, fit)
         case Thinking() if not _signed(part):
             return []  # another provider's thoughts, or none that can be proven
         case Thinking(redacted=data) if data:
@@ -179,7 +179,7 @@ def _block(part: Part, number: int, fit: Fit) -> list[Json]:
             use = {"type": "tool_use", "id": id, "name": name, "input": arguments_of(arguments)}
             return [_cached(use, cache)]
         case ToolResult():
-            return [_result(part, number, fit)]
+            return [_result(part, fit)]
 
 
 def arguments_of(arguments: str) -> Any:
@@ -191,8 +191,8 @@ def arguments_of(arguments: str) -> Any:
     return msgspec.Raw(arguments.encode() or b"{}") if isinstance(found, dict) else {"value": found}
 
 
-def _result(part: ToolResult, number: int, fit: Fit) -> Json:
-    content = [block for inner in part.parts for block in _block(inner, number, fit)]
+def _result(part: ToolResult, fit: Fit) -> Json:
+    content = [block for inner in part.parts for block in _block(inner, fit)]
     found: Json = {"type": "tool_result", "tool_use_id": part.call_id}
     if content:
         found["content"] = content
@@ -201,9 +201,9 @@ def _result(part: ToolResult, number: int, fit: Fit) -> Json:
     return _cached(found, part.cache)
 
 
-def _media(part: Media, number: int, fit: Fit) -> list[Json]:
+def _media(part: Media, fit: Fit) -> list[Json]:
     if part.kind == "audio":
-        fit.refuse(f"messages[{number}].content", "sound")
+        fit.refuse(part.where, "sound")
         return []
     source: Json = {"type": "url", "url": part.url}
     if part.data:

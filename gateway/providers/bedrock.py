@@ -86,8 +86,8 @@ class ConverseConversation:
         body: Json = {
             "messages": [
                 {"role": message.role, "content": content}
-                for number, message in enumerate(prompt.messages)
-                if (content := _blocks(message, number, documents, fit))
+                for message in prompt.messages
+                if (content := _blocks(message, documents, fit))
             ]
         }
         if prompt.system:
@@ -219,10 +219,10 @@ def _format(body: Json, prompt: Prompt, fit: Fit) -> None:
     body["outputConfig"] = {"textFormat": {"type": "json_schema", "structure": structure}}
 
 
-def _blocks(message: Message, number: int, documents: _Documents, fit: Fit) -> list[Json]:
+def _blocks(message: Message, documents: _Documents, fit: Fit) -> list[Json]:
     found: list[Json] = []
     for part in message.parts:
-        found += _block(part, number, documents, fit)
+        found += _block(part, documents, fit)
     if message.role == ASSISTANT:
         return found
     if any("document" in one for one in found) and not any("text" in one for one in found):
@@ -230,19 +230,19 @@ def _blocks(message: Message, number: int, documents: _Documents, fit: Fit) -> l
     return sorted(found, key=lambda block: "toolResult" not in block)
 
 
-def _block(part: Part, number: int, documents: _Documents, fit: Fit) -> list[Json]:
+def _block(part: Part, documents: _Documents, fit: Fit) -> list[Json]:
     match part:
         case Text():
             return _cached(part)
         case Refusal(text=text):
             return [{"text": text}]
         case Media():
-            return _media(part, number, documents, fit)
+            return _media(part, documents, fit)
         case ToolCall(id=id, name=name, arguments=arguments, cache=cache):
             use = {"toolUseId": id, "name": name, "input": arguments_of(arguments)}
             return [{"toolUse": use}, *([_point(cache)] if cache else [])]
         case ToolResult():
-            inner = [one for p in part.parts for one in _block(p, number, documents, fit)]
+            inner = [one for p in part.parts for one in _block(p, documents, fit)]
             result: Json = {"toolUseId": part.call_id, "content": inner or [{"text": " "}]}
             if part.is_error:
                 result["status"] = "error"
@@ -255,10 +255,10 @@ def _block(part: Part, number: int, documents: _Documents, fit: Fit) -> list[Jso
     return []  # another provider's thoughts
 
 
-def _media(part: Media, number: int, documents: _Documents, fit: Fit) -> list[Json]:
+def _media(part: Media, documents: _Documents, fit: Fit) -> list[Json]:
     kind = _FORMATS.get(part.media_type)
     if kind is None or not part.data or part.kind == "audio":
-        fit.refuse(f"messages[{number}].content", "media by URL, or of this type")
+        fit.refuse(part.where, "media by URL, or of this type")
         return []
     medium: Json = {"format": kind, "source": {"bytes": part.data}}
     if part.kind == "document":

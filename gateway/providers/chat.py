@@ -139,11 +139,11 @@ class ChatCompletions:
         if prompt.system:
             text = "\n\n".join([part.text for part in prompt.system])
             found.append({"role": "system", "content": text})
-        for number, message in enumerate(prompt.messages):
+        for message in prompt.messages:
             if message.role == "assistant":
                 found.append(self._assistant(message, fit))
             else:
-                found += self._user(message, number, fit)
+                found += self._user(message, fit)
         return found
 
     def _assistant(self, message: Message, fit: Fit) -> Json:
@@ -182,7 +182,7 @@ class ChatCompletions:
             found["extra_content"] = msgspec.Raw(signature.encode())
         return found
 
-    def _user(self, message: Message, number: int, fit: Fit) -> list[Json]:
+    def _user(self, message: Message, fit: Fit) -> list[Json]:
         """Write a turn: each result of a tool is a message, and comes first."""
         found: list[Json] = []
         later: list[Json] = []
@@ -194,9 +194,9 @@ class ChatCompletions:
                 found.append({"role": "tool", "tool_call_id": part.call_id, "content": text})
                 # Tool messages hold text alone: pictures follow as what the user shows.
                 media = [one for one in part.parts if isinstance(one, Media)]
-                later += [self._content(one, number, fit) for one in media]
+                later += [self._content(one, fit) for one in media]
             else:
-                later.append(self._content(part, number, fit))
+                later.append(self._content(part, fit))
         content = [part for part in later if part]
         if content and all(part["type"] == "text" for part in content):
             text = "\n\n".join([part["text"] for part in content])
@@ -205,7 +205,7 @@ class ChatCompletions:
             found.append({"role": "user", "content": content})
         return found
 
-    def _content(self, part: Part, number: int, fit: Fit) -> Json:
+    def _content(self, part: Part, fit: Fit) -> Json:
         match part:
             case Text(text=text) | Refusal(text=text):
                 return {"type": "text", "text": text}
@@ -219,12 +219,16 @@ class ChatCompletions:
                 return {"type": "input_audio", "input_audio": sound}
             case Media(kind="document") if part.media_type == "text/plain" and part.data:
                 return {"type": "text", "text": _plain(part.data)}
+            case Media(kind="document") if self._quirks.document_urls:
+                where = part.url or f"data:{part.media_type};base64,{part.data}"
+                named = {"document_name": part.name} if part.name else {}
+                return {"type": "document_url", "document_url": where, **named}
             case Media(kind="document") if part.data:
                 data = f"data:{part.media_type};base64,{part.data}"
                 file = {"file_data": data, "filename": part.name or "document.pdf"}
                 return {"type": "file", "file": file}
             case Media():
-                fit.refuse(f"messages[{number}].content", "a document by its URL")
+                fit.refuse(part.where, "a document by its URL")
         return {}
 
     def _choice(self, choice: ToolChoice) -> object:

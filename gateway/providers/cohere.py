@@ -223,11 +223,11 @@ def _messages(prompt: Prompt, fit: Fit) -> list[Json]:
     if prompt.system:
         text = "\n\n".join([part.text for part in prompt.system])
         found.append({"role": "system", "content": text})
-    for number, message in enumerate(prompt.messages):
+    for message in prompt.messages:
         if message.role == ASSISTANT:
             found.append(_assistant(message))
         else:
-            found += _user(message, number, fit)
+            found += _user(message, fit)
     return found
 
 
@@ -259,15 +259,16 @@ def _assistant(message: Message) -> Json:
     return found
 
 
-def _user(message: Message, number: int, fit: Fit) -> list[Json]:
+def _user(message: Message, fit: Fit) -> list[Json]:
     results: list[Json] = []
     content: list[Json] = []
     for part in message.parts:
         match part:
             case ToolResult(call_id=call_id, parts=parts, is_error=is_error):
                 text = "\n".join([one.text for one in parts if isinstance(one, Text)])
-                if any(isinstance(one, Media) for one in parts):
-                    fit.refuse(f"messages[{number}].content", "media in what a tool returns")
+                for one in parts:
+                    if isinstance(one, Media):
+                        fit.refuse(one.where, "media in what a tool returns")
                 text = f"Error: {text}" if is_error else text
                 result = {"type": "document", "document": {"data": {"result": text}}}
                 results.append({"role": "tool", "tool_call_id": call_id, "content": [result]})
@@ -277,7 +278,7 @@ def _user(message: Message, number: int, fit: Fit) -> list[Json]:
                 where = url or f"data:{media_type};base64,{data}"
                 content.append({"type": "image_url", "image_url": {"url": where}})
             case Media():
-                fit.refuse(f"messages[{number}].content", "documents and sound")
+                fit.refuse(part.where, "documents and sound")
     if content:
         results.append({"role": "user", "content": content})
     return results

@@ -44,8 +44,8 @@ def write(prompt: Prompt, model: str, fit: Fit) -> Json:
     }
     generation = int(found[1]) if (found := _GENERATION.search(model)) else 0
     contents = []
-    for number, message in enumerate(prompt.messages):
-        parts = _parts(message, number, names, generation, fit)
+    for message in prompt.messages:
+        parts = _parts(message, names, generation, fit)
         if parts:
             role = "model" if message.role == ASSISTANT else "user"
             contents.append({"role": role, "parts": parts})
@@ -121,9 +121,7 @@ def _leave(prompt: Prompt, fit: Fit) -> None:
         fit.refuse(name)
 
 
-def _parts(
-    message: Message, number: int, names: dict[str, str], generation: int, fit: Fit
-) -> list[Json]:
+def _parts(message: Message, names: dict[str, str], generation: int, fit: Fit) -> list[Json]:
     found: list[Json] = []
     media: list[Json] = []
     signature, called = "", False
@@ -136,9 +134,9 @@ def _parts(
         if isinstance(part, ToolResult):
             found.append(_result(part, names))
             inner = [one for one in part.parts if isinstance(one, Media)]
-            media += [_media(one, number, fit) for one in inner]
+            media += [_media(one, fit) for one in inner]
             continue
-        shown = _part(part, number, fit)
+        shown = _part(part, fit)
         if not shown:
             continue
         if isinstance(part, ToolCall):
@@ -154,22 +152,22 @@ def _parts(
     return found + [one for one in media if one]
 
 
-def _part(part: Part, number: int, fit: Fit) -> Json:
+def _part(part: Part, fit: Fit) -> Json:
     match part:
         case Text(text=text) | Refusal(text=text):
             return {"text": text} if text else {}
         case Media():
-            return _media(part, number, fit)
+            return _media(part, fit)
         case ToolCall(name=name, arguments=arguments):
             return {"functionCall": {"name": name, "args": arguments_of(arguments)}}
     return {}
 
 
-def _media(part: Media, number: int, fit: Fit) -> Json:
+def _media(part: Media, fit: Fit) -> Json:
     if part.data:
         return {"inlineData": {"mimeType": part.media_type, "data": part.data}}
     if part.kind == "image" and not part.media_type:
-        fit.refuse(f"messages[{number}].content", "an image whose type its URL does not tell")
+        fit.refuse(part.where, "an image whose type its URL does not tell")
         return {}
     return {"fileData": {"mimeType": part.media_type, "fileUri": part.url}}
 

@@ -182,7 +182,7 @@ class ResponsesConversation:
 
     def build(self, prompt: Prompt, target: Target, fit: Fit) -> bytes:
         """Write a prompt."""
-        items = [item for i, m in enumerate(prompt.messages) for item in _items(m, i, fit)]
+        items = [item for m in prompt.messages for item in _items(m, fit)]
         body: Json = {"model": target.model, "input": items, "store": False}
         text: Json = {"verbosity": prompt.verbosity} if prompt.verbosity else {}
         if prompt.format is not None:
@@ -247,13 +247,16 @@ class ResponsesConversation:
         return ResponsesDecoder()
 
 
-def _items(message: Message, number: int, fit: Fit) -> list[Json]:
+def _items(message: Message, fit: Fit) -> list[Json]:
     found: list[Json] = []
     content: list[Json] = []
 
     def flush() -> None:
         if content:
-            found.append({"type": "message", "role": message.role, "content": content.copy()})
+            said: Any = content.copy()
+            if message.role == ASSISTANT:  # what was said goes back as plain text
+                said = "".join([one["text"] for one in said])
+            found.append({"type": "message", "role": message.role, "content": said})
             content.clear()
 
     for part in message.parts:
@@ -264,7 +267,7 @@ def _items(message: Message, number: int, fit: Fit) -> list[Json]:
                 found.append({"type": "function_call", **call})
             case ToolResult(call_id=id, parts=parts):
                 flush()
-                inner = [_content(one, message.role, number, fit) for one in parts]
+                inner = [_content(one, message.role, fit) for one in parts]
                 output = {"call_id": id, "output": [one for one in inner if one]}
                 found.append({"type": "function_call_output", **output})
             case Thinking(text=text, signature=signature, redacted=redacted):
@@ -275,7 +278,7 @@ def _items(message: Message, number: int, fit: Fit) -> list[Json]:
                     item = {"type": "reasoning", "summary": summary, "encrypted_content": secret}
                     found.append(item)
             case _:
-                if shown := _content(part, message.role, number, fit):
+                if shown := _content(part, message.role, fit):
                     content.append(shown)
     flush()
     return found
@@ -289,12 +292,13 @@ def _own_secret(secret: str) -> str:
     return unmark(MAKER, secret)
 
 
-def _content(part: Part, role: str, number: int, fit: Fit) -> Json:
+def _content(part: Part, role: str, fit: Fit) -> Json:
     match part:
-        case Text(text=text):
-            return {"type": "output_text" if role == ASSISTANT else "input_text", "text": text}
-        case Refusal(text=text):
-            return {"type": "refusal", "refusal": text}
+        case Text(text=text) | Refusal(text=text):
+            return {"type": "input_text", "text": text}
+        case Media() if role == ASSISTANT:
+            fit.refuse(part.where, "media in what the assistant said")
+            return {}
         case Media(kind="image"):
             url = part.url or f"data:{part.media_type};base64,{part.data}"
             return {"type": "input_image", "image_url": url, "detail": part.detail or "auto"}
@@ -308,7 +312,7 @@ def _content(part: Part, role: str, number: int, fit: Fit) -> Json:
                 "filename": part.name or "document.pdf",
             }
         case Media():
-            fit.refuse(f"messages[{number}].content", "sound")
+            fit.refuse(part.where, "sound")
     return {}
 
 
