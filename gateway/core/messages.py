@@ -52,7 +52,6 @@ class Thinking(msgspec.Struct, frozen=True):
     text: str = ""
     signature: str = ""
     redacted: str = ""
-    id: str = ""
 
 
 class ToolCall(msgspec.Struct, frozen=True):
