@@ -48,11 +48,15 @@ class Tls(Section, frozen=True):
 
 
 class Server(Section, frozen=True):
-    """How the gateway listens. Without an address: see `gateway.config.load.finish`."""
+    """How the gateway listens. Without an address: see `gateway.config.load.finish`.
+
+    `max_upload_size` is of a body that passes through to a provider's own API, never held whole.
+    """
 
     address: str | None = None
     workers: Literal["auto"] | Count = "auto"
     max_request_size: Count = 10 * MEBIBYTE
+    max_upload_size: Count = 512 * MEBIBYTE
     request_timeout: Seconds = 30
     timeouts: Timeouts = Timeouts()
     drain: Drain = Drain()
@@ -213,6 +217,7 @@ class Provider(Section, frozen=True):
     aws: Aws | None = None
     credentials: str | None = None
     unsupported: Literal["refuse", "drop"] | None = None
+    passthrough: bool = True
     base_url: str | None = None
     models: tuple[str, ...] | None = None
     prices: str | None = None

@@ -12,6 +12,7 @@ class Operation(Enum):
     RESPONSES = "responses"
     MESSAGES = "messages"
     COUNT_TOKENS = "count_tokens"
+    PASSTHROUGH = "passthrough"
 
 
 PATHS = {

@@ -57,6 +57,7 @@ FORMATS: dict[Operation, Format] = {
     Operation.RESPONSES: _RESPONSES,
     Operation.MESSAGES: _ANTHROPIC,
     Operation.COUNT_TOKENS: _ANTHROPIC,
+    Operation.PASSTHROUGH: _OPENAI,
 }
 
 DIALECTS: dict[Operation, Dialect] = {

@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from math import ceil
 
 import msgspec
 from aiohttp import web
@@ -13,6 +15,7 @@ from gateway.core.operations import PATHS
 from gateway.formats import openai
 from gateway.http.admin import AdminRoutes
 from gateway.http.hot import secret_of
+from gateway.http.passthrough import PassthroughRoutes
 from gateway.http.protocol import SERVER
 from gateway.observe.exposition import exposition
 from gateway.observe.recorder import Recorder
@@ -49,6 +52,7 @@ class PlainRoutes:
         self._admin = admin
         self._started = int(services.admission.now())
         self._listing = Listing(services.catalogue, services.transport)
+        self._passthrough = PassthroughRoutes(services)
 
     def application(self) -> web.Application:
         """Return the application; hot routes are listed only to answer other methods with 405."""
@@ -61,9 +65,14 @@ class PlainRoutes:
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/v1/models/{model:.+}", self.model)
         app.router.add_routes(self._admin.routes())
+        app.router.add_routes(self._passthrough.routes())
+        app.on_cleanup.append(self._close)
         for path in PATHS:
             app.router.add_post(path, _unreachable)
         return app
+
+    async def _close(self, app: web.Application) -> None:
+        await self._passthrough.aclose()
 
     async def live(self, request: web.Request) -> web.Response:
         """Answer as long as the event loop turns."""
@@ -106,6 +115,8 @@ class PlainRoutes:
             for name, owner in (await self._listing.models()).items()
             if may_use(principal, name)
         ]
+        if "anthropic-version" in request.headers:
+            return _json(_anthropic_list([str(one["id"]) for one in listed], self._started))
         return _json({"object": "list", "data": listed})
 
     async def model(self, request: web.Request) -> web.Response:
@@ -117,6 +128,8 @@ class PlainRoutes:
             raise ApiError(
                 "model_not_found", f"The model '{name[:256]}' does not exist here.", param="model"
             )
+        if "anthropic-version" in request.headers:
+            return _json(_anthropic_model(served.name, self._started))
         return _json(self._model_object(served.name, served.owner))
 
     def _model_object(self, name: str, owner: str) -> dict[str, str | int]:
@@ -161,12 +174,32 @@ async def _unreachable(request: web.Request) -> web.Response:
     raise ApiError("not_found", f"Write the path plainly: {request.path}.")
 
 
+def _anthropic_list(names: list[str], created: int) -> dict[str, object]:
+    """Return a list of models as Anthropic's API writes it: all of them on one page."""
+    return {
+        "data": [_anthropic_model(name, created) for name in names],
+        "has_more": False,
+        "first_id": names[0] if names else None,
+        "last_id": names[-1] if names else None,
+    }
+
+
+def _anthropic_model(name: str, created: int) -> dict[str, object]:
+    moment = datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"type": "model", "id": name, "display_name": name, "created_at": moment}
+
+
 def _json(content: object, status: int = 200) -> web.Response:
     body = msgspec.json.encode(content)
     return web.Response(body=body, status=status, content_type="application/json")
 
 
 def _error(error: ApiError) -> web.Response:
-    return web.Response(
+    response = web.Response(
         body=openai.error_body(error), status=error.status, content_type="application/json"
     )
+    if error.retry_after is not None:
+        response.headers["retry-after"] = str(max(1, ceil(error.retry_after)))
+    if error.retryable is False:
+        response.headers["x-should-retry"] = "false"
+    return response

@@ -26,6 +26,7 @@ Headers = tuple[tuple[str, str], ...]
 MAX_DYNAMIC_MODELS = 1000
 # Of these, how many get counters of their own, once a provider has answered for them.
 MAX_DYNAMIC_LABELS = 200
+MAX_MODEL_CHARS = 256
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -106,6 +107,28 @@ class Catalogue:
         """Return what serves a model name: configured, `provider/model`, or claimed by one."""
         return self._models.get(model) or self._dynamic.get(model) or self._claimed(model)
 
+    def passage(self, provider: str, model: str) -> Served | None:
+        """Return the way to a provider's own API, with a model's price; None: there is none."""
+        configured = self._config.providers.get(provider)
+        if configured is None or not configured.passthrough:
+            return None
+        name = f"{provider}/{model}"
+        known = self._dynamic.get(name)
+        if known is not None:
+            return known
+        if not model.isprintable() or len(model) > MAX_MODEL_CHARS:
+            return None
+        return self._remember(name, provider, model)
+
+    def authorization(self, provider: str) -> Headers:
+        """Return the headers with which a provider is asked."""
+        found = self._config.providers[provider]
+        target = self._target(schema.Target(provider, ""), found, _keys(found)[0][0])
+        adapter = PROVIDERS[found.kind].adapter_for(target)
+        assert adapter.conversation is not None
+        headers = adapter.conversation.endpoint(target, stream=False).headers
+        return tuple([(n, value) for n, value in headers if n.lower() != "content-type"])
+
     def may_label(self, model: str) -> bool:
         """Tell whether counters may carry a name that a client made up: the first few may."""
         if model not in self._labels and len(self._labels) < MAX_DYNAMIC_LABELS:
@@ -162,11 +185,14 @@ class Catalogue:
             if found is None:
                 return None
             owner, own_name = found, model
+        return self._remember(model, owner, own_name)
+
+    def _remember(self, name: str, owner: str, own_name: str) -> Served:
         route = self._route(schema.Target(owner, own_name), None)
-        served = Served(model, (route,), None, False, owner)
+        served = Served(name, (route,), None, False, owner)
         if len(self._dynamic) >= MAX_DYNAMIC_MODELS:
             self._dynamic.pop(next(iter(self._dynamic)))
-        self._dynamic[model] = served
+        self._dynamic[name] = served
         return served
 
     def _configured(self, name: str, model: schema.Model) -> Served:

@@ -3,6 +3,7 @@
 from time import monotonic
 
 from gateway.core import record
+from gateway.core.operations import Operation
 from gateway.core.record import RequestRecord
 from gateway.core.usage import Usage
 from gateway.pipeline.call import NO_USAGE, Call
@@ -29,6 +30,8 @@ def measure(call: Call, answer: Answer | None = None) -> None:
     """
     assert call.route is not None
     assert call.request is not None
+    if call.operation is Operation.COUNT_TOKENS:
+        return  # counting costs nothing
     relay = call.relay
     usage = answer.usage if answer is not None else None
     if relay is not None:

@@ -4,10 +4,11 @@
 REFUSED_SECONDS = 60.0
 LIMITED_SECONDS = 10.0
 LONGEST_SECONDS = 3600.0
+REFUSED = frozenset({401, 402, 403})  # not valid, out of credit, not allowed
 
 
 class Rotation:
-    """Smooth weighted round robin (as nginx does it): no key twice in a row where others wait."""
+    """Smooth weighted round robin, as nginx does it: turns by weight, spread evenly."""
 
     def __init__(self, weights: list[int]) -> None:
         self._weights = weights
@@ -39,7 +40,7 @@ class Rotation:
 
 def resting_seconds(status: int, retry_after: float | None) -> float | None:
     """Return how long a key rests after a reply; None where it was not the key's fault."""
-    if status in (401, 403):
+    if status in REFUSED:
         return REFUSED_SECONDS
     if status == 429:
         return LIMITED_SECONDS if retry_after is None else retry_after

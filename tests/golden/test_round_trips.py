@@ -158,7 +158,7 @@ def by_anthropic(gateway: Gateway, name: str, *, stream: bool) -> list[str]:
 
 
 def by_responses(gateway: Gateway, name: str, *, stream: bool) -> list[str]:
-    """Hold the conversation with the OpenAI SDK's Responses, of which the provider keeps nothing."""
+    """Hold the conversation by Responses with the OpenAI SDK; the provider keeps nothing."""
     tools: Any = [{"type": "function", "name": tool, "parameters": SCHEMA} for tool in TOOLS]
     items: list[Any] = [{"role": "user", "content": QUESTION}]
     texts = []
