@@ -27,7 +27,7 @@ from gateway.core.messages import (
 )
 from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
-from gateway.formats.fields import cache_ttl, convert, present
+from gateway.formats.fields import Unknown, cache_ttl, convert, present
 from gateway.formats.media import document, image
 
 # The hub's name of a field -> the client's, where they differ.
@@ -209,28 +209,30 @@ _HINTS = frozenset(
 def prompt(request: Request) -> Prompt:
     """Translate a request. Raises ApiError naming the field that is wrong."""
     fields = convert(request.fields, ChatFields)
+    names = present(request.fields)
+    unknown = Unknown([name for name in names if name not in _READ and name not in _HINTS])
     system: list[Text] = []
     messages: list[Message] = []
     for number, message in enumerate(fields.messages):
         where = f"messages[{number}]"
         if message.role in ("tool", "function"):
-            _add_result(messages, message, where)
+            _add_result(messages, message, where, unknown)
             continue
         role = _ROLES.get(message.role)
         if role is None:
             text = f"Invalid value for '{where}.role': '{message.role}'."
             raise ApiError("invalid_value", text, param=f"{where}.role")
-        parts = _parts(message, where)
+        parts = _parts(message, where, unknown)
         if role == SYSTEM:
             system += [part for part in parts if isinstance(part, Text)]
         elif parts:
             messages.append(Message(role, parts))
-    names = present(request.fields)
+    tools = [unknown.keep(_tool, tool, i) for i, tool in enumerate(fields.tools or ())]
     return Prompt(
         model=request.model,
         system=tuple(system),
         messages=tuple(messages),
-        tools=tuple([_tool(tool, i) for i, tool in enumerate(fields.tools or ())]),
+        tools=tuple([tool for tool in tools if tool is not None]),
         tool_choice=_choice(fields.tool_choice),
         parallel=fields.parallel_tool_calls,
         max_output=request.max_output,
@@ -251,26 +253,28 @@ def prompt(request: Request) -> Prompt:
         service_tier=fields.service_tier or "",
         stream=request.stream,
         hints=tuple([name for name in names if name in _HINTS]),
-        unknown=tuple([name for name in names if name not in _READ and name not in _HINTS]),
+        unknown=tuple(unknown.places),
     )
 
 
-def _parts(message: ChatMessage, where: str) -> tuple[Part, ...]:
+def _parts(message: ChatMessage, where: str, unknown: Unknown) -> tuple[Part, ...]:
     found: list[Part] = _thoughts(message)
     cache = cache_ttl(message.cache_control)
     if isinstance(message.content, str):
         if message.content:
             found.append(Text(message.content, cache))
     else:
-        for i, part in enumerate(message.content or ()):
-            found.append(_part(part, f"{where}.content[{i}]"))
+        content = [
+            unknown.keep(_part, part, f"{where}.content[{i}]")
+            for i, part in enumerate(message.content or ())
+        ]
+        found += [part for part in content if part is not None]
     if message.refusal:
         found.append(Refusal(message.refusal))
     for i, call in enumerate(message.tool_calls or ()):
         if call.function is None:
-            place = f"{where}.tool_calls[{i}]"
-            text = f"'{place}' is no function call, which is all that can be translated."
-            raise ApiError("unsupported_parameter", text, param=place)
+            unknown.places.append(f"{where}.tool_calls[{i}]")
+            continue
         signature = _google_signature(call.extra_content)
         function = call.function
         found.append(ToolCall(call.id, function.name, function.arguments or "{}", signature))
@@ -311,7 +315,9 @@ def _part(part: ContentPart, where: str) -> Part:
     raise ApiError("unsupported_parameter", text, param=where)
 
 
-def _add_result(messages: list[Message], message: ChatMessage, where: str) -> None:
+def _add_result(
+    messages: list[Message], message: ChatMessage, where: str, unknown: Unknown
+) -> None:
     """Add a tool's result; those of one turn stand together in one message."""
     if message.tool_call_id is None:
         text = f"Missing required parameter: '{where}.tool_call_id'."
@@ -321,7 +327,7 @@ def _add_result(messages: list[Message], message: ChatMessage, where: str) -> No
         parts.append(Text(message.content))
     else:
         for i, one in enumerate(message.content or ()):
-            part = _part(one, f"{where}.content[{i}]")
+            part = unknown.keep(_part, one, f"{where}.content[{i}]")
             if isinstance(part, Text | Media):
                 parts.append(part)
     result = ToolResult(message.tool_call_id, tuple(parts), cache=cache_ttl(message.cache_control))

@@ -1,5 +1,6 @@
 """What all client dialects share in reading a request's fields."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,6 +26,23 @@ def convert(fields: dict[str, Raw], kind: type[_T]) -> _T:
     except (msgspec.DecodeError, RecursionError) as error:
         raise ApiError("invalid_json", f"The request body is not valid JSON: {error}") from None
     return found
+
+
+class Unknown:
+    """The places of a request that no other dialect has; whoever translates says what follows."""
+
+    def __init__(self, fields: list[str]) -> None:
+        self.places = fields
+
+    def keep(self, make: Callable[..., _T], *args: Any) -> _T | None:
+        """Translate a piece; None where it cannot be, which is noted."""
+        try:
+            return make(*args)
+        except ApiError as error:
+            if error.code != "unsupported_parameter" or error.param is None:
+                raise
+            self.places.append(error.param)
+            return None
 
 
 def present(fields: dict[str, Raw]) -> list[str]:

@@ -25,7 +25,7 @@ from gateway.core.messages import (
 )
 from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
-from gateway.formats.fields import cache_ttl, convert, present
+from gateway.formats.fields import Unknown, cache_ttl, convert, present
 from gateway.formats.media import PDF, image
 
 # The hub's name of a field -> the client's, where they differ.
@@ -151,20 +151,22 @@ _PLAIN_TIERS = ("auto", "standard_only")
 def prompt(request: Request) -> Prompt:
     """Translate a request. Raises ApiError naming the field that is wrong."""
     fields = convert(request.fields, MessagesFields)
-    system = list(_texts(fields.system, "system"))
+    names = present(request.fields)
+    unknown = Unknown([name for name in names if name not in _READ and name not in _HINTS])
+    system = list(_texts(fields.system, "system", unknown))
     messages = []
     for number, turn in enumerate(fields.messages):
         where = f"messages[{number}]"
         if turn.role == SYSTEM:
-            system += _texts(turn.content, f"{where}.content")
+            system += _texts(turn.content, f"{where}.content", unknown)
             continue
         if turn.role not in (USER, ASSISTANT):
             text = f"Invalid value for '{where}.role': '{turn.role}'."
             raise ApiError("invalid_value", text, param=f"{where}.role")
-        parts = _parts(turn.content, f"{where}.content")
+        parts = _parts(turn.content, f"{where}.content", unknown)
         if parts:
             messages.append(Message(turn.role, parts))
-    names = present(request.fields)
+    tools = [unknown.keep(_tool, tool, i) for i, tool in enumerate(fields.tools or ())]
     choice, config = fields.tool_choice, fields.output_config or OutputConfig()
     parallel = None
     if choice is not None and choice.disable_parallel_tool_use is not None:
@@ -174,7 +176,7 @@ def prompt(request: Request) -> Prompt:
         model=request.model,
         system=tuple(system),
         messages=tuple(messages),
-        tools=tuple([_tool(tool, i) for i, tool in enumerate(fields.tools or ())]),
+        tools=tuple([tool for tool in tools if tool is not None]),
         tool_choice=_choice(choice),
         parallel=parallel,
         max_output=request.max_output,
@@ -188,30 +190,38 @@ def prompt(request: Request) -> Prompt:
         service_tier="" if tier in _PLAIN_TIERS else tier,
         stream=request.stream,
         hints=tuple([name for name in names if name in _HINTS]),
-        unknown=tuple([name for name in names if name not in _READ and name not in _HINTS]),
+        unknown=tuple(unknown.places),
     )
 
 
-def _texts(content: str | list[Block] | None, where: str) -> tuple[Text, ...]:
+def _texts(content: str | list[Block] | None, where: str, unknown: Unknown) -> tuple[Text, ...]:
     if isinstance(content, str):
         return (Text(content),) if content else ()
     found = []
     for i, block in enumerate(content or ()):
         if block.type != "text" or block.text is None:
-            raise _untranslatable(block, f"{where}[{i}]")
-        if block.text:
+            unknown.places.append(f"{where}[{i}]")
+        elif block.text:
             found.append(Text(block.text, cache_ttl(block.cache_control)))
     return tuple(found)
 
 
-def _parts(content: str | list[Block], where: str) -> tuple[Part, ...]:
+def _parts(content: str | list[Block], where: str, unknown: Unknown) -> tuple[Part, ...]:
     if isinstance(content, str):
         return (Text(content),) if content else ()
-    found = [_part(block, f"{where}[{i}]") for i, block in enumerate(content)]
-    return tuple([part for part in found if not (isinstance(part, Text) and not part.text)])
+    found = [
+        unknown.keep(_part, block, f"{where}[{i}]", unknown) for i, block in enumerate(content)
+    ]
+    return tuple(
+        [
+            part
+            for part in found
+            if part is not None and not (isinstance(part, Text) and not part.text)
+        ]
+    )
 
 
-def _part(block: Block, where: str) -> Part:
+def _part(block: Block, where: str, unknown: Unknown) -> Part:
     cache = cache_ttl(block.cache_control)
     match block.type:
         case "text" if block.text is not None:
@@ -226,7 +236,7 @@ def _part(block: Block, where: str) -> Part:
             arguments = bytes(given(block.input) or b"{}").decode()
             return ToolCall(block.id, block.name, arguments, cache=cache)
         case "tool_result" if block.tool_use_id is not None:
-            inner = _parts(block.content or "", f"{where}.content")
+            inner = _parts(block.content or "", f"{where}.content", unknown)
             parts = tuple([part for part in inner if isinstance(part, Text | Media)])
             return ToolResult(block.tool_use_id, parts, bool(block.is_error), cache)
     raise _untranslatable(block, where)

@@ -31,7 +31,7 @@ from gateway.core.messages import (
 )
 from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
-from gateway.formats.fields import cache_ttl, convert, present
+from gateway.formats.fields import Unknown, cache_ttl, convert, present
 from gateway.formats.media import PDF, document, image
 
 # The hub's name of a field -> the client's, where they differ.
@@ -156,21 +156,24 @@ def prompt(request: Request) -> Prompt:
     """Translate a request. Raises ApiError naming the field that is wrong."""
     fields = convert(request.fields, ResponsesFields)
     system = [Text(fields.instructions)] if fields.instructions else []
+    names = present(request.fields)
+    unknown = Unknown([name for name in names if name not in _READ and name not in _HINTS])
     turns = _Turns()
     if isinstance(fields.input, str):
         turns.add(USER, Text(fields.input))
     else:
         for number, item in enumerate(fields.input):
-            system += _take(turns, item, f"input[{number}]")
-    names = present(request.fields)
+            system += unknown.keep(_take, turns, item, f"input[{number}]", unknown) or []
+    tools = [unknown.keep(_tool, tool, i) for i, tool in enumerate(fields.tools or ())]
+    choice = unknown.keep(_choice, fields.tool_choice)
     options = fields.text or TextOptions()
     wants_logprobs = "message.output_text.logprobs" in (fields.include or ())
     return Prompt(
         model=request.model,
         system=tuple(system),
         messages=turns.messages(),
-        tools=tuple([_tool(tool, i) for i, tool in enumerate(fields.tools or ())]),
-        tool_choice=_choice(fields.tool_choice),
+        tools=tuple([tool for tool in tools if tool is not None]),
+        tool_choice=choice,
         parallel=fields.parallel_tool_calls,
         max_output=request.max_output,
         temperature=fields.temperature,
@@ -184,7 +187,7 @@ def prompt(request: Request) -> Prompt:
         service_tier=fields.service_tier or "",
         stream=request.stream,
         hints=tuple([name for name in names if name in _HINTS]),
-        unknown=tuple([name for name in names if name not in _READ and name not in _HINTS]),
+        unknown=tuple(unknown.places),
     )
 
 
@@ -205,18 +208,18 @@ class _Turns:
         return tuple([Message(role, tuple(parts)) for role, parts in self._turns if parts])
 
 
-def _take(turns: _Turns, item: Item, where: str) -> list[Text]:
+def _take(turns: _Turns, item: Item, where: str, unknown: Unknown) -> list[Text]:
     """Add an item to the conversation; return it where it belongs to the system prompt."""
     match item:
         case Item(type="message", role=str(role)) if role in _ROLES:
-            parts = _content(item.content, where)
+            parts = _content(item.content, f"{where}.content", unknown)
             if _ROLES[role] == SYSTEM:
                 return [part for part in parts if isinstance(part, Text)]
             turns.add(_ROLES[role], *parts)
         case Item(type="function_call", call_id=str(call_id), name=str(name)):
             turns.add(ASSISTANT, ToolCall(call_id, name, item.arguments or "{}"))
         case Item(type="function_call_output", call_id=str(call_id)):
-            found = _content(item.output, f"{where}.output")
+            found = _content(item.output, f"{where}.output", unknown)
             results = tuple([part for part in found if isinstance(part, Text | Media)])
             turns.add(USER, ToolResult(call_id, results))
         case Item(type="reasoning"):
@@ -229,10 +232,11 @@ def _take(turns: _Turns, item: Item, where: str) -> list[Text]:
     return []
 
 
-def _content(content: str | list[InputPart] | None, where: str) -> list[Part]:
+def _content(content: str | list[InputPart] | None, where: str, unknown: Unknown) -> list[Part]:
     if isinstance(content, str):
         return [Text(content)] if content else []
-    return [_part(part, f"{where}.content[{i}]") for i, part in enumerate(content or ())]
+    found = [unknown.keep(_part, part, f"{where}[{i}]") for i, part in enumerate(content or ())]
+    return [part for part in found if part is not None]
 
 
 def _part(part: InputPart, where: str) -> Part:
