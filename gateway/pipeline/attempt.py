@@ -32,6 +32,7 @@ from gateway.upstream.connection import MAX_BODY_BYTES, Reply
 from gateway.upstream.relay import Relay
 
 MAX_SHOWN_CHARS = 300
+NO_META = Meta("", "", 0)  # replies in the client's own dialect need none
 MICROSECONDS = 1_000_000
 
 
@@ -115,7 +116,8 @@ async def _ask(services: Services, call: Call, route: Route, until: float) -> De
         data = b"%b%d\r\n%b\r\n%b" % (head, len(body), extra, body)
     else:
         data = b"%b%d\r\n\r\n%b" % (head, len(body), body)
-    meta = _meta(services, call, request, target.model)
+    native = way.lane.native
+    meta = NO_META if native else _meta(services, call, request, target.model)
     call.relay = relay = _relay(call, way.lane, request, meta) if request.stream else None
     reply = await services.transport.send(target.origin, data, relay, target.deadlines, until)
     call.reply_at, call.connect_s = monotonic(), reply.connect_seconds

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -63,7 +64,13 @@ def _run(
         _announce(f"idle: {options.idle_seconds:g} s")
         idle = measure.idle(proxies, options.idle_seconds) if "idle" in wanted else {}
         unary = measure.unary(every, plan, _announce) if "unary" in wanted else {}
-        stream = measure.streamed(every, plan, _announce) if "stream" in wanted else {}
+        translating = [
+            replace(one, name=report.TRANSLATED, translates=True)
+            for one in proxies
+            if one.name == report.SLUICE
+        ]
+        asked = [*every, *translating]
+        stream = measure.streamed(asked, plan, _announce) if "stream" in wanted else {}
         rested = measure.idle(proxies, 1.0) if idle and (unary or stream) else {}
     return report.Report(
         machine_facts, plan, bool(placement.proxy), idle, unary, stream, rested, skipped

@@ -46,6 +46,15 @@ def unary(server: Server, *, connections: int, seconds: float, bundled: bool) ->
 
 def streams(server: Server, *, connections: int, seconds: float, chunks: int) -> Load:
     """Streams back to back on each connection, each checked to be complete."""
+    if server.translates:
+        request = traffic.messages_request(server.authority)
+        return client.load(
+            server.port,
+            request,
+            traffic.messages_fault,
+            connections=connections,
+            seconds=seconds,
+        )
     request = traffic.chat_request(server.authority, stream=True)
     return client.load(
         server.port,

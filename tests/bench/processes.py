@@ -41,6 +41,7 @@ class Server:
     name: str
     port: int
     root_pid: int
+    translates: bool = False  # asked in another dialect than its upstream's
 
     @property
     def authority(self) -> str:

@@ -11,9 +11,11 @@ from .machine import Machine
 from .measure import Idle, Measurement, Plan, Rounds
 
 DIRECT, NGINX, SLUICE = "direct", "nginx", "sluice"
+TRANSLATED = "sluice, translating"
 _NONE = "-"
 # What Sluice aims at, against nginx in the same run; CPU is that of the gateway's own processes.
 _UNARY_AIM, _STREAM_AIM = 5.0, 1.5
+_TRANSLATED_AIM = 2.5  # times what a stream in its own dialect costs
 _IDLE_CORE_AIM = 0.005
 _UNIQUE_MEMORY_AIM = 25e6
 
@@ -143,6 +145,11 @@ def _aims(report: Report) -> str:
     ):
         if ratios := _ratios(SLUICE, rounds, lambda m: m.gateway_us):
             rows.append(_aim(f"CPU a {unit}, times nginx", median(ratios), aim, "x"))
+    if {SLUICE, TRANSLATED} <= report.stream.keys():
+        plain = median([m.gateway_us for m in report.stream[SLUICE]])
+        translated = median([m.gateway_us for m in report.stream[TRANSLATED]])
+        ratio = translated / plain
+        rows.append(_aim("CPU a translated stream, times relayed", ratio, _TRANSLATED_AIM, "x"))
     if found := report.idle.get(SLUICE):
         share = _gateway_share(found) + found.core_share[Role.STORE]
         rows.append(_aim("idle CPU with store, % of a core", share * 100, _IDLE_CORE_AIM * 100, ""))

@@ -4,6 +4,7 @@ import hashlib
 import json
 
 CHAT_PATH = "/v1/chat/completions"
+MESSAGES_PATH = "/v1/messages"
 MODEL = "bench-model"
 KEY = "sk-bench-5f0c9a7e41d84b3f"
 KEY_SHA256 = hashlib.sha256(KEY.encode()).hexdigest()
@@ -38,6 +39,30 @@ def chat_request(authority: str, *, stream: bool) -> bytes:
     fields = {"host": authority, "accept": "*/*", **HEADERS, "content-length": str(len(body))}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"POST {CHAT_PATH} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+def messages_request(authority: str) -> bytes:
+    """A stream of the same in Anthropic's dialect, which the upstream does not speak."""
+    system, user = _MESSAGES
+    content = {
+        "model": MODEL,
+        "system": system["content"],
+        "messages": [user],
+        "temperature": 0.2,
+        "max_tokens": 128,
+        "stream": True,
+    }
+    body = json.dumps(content, separators=(",", ":")).encode()
+    fields = {"host": authority, "accept": "*/*", **HEADERS, "content-length": str(len(body))}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"POST {MESSAGES_PATH} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+def messages_fault(body: bytes) -> str | None:
+    """What is wrong with a stream in Anthropic's dialect."""
+    if not body.endswith(b'data: {"type":"message_stop"}\n\n'):
+        return f"stream without message_stop: ends in {body[-100:]!r}"
+    return None if b"text_delta" in body else f"a stream without text: {body[:200]!r}"
 
 
 def unary_fault(body: bytes) -> str | None:
