@@ -32,6 +32,7 @@ from gateway.pipeline.keyring import Keyring
 from gateway.pipeline.reap import reap
 from gateway.pipeline.services import Services
 from gateway.policy.pricing import PriceTable
+from gateway.policy.retry import Rules
 from gateway.spool import Spool
 from gateway.store import requests
 from gateway.store.admission import Admission
@@ -99,6 +100,7 @@ class Gateway:
             catalogue=Catalogue(config, resources.prices, resources.demo_socket),
             admission=self._admission,
             transport=self._transport,
+            retries=msgspec.convert(config.retries, Rules, from_attributes=True),
             emit=self._emit,
             append=partial(requests.append, self._client),
         )

@@ -230,11 +230,15 @@ class Provider(Section, frozen=True):
 
 
 class Target(Section, frozen=True):
-    """One provider that can serve a model, under its own name for it; lower priority first."""
+    """One provider that can serve a model, under its own name for it; lower priority first.
+
+    Among those of one priority the model's strategy decides; `weight` is the share of each.
+    """
 
     provider: str
     model: str | None = None
     priority: Weight = 1
+    weight: Weight = 1
     price: Price | None = None
 
 
@@ -245,10 +249,37 @@ class Model(Section, frozen=True):
     """
 
     targets: Annotated[tuple[Target, ...], Meta(min_length=1)]
-    strategy: Literal["priority"] = "priority"
+    strategy: Literal["priority", "weighted", "latency", "least-busy", "cost"] = "priority"
     price: Price | None = None
     max_output_tokens: Count | None = None
     unsupported: Literal["refuse", "drop"] | None = None
+
+
+class Retries(Section, frozen=True):
+    """How often all targets are asked again, after how long; at most `budget` retries a request.
+
+    A provider's `Retry-After` is kept to, unless it is above `longest`.
+    """
+
+    attempts: Annotated[int, Meta(ge=0, le=5)] = 1
+    backoff: Annotated[float, Meta(ge=0, le=60)] = 0.25
+    longest: Annotated[float, Meta(ge=0, le=60)] = 4
+    budget: Annotated[float, Meta(ge=0, le=1)] = 0.2
+
+
+class Breaker(Section, frozen=True):
+    """When a target that fails is left alone, and how long; see `gateway.policy.breaker`.
+
+    Never more than a share `panic` of a model's targets at once.
+    """
+
+    failures: Annotated[int, Meta(ge=1, le=1000)] = 5
+    ratio: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    minimum: Annotated[int, Meta(ge=1, le=10_000)] = 20
+    window: Seconds = 10
+    ejection: Seconds = 5
+    longest: Seconds = 300
+    panic: Annotated[float, Meta(ge=0, le=1)] = 0.5
 
 
 class Log(Section, frozen=True):
@@ -306,6 +337,8 @@ class Config(Section, frozen=True):
     providers: dict[Name, Provider] = {}
     models: dict[str, Model] = {}
     unsupported: Literal["refuse", "drop"] = "refuse"
+    retries: Retries = Retries()
+    breaker: Breaker = Breaker()
     log: Log = Log()
     ledger: Ledger = Ledger()
     metrics: Metrics = Metrics()

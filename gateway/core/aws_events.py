@@ -82,4 +82,6 @@ def _headers(data: bytes) -> dict[str, str]:
             at += length
         else:
             at += _VALUE_BYTES[kind]
+    if at != len(data):
+        raise IndexError("the last header is cut")
     return found

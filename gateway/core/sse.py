@@ -37,6 +37,8 @@ class SseReader:
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """Take any split of the stream; return the events that are whole."""
+        if not data:
+            return []
         if not self._started:
             data = b"".join([*self._held, data])
             self._held.clear()
@@ -54,12 +56,13 @@ class SseReader:
         """Return the event whose empty line never came, at the end of the stream."""
         data = b"".join(self._held).strip(b"\n")
         self._held.clear()
+        self._held_size = 0
         return [_event(data + b"\n\n")] if data else []
 
     def _plain_line_ends(self, data: bytes) -> bytes:
         """Make every line end a LF; a CR ends a line at once, a LF right behind it is its half."""
         if self._after_cr:
-            data = data.removeprefix(b"\n") if data else data
+            data = data.removeprefix(b"\n")
         self._after_cr = data.endswith(b"\r")
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 

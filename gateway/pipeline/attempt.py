@@ -5,10 +5,10 @@ failure is `policy.retry`'s to say.
 """
 
 import asyncio
+import random
 import zlib
-from collections.abc import Iterator
 from functools import partial
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 import msgspec
@@ -24,7 +24,15 @@ from gateway.pipeline.catalogue import Headers, Route
 from gateway.pipeline.lanes import Lane
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import count_prompt, measure
-from gateway.policy.retry import Next, client_error, decide, is_clients_fault
+from gateway.policy.retry import (
+    Next,
+    client_error,
+    counts_against,
+    decide,
+    is_clients_fault,
+    retry_after,
+    wait_seconds,
+)
 from gateway.policy.rotation import resting_seconds
 from gateway.policy.routing import plan
 from gateway.policy.tokens import count_tokens
@@ -39,58 +47,137 @@ MICROSECONDS = 1_000_000
 async def attempt(services: Services, call: Call) -> Deliver:
     """Return what delivers the answer. Raises UpstreamError or ApiError when all targets failed."""
     assert call.model is not None
+    rules = services.retries
     until = call.started_at + services.config.server.timeouts.total
-    failure: UpstreamError | None = None
-    misfit: ApiError | None = None
-    for route in _routes(call):
+    call.model.budget.earn()
+    course = _Course(services, call, until)
+    for tried in range(1 + rules.attempts):
+        if tried and not await course.waited(tried - 1):
+            break
+        deliver = await course.ask_all()
+        if deliver is not None:
+            return deliver
+        if not course.passing:
+            break
+    return course.give_up()
+
+
+class _Course:
+    """One request's way along its targets: what failed, and whether that may pass."""
+
+    def __init__(self, services: Services, call: Call, until: float) -> None:
+        self._services, self._call, self._until = services, call, until
+        self._failure: UpstreamError | None = None
+        self._misfit: ApiError | None = None
+        self.passing = False
+
+    async def waited(self, tried: int) -> bool:
+        """Wait before all targets are asked again; False where that is too long, or too much."""
+        failure, call = self._failure, self._call
+        assert failure is not None
+        assert call.model is not None
+        wait = wait_seconds(failure, tried, self._services.retries, random.random)
+        if wait is None or monotonic() + wait >= self._until or not call.model.budget.spend():
+            return False
+        await asyncio.sleep(wait)
+        return True
+
+    async def ask_all(self) -> Deliver | None:
+        """Ask the targets one after the other; None where none of them answers."""
+        call, self.passing = self._call, False
+        served = call.model
+        assert served is not None
+        now, panic = monotonic(), self._services.config.breaker.panic
+        asked = 0
+        for route in plan(served.routes, served.strategy, now, random.random, panic):
+            if call.operation not in route.ways:
+                continue
+            # Handing over to a target that is well costs nobody anything; another is a retry.
+            if asked and not route.state.breaker.closed(now) and not served.budget.spend():
+                continue
+            asked += 1
+            for keyed in _keyed(route):
+                try:
+                    return await self._try(keyed)
+                except ApiError as error:
+                    if error.code != "unsupported_parameter":
+                        raise
+                    # What one target cannot do another may: nothing was sent.
+                    call.attempts -= 1
+                    self._misfit = self._misfit or error
+                    break
+                except UpstreamError as error:
+                    self._failure = error
+                    following = decide(error)
+                    if _rests(keyed, error):
+                        continue
+                    if following is Next.GIVE_UP:
+                        return None
+                    self.passing = self.passing or following is Next.RETRY
+                    break
+        return None
+
+    async def _try(self, route: Route) -> Deliver:
+        """Ask one target, and remember how it did. Raises UpstreamError or ApiError."""
+        call, state = self._call, route.state
         call.attempts += 1
         call.route = route
         call.sent_at, call.reply_at, call.connect_s = monotonic(), 0.0, 0.0
+        breaker = state.breaker
+        if not breaker.closed(call.sent_at):
+            breaker.probe(call.sent_at, route.target.deadlines.first_byte)
+        state.in_flight += 1
         try:
-            deliver = await _ask(services, call, route, until)
-        except ApiError as error:
-            # What one target cannot do another may: nothing was sent.
-            call.attempts -= 1
-            if error.code != "unsupported_parameter":
-                raise
-            misfit = misfit or error
+            deliver = await _ask(self._services, call, route, self._until)
         except UpstreamError as error:
-            failure = error
+            _learn(route, error)
             call.tries.append(_tried(call, route, error.failure.value, error.status))
             if error.failure is Failure.STREAM_ERROR:
                 error.message = _redacted(error.message, route)
             if call.relay is not None and call.relay.started:
                 measure(call)
                 raise _interrupted(call, error, route) from None
-            if not _rests(route, error) and decide(error) is Next.GIVE_UP:
-                break
+            raise
         except asyncio.CancelledError:
             call.tries.append(_tried(call, route, "cancelled", 0))
             raise
-        else:
-            call.tries.append(_tried(call, route, "", 200))
-            return deliver
-    if failure is None:
-        if misfit is not None:
-            raise misfit
-        if call.operation is Operation.COUNT_TOKENS:
-            return _count(call)
-        failure = UpstreamError(Failure.CONNECT, "no target")
-    if is_clients_fault(failure):
-        return _pass_on(call, failure)
-    raise failure
+        finally:
+            state.in_flight -= 1
+        now = monotonic()
+        breaker.succeeded(now)
+        first = call.relay.first_event_at if call.relay is not None else call.reply_at
+        state.took((first or now) - call.sent_at, now)
+        call.tries.append(_tried(call, route, "", 200))
+        return deliver
+
+    def give_up(self) -> Deliver:
+        """Answer with what went wrong last. Raises UpstreamError or ApiError."""
+        failure, call = self._failure, self._call
+        if failure is None:
+            if self._misfit is not None:
+                raise self._misfit
+            if call.operation is Operation.COUNT_TOKENS:
+                return _count(call)
+            failure = UpstreamError(Failure.CONNECT, "no target")
+        if is_clients_fault(failure):
+            return _pass_on(call, failure)
+        raise failure
 
 
-def _routes(call: Call) -> Iterator[Route]:
-    """Return the routes to try, of a provider with several keys one after the other."""
-    assert call.model is not None
-    for route in plan(call.model.routes):
-        if call.operation not in route.ways:
-            continue
-        if route.rotation is None:
-            yield route
-        else:
-            yield from [route.others[i] for i in route.rotation.order(monotonic())]
+def _learn(route: Route, error: UpstreamError) -> None:
+    """Let a target's breaker know of a failure, and of how long it wants to be left alone."""
+    breaker, now = route.state.breaker, monotonic()
+    if error.status == 429 and error.retry_after and route.rotation is None:
+        breaker.eject(now, error.retry_after)
+    elif counts_against(error):
+        breaker.failed(now)
+
+
+def _keyed(route: Route) -> tuple[Route, ...] | list[Route]:
+    """Return the ways to a target: of a provider with several keys, by whose turn it is."""
+    if route.rotation is None:
+        return (route,)
+    return [route.others[i] for i in route.rotation.order(monotonic())]
 
 
 def _rests(route: Route, error: UpstreamError) -> bool:
@@ -228,7 +315,7 @@ def _refusal(route: Route, reply: Reply) -> UpstreamError:
         status=reply.status,
         body=_redacted_bytes(body, route) if isinstance(_error(body), dict) else b"",
         content_type=reply.headers.get(b"content-type", b"").decode("latin-1"),
-        retry_after=_retry_after(reply.headers),
+        retry_after=retry_after(reply.headers, time()),
     )
 
 
@@ -270,11 +357,6 @@ def _redacted(text: str, route: Route) -> str:
 def _redacted_bytes(body: bytes, route: Route) -> bytes:
     key = route.target.api_key
     return body.replace(key.encode(), b"[key]") if key else body
-
-
-def _retry_after(headers: dict[bytes, bytes]) -> float | None:
-    value = headers.get(b"retry-after", b"").strip()
-    return float(value) if value.isdigit() and len(value) < 7 else None
 
 
 def _decompressed(reply: Reply) -> bytes:

@@ -1,5 +1,6 @@
 """What the configuration offers, compiled: models, and for each the routes that can serve it."""
 
+import random
 import re
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -13,8 +14,11 @@ from gateway.core.errors import ConfigError
 from gateway.core.operations import Operation
 from gateway.core.target import Deadlines, Origin, Target
 from gateway.pipeline.lanes import Lane, lane
+from gateway.policy.breaker import Breaker, Rules
 from gateway.policy.pricing import Price, PriceTable, Schedule
+from gateway.policy.retry import Budget
 from gateway.policy.rotation import Rotation
+from gateway.policy.routing import UNKNOWN_PRICE, TargetState
 from gateway.providers import PROVIDERS, Adapter
 from gateway.providers.adapter import Endpoint
 from gateway.upstream.credentials import Signer, check_signing, make_signer
@@ -59,11 +63,19 @@ class Route(msgspec.Struct, frozen=True):
     rotation: Rotation | None = None
     number: int = 0
     others: "tuple[Route, ...]" = ()
+    weight: int = 1
+    state: TargetState = msgspec.field(default_factory=lambda: TargetState(_untroubled()))
 
     @property
     def priority(self) -> int:
         """Return the target's rank."""
         return self.target.priority
+
+    @property
+    def unit_price(self) -> float:
+        """Return what a token costs, to compare targets by."""
+        price = self.price_now()
+        return UNKNOWN_PRICE if price is None else price.input + price.output
 
     def price_now(self) -> Price | None:
         """Return the price that holds now; None where nobody knows it."""
@@ -88,6 +100,8 @@ class Served(msgspec.Struct, frozen=True):
     max_output: int | None
     configured: bool
     owner: str
+    strategy: str = "priority"
+    budget: Budget = msgspec.field(default_factory=lambda: Budget(0))
 
 
 class Catalogue:
@@ -98,6 +112,9 @@ class Catalogue:
         self._dynamic: dict[str, Served] = {}
         self._signers: dict[str, Signer | None] = {}
         self._rotations: dict[str, Rotation] = {}
+        # By provider and model; those of names that clients make up share their provider's.
+        self._states: dict[tuple[str, str], TargetState] = {}
+        self._breaker = msgspec.convert(config.breaker, Rules, from_attributes=True)
         self._labels: set[str] = set()
         for name, provider in config.providers.items():
             _check_provider(name, provider)
@@ -189,7 +206,8 @@ class Catalogue:
 
     def _remember(self, name: str, owner: str, own_name: str) -> Served:
         route = self._route(schema.Target(owner, own_name), None)
-        served = Served(name, (route,), None, False, owner)
+        budget = Budget(self._config.retries.budget)
+        served = Served(name, (route,), None, False, owner, budget=budget)
         if len(self._dynamic) >= MAX_DYNAMIC_MODELS:
             self._dynamic.pop(next(iter(self._dynamic)))
         self._dynamic[name] = served
@@ -204,7 +222,15 @@ class Catalogue:
                 )
             except ValueError as error:
                 raise ConfigError(str(error), field=f"models.{name}.targets[{i}].price") from None
-        return Served(name, tuple(routes), model.max_output_tokens, True, model.targets[0].provider)
+        return Served(
+            name,
+            tuple(routes),
+            model.max_output_tokens,
+            True,
+            model.targets[0].provider,
+            model.strategy,
+            Budget(self._config.retries.budget),
+        )
 
     def _route(self, wanted: schema.Target, model: schema.Model | None) -> Route:
         provider = self._config.providers[wanted.provider]
@@ -225,8 +251,18 @@ class Catalogue:
         ways = [_ways(kind.adapter_for(one), one, drop=drop == "drop") for one in targets]
         signer = self._signer(wanted.provider, provider)
         own = _own_price(price)
+        state = self._state(wanted.provider, wanted.model if model else "")
         routes = [
-            Route(target, kind.adapter_for(target), way, own, schedule, signer)
+            Route(
+                target,
+                kind.adapter_for(target),
+                way,
+                own,
+                schedule,
+                signer,
+                weight=wanted.weight,
+                state=state,
+            )
             for target, way in zip(targets, ways, strict=True)
         ]
         if len(routes) == 1:
@@ -240,6 +276,13 @@ class Catalogue:
             for number, route in enumerate(routes)
         ]
         return msgspec.structs.replace(numbered[0], others=tuple(numbered))
+
+    def _state(self, provider: str, model: str) -> TargetState:
+        found = self._states.get((provider, model))
+        if found is None:
+            breaker = Breaker(self._breaker, random.random)
+            found = self._states[provider, model] = TargetState(breaker)
+        return found
 
     def _signer(self, name: str, provider: schema.Provider) -> Signer | None:
         if name not in self._signers:
@@ -281,6 +324,10 @@ class Catalogue:
             max_output=max_output,
             settings=tuple(_settings(provider).items()),
         )
+
+
+def _untroubled() -> Breaker:
+    return Breaker(Rules(), random.random)
 
 
 def _settings(provider: schema.Provider) -> dict[str, str]:

@@ -9,6 +9,7 @@ from gateway.config.schema import Config
 from gateway.core.record import RequestRecord
 from gateway.pipeline.catalogue import Catalogue
 from gateway.pipeline.keyring import Keyring
+from gateway.policy.retry import Rules
 from gateway.store.admission import Admission
 from gateway.upstream.pool import Transport
 
@@ -26,5 +27,6 @@ class Services(msgspec.Struct, frozen=True):
     catalogue: Catalogue
     admission: Admission
     transport: Transport
+    retries: Rules
     emit: Callable[[RequestRecord], None]
     append: Callable[[RequestRecord], None]

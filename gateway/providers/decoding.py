@@ -1,11 +1,15 @@
 """What decoders of event streams share: cutting into events, and noting what a stream comes to."""
 
+from msgspec import Raw
+
 from gateway.core import events
 from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.events import Event
+from gateway.core.raw import given
 from gateway.core.sse import SseEvent, SseReader, TooLarge
 from gateway.core.usage import Usage
 from gateway.providers.adapter import EVENT_STREAM
+from gateway.providers.errors import UNREADABLE
 
 # Text kept for a count where no usage arrives; past it whoever counts is asked to take it.
 KEPT_BYTES = 16 * 1024
@@ -18,30 +22,56 @@ class SseDecoder:
 
     def __init__(self) -> None:
         self._reader = SseReader()
+        self._over = False
 
     def cut(self, data: bytes) -> list[SseEvent]:
         """Return the whole events. Raises UpstreamError where one is past the cap."""
         try:
             return self._reader.feed(data)
         except TooLarge:
-            message = "an event of the stream is too large"
-            raise UpstreamError(Failure.PROTOCOL, message) from None
+            raise _too_large() from None
 
     def feed(self, data: bytes) -> list[Event]:
         """Take any split of the stream."""
         return [event for one in self.cut(data) for event in self.take(one)]
 
     def rest(self) -> list[SseEvent]:
-        """Return the event whose empty line never came, which may be cut."""
-        return self._reader.rest()
+        """Return the event whose empty line never came, which may be cut. Raises UpstreamError."""
+        try:
+            return self._reader.rest()
+        except TooLarge:
+            raise _too_large() from None
 
     def end(self) -> list[Event]:
         """Take an event whose empty line never came."""
         return [event for one in self.rest() for event in self.take(one)]
 
     def take(self, event: SseEvent) -> list[Event]:
-        """Return what an event says."""
+        """Return what an event says: nothing where it cannot be read, or follows the end."""
+        if self._over:
+            return []
+        try:
+            found = self.read(event)
+        except UNREADABLE:
+            return []  # not a shape we know, and no reason to end
+        self._over = bool(found) and isinstance(found[-1], events.Ended | events.Failed)
+        return found
+
+    def read(self, event: SseEvent) -> list[Event]:
+        """Return what an event says. May raise what decoding it raises."""
         raise NotImplementedError
+
+
+def _too_large() -> UpstreamError:
+    return UpstreamError(Failure.PROTOCOL, "an event of the stream is too large")
+
+
+def raw_text(raw: Raw) -> str:
+    """Return JSON that nobody looks into as text; empty where there is none.
+
+    msgspec does not look inside the strings it skips, so what is not UTF-8 comes to light here.
+    """
+    return bytes(given(raw) or b"").decode(errors="replace")
 
 
 class Noted:

@@ -13,14 +13,16 @@ import msgspec
 
 REFERENCE = "env:"
 THEIR_REFERENCE = "os.environ/"
-_TEMPLATE = re.compile(r"\$\{?([A-Za-z_][A-Za-z0-9_]*)\}?")
+_TEMPLATE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SWITCHES = {"true": True, "false": False}
 # Fits any amount of money or time that means something; YAML has numbers of any length.
 _LARGEST = 10**18
+MIN_SECONDS, MAX_SECONDS = Decimal("0.001"), 7 * 86_400  # schema.Seconds
 _READING = Context(prec=60, traps=[InvalidOperation])
 # Written where a server wants no key.
 _DUMMIES = {"none", "dummy", "fake", "fake-key", "empty", "null", "sk-no-key-required", "ollama"}
 
+CLEAR = "this secret stands in clear in the result too; better: env:NAME"
 _NO_TEXT = "it is not text"
 _NO_NUMBER = "it is not a number that can be used"
 
@@ -66,6 +68,14 @@ class Fields:
         """Return a field as it is; None where it is absent."""
         return self._left.pop(name, None)
 
+    def peek(self, name: str) -> Any:
+        """Return a field that is yet to be taken."""
+        return self._left.get(name)
+
+    def names(self) -> tuple[str, ...]:
+        """Return what nobody has taken yet."""
+        return tuple(self._left)
+
     def fields(self, name: str) -> "Fields":
         """Return a field that is a mapping, empty where it is none."""
         return Fields(self.take(name), self.at(name), self._notes)
@@ -93,7 +103,7 @@ class Fields:
         """Return a text that better were a reference."""
         text = self.text(name)
         if text and not text.startswith(REFERENCE) and text.lower() not in _DUMMIES:
-            self.note(name, "this secret stands in clear in the result too; better: env:NAME")
+            self.note(name, CLEAR)
         return text
 
     def flag(self, name: str) -> bool | None:
@@ -122,6 +132,14 @@ class Fields:
         if found is None or found == int(found):
             return None if found is None else int(found)
         self.lost(name, "it is not a whole number")
+        return None
+
+    def seconds(self, name: str) -> int | float | None:
+        """Return a deadline."""
+        found = self.number(name)
+        if found is None or MIN_SECONDS <= found <= MAX_SECONDS:
+            return None if found is None else float_or_whole(found)
+        self.lost(name, "a deadline is more than 0 and at most a week")
         return None
 
     def rest(self, reasons: Mapping[str, str], default: str) -> None:
@@ -160,6 +178,11 @@ def amount(value: object) -> Decimal | None:
     except InvalidOperation:
         return None
     return found if found.is_finite() and 0 <= found <= _LARGEST else None
+
+
+def float_or_whole(number: Decimal) -> int | float:
+    """Return a number as YAML has it."""
+    return int(number) if number == int(number) else float(number)
 
 
 def label(key: object) -> str:

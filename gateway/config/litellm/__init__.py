@@ -1,0 +1,195 @@
+"""A LiteLLM proxy configuration as one of Sluice's, and notes of what has no counterpart here.
+
+Pure: a parsed document in, a document out. Its shape there:
+https://docs.litellm.ai/docs/proxy/config_settings
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from gateway.config.litellm import settings
+from gateway.config.litellm.deployments import Deployment, read_deployment
+from gateway.config.litellm.models import Models
+from gateway.config.litellm.source import Fields, Note, label
+from gateway.core.errors import ConfigError
+
+__all__ = ["Note", "Translation", "translate"]
+
+SETTINGS = ("router_settings", "litellm_settings", "general_settings")
+SECTIONS = ("model_list", *SETTINGS, "environment_variables")
+
+# A name and where it stands in the source.
+Place = tuple[str, str]
+
+
+class Translation(msgspec.Struct, frozen=True):
+    """A configuration for Sluice, and what the operator should know of it.
+
+    `deployments`: how many model_list has.
+    """
+
+    config: dict[str, Any]
+    notes: tuple[Note, ...]
+    deployments: int
+
+
+def translate(source: Mapping[str, Any]) -> Translation:
+    """Translate a document. Raises ConfigError where it is none of LiteLLM's."""
+    notes: list[Note] = []
+    top = Fields(source, "", notes)
+    if not any(name in top for name in SECTIONS):
+        raise ConfigError(f"not a configuration of LiteLLM's: it has none of {', '.join(SECTIONS)}")
+    listed = _list(top, "model_list")
+    router, litellm, general = (_mapping(top, name) for name in SETTINGS)
+    usual = settings.usual_deadline(router, litellm)
+    drops = bool(litellm.flag("drop_params"))
+    deployments = _deployments(listed, _credentials(top, notes), usual, notes)
+    models = Models(notes, drops=drops)
+    models.add(deployments)
+    for alias, place in _aliases(router, notes):
+        models.add_alias(alias, *place)
+    models.add_fallbacks(*_fallbacks(router, litellm, notes))
+    deadlines = [one.reached.entry.get("timeouts", {}).get("first_byte", 0) for one in deployments]
+    found = {
+        "server": settings.server(general, usual, max([usual or 0, *deadlines])),
+        "redis": settings.redis(router),
+        "auth": settings.auth(general),
+        **settings.budget(litellm),
+        **models.result(),
+        "unsupported": "drop" if drops else "",
+    }
+    _mapping(top, "environment_variables").rest({}, settings.TOP["environment_variables"])
+    router.rest(settings.ROUTER, settings.NOTHING)
+    litellm.rest(settings.LITELLM, settings.NOTHING)
+    general.rest(settings.GENERAL, settings.NOTHING)
+    top.rest(settings.TOP, "Sluice has no such section")
+    config = {name: value for name, value in found.items() if value}
+    return Translation(config, tuple(notes), len(listed))
+
+
+def _list(top: Fields, name: str) -> list[Any]:
+    found = top.take(name)
+    if found is None:
+        top.note(name, "there is none; models that LiteLLM keeps in its database are not read")
+        return []
+    if not isinstance(found, list):
+        raise ConfigError("expected a list", field=name)
+    return found
+
+
+def _mapping(top: Fields, name: str) -> Fields:
+    if not isinstance(top.peek(name) or {}, dict):
+        raise ConfigError("expected a mapping", field=name)
+    return top.fields(name)
+
+
+def _credentials(top: Fields, notes: list[Note]) -> dict[str, dict[str, Any]]:
+    """Return what deployments may name instead of saying it themselves."""
+    found = {}
+    for place, one in _items(top.take("credential_list"), "credential_list"):
+        entry = Fields(one, place, notes)
+        name, values = entry.literal("credential_name"), entry.take("credential_values")
+        if name is None or not isinstance(values, dict):
+            entry.lost("", "it has no credential_name or no credential_values")
+        else:
+            found[name] = values
+        entry.take("credential_info")
+        entry.rest({}, settings.NOTHING)
+    return found
+
+
+def _deployments(
+    listed: list[Any],
+    credentials: Mapping[str, Mapping[str, object]],
+    usual: float | None,
+    notes: list[Note],
+) -> list[Deployment]:
+    found = []
+    for number, value in enumerate(listed):
+        one = read_deployment(value, f"model_list[{number}]", credentials, notes)
+        if one is not None:
+            if one.reached.entry.get("timeouts") == {"first_byte": usual}:
+                del one.reached.entry["timeouts"]
+            found.append(one)
+    return found
+
+
+def _aliases(router: Fields, notes: list[Note]) -> list[tuple[str, Place]]:
+    aliases = router.fields("model_group_alias")
+    found = []
+    for alias in aliases.names():
+        place = aliases.at(alias)
+        if isinstance(aliases.peek(alias), dict):
+            hidden = aliases.fields(alias)
+            group = hidden.literal("model")
+            if hidden.flag("hidden"):
+                hidden.lost("hidden", "every model of the file is listed")
+            hidden.rest({}, settings.NOTHING)
+        elif isinstance(aliases.peek(alias), list):
+            aliases.take(alias)
+            aliases.lost(alias, "an alias is of one model, in LiteLLM too")
+            continue
+        else:
+            group = aliases.literal(alias)
+        if group is not None:
+            found.append((alias, (group, place)))
+    return found
+
+
+def _fallbacks(
+    router: Fields, litellm: Fields, notes: list[Note]
+) -> tuple[dict[str, list[Place]], list[Place]]:
+    """Return what follows which group, and what follows those that have nothing of their own."""
+    for fields in (router, litellm):
+        for name, why in (
+            (
+                "context_window_fallbacks",
+                "a prompt that is too long is refused, not sent elsewhere",
+            ),
+            ("content_policy_fallbacks", "a provider's refusal of the content is the client's"),
+        ):
+            if fields.take(name):
+                fields.lost(name, why)
+    wanted: dict[str, list[Place]] = {}
+    default: list[Place] = []
+    source = router if "fallbacks" in router else litellm
+    if source is router and litellm.take("fallbacks"):
+        litellm.lost("fallbacks", "router_settings.fallbacks is above it")
+    place, given = source.at("fallbacks"), source.take("fallbacks")
+    for field, one in _items(given, place):
+        if not isinstance(one, dict):
+            notes.append(Note(field, "not carried over: it is not a mapping"))
+            continue
+        for name, names in one.items():
+            inner = f"{field}.{label(name)}"
+            wanted.setdefault(label(name), []).extend(_names(names, inner, notes))
+    default += wanted.pop("*", [])
+    for fields in (router, litellm):
+        place = fields.at("default_fallbacks")
+        default += _names(fields.take("default_fallbacks"), place, notes)
+    return {name: names for name, names in wanted.items() if names}, default
+
+
+def _items(value: object, place: str) -> list[tuple[str, object]]:
+    """Return the entries of a list with their places; a single one is a list of itself."""
+    if isinstance(value, list):
+        return [(f"{place}[{number}]", one) for number, one in enumerate(value)]
+    return [] if value is None else [(place, value)]
+
+
+def _names(value: object, place: str, notes: list[Note]) -> list[Place]:
+    """Return the names of groups in a list; an entry may be a mapping with more than the name."""
+    found = []
+    for field, one in _items(value, place):
+        name = one
+        if isinstance(one, dict):
+            name = one.get("model")
+            if set(one) - {"model"}:
+                notes.append(Note(field, "not carried over: only the model of it, nothing beside"))
+        if isinstance(name, str):
+            found.append((name, field))
+        else:
+            notes.append(Note(field, "not carried over: it is not the name of a model"))
+    return found

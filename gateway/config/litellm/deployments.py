@@ -1,0 +1,191 @@
+"""One entry of LiteLLM's model_list: where its requests go, what they cost, and its rank."""
+
+from collections.abc import Mapping
+from decimal import Context, Decimal
+from typing import Any
+
+import msgspec
+
+from gateway.config.litellm.providers import reach
+from gateway.config.litellm.services import Reached
+from gateway.config.litellm.source import Fields, NotCarried, Note, float_or_whole
+
+MAX_COUNT = 10**12  # schema.Count
+MAX_RATE = 1000  # US dollars a token: nobody means more
+SMALLEST_EXPONENT = -15  # a nano-dollar per million tokens
+_EXACT = Context(prec=100)
+_PRICES = {
+    "input": "input_cost_per_token",
+    "output": "output_cost_per_token",
+    "cached": "cache_read_input_token_cost",
+    "cache_write": "cache_creation_input_token_cost",
+}
+_UNSERVED = frozenset(
+    (
+        *("image_generation", "image_edit", "video_generation", "audio_transcription", "ocr"),
+        *("audio_speech", "rerank", "moderation", "batch", "realtime", "search", "vector_store"),
+    )
+)
+
+_LIMITS = "it steers LiteLLM's routing; limits here are of keys and tenants (see per_model)"
+_AT_ONCE = "requests at once are limited by key and tenant here (concurrency)"
+_RETRY = "a request that failed goes to the next target, never to the same one again"
+_AWS = "Sluice signs with keys alone: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_TAGS = "there is no routing by tags: give each tag a model name of its own"
+_BUDGET = "budgets are of keys, tenants and everybody (see per_model)"
+_LOGS = "Sluice calls no logging service: see ledger, tracing and /metrics"
+_PRICE = "prices are by input, output, cached and cache_write tokens"
+_WHO = "which models a key may use is said with the key"
+
+_BESIDE = {"rpm": _LIMITS, "tpm": _LIMITS, "order": "LiteLLM reads it in litellm_params"}
+_PARAMS = {
+    **dict.fromkeys(("rpm", "tpm", "itpm", "otpm"), _LIMITS),
+    "max_parallel_requests": _AT_ONCE,
+    **dict.fromkeys(("num_retries", "max_retries", "retry_policy"), _RETRY),
+    **dict.fromkeys(("tags", "tag_regex"), _TAGS),
+    **dict.fromkeys(("max_budget", "budget_duration"), _BUDGET),
+    "cooldown_time": "only a key that was refused rests, as long as its provider says",
+    "azure_ad_token": "such a token expires: give tenant_id, client_id and client_secret",
+    **dict.fromkeys(("azure_username", "azure_password"), "Entra is asked as an application here"),
+    **dict.fromkeys(
+        (
+            *("aws_profile_name", "aws_role_name", "aws_session_name", "aws_sts_endpoint"),
+            *("aws_web_identity_token", "aws_external_id", "aws_session_tags"),
+        ),
+        _AWS,
+    ),
+    "region_name": "no request is routed by the region of a deployment",
+    "litellm_credential_name": "credential_list has no such name",
+    **dict.fromkeys(("langfuse_public_key", "langfuse_secret", "langfuse_host"), _LOGS),
+    "mock_response": "there are no mocked replies; the kind `demo` answers by itself",
+    "base_model": "it only says the price and size of a model: see price",
+    "tiered_pricing": _PRICE,
+    "use_in_pass_through": "there are no pass-through routes",
+    "configurable_clientside_auth_params": "clients cannot choose an upstream's address or key",
+    "guardrails": "there are no guardrails to call",
+    "additional_drop_params": "fields that a provider cannot take are left out all or none",
+    "allowed_openai_params": "Sluice passes on what the client sends",
+    "merge_reasoning_content_in_choices": "thoughts stay apart from the answer",
+}
+_REQUEST = "Sluice adds nothing to requests: clients have to send it themselves"
+_INFO = {
+    **dict.fromkeys(("access_groups", "team_id", "team_public_model_name"), _WHO),
+    "health_check_model": "providers are not called to see whether they are well",
+    "supported_environments": "the model is there in every environment",
+}
+_DESCRIPTION = "Sluice keeps no description of models"
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """A target in the making; a lower `order` is asked first, a heavier one more often."""
+
+    field: str
+    name: str
+    reached: Reached
+    ids: tuple[str, ...] = ()
+    order: int | None = None
+    weight: int = 1
+    price: dict[str, Any] | None = None
+    drops: bool | None = None
+    max_output: int | None = None
+
+
+def read_deployment(
+    value: object, field: str, credentials: Mapping[str, Mapping[str, object]], notes: list[Note]
+) -> Deployment | None:
+    """Read an entry; None where it cannot be carried over, which is noted."""
+    own: list[Note] = []  # of what is left out altogether, that alone is said
+    entry = Fields(value, field, own)
+    given = entry.take("litellm_params")
+    if isinstance(given, dict):
+        name = given.get("litellm_credential_name")
+        if isinstance(name, str) and name in credentials:
+            given = {**credentials[name], **given, "litellm_credential_name": None}
+    params = Fields(given, entry.at("litellm_params"), own)
+    info = entry.fields("model_info")
+    try:
+        found = _deployment(entry, params, info)
+    except NotCarried as error:
+        Fields(None, field, notes).lost("", str(error))
+        return None
+    entry.rest(_BESIDE, "there is no such setting")
+    params.rest(_PARAMS, _REQUEST)
+    info.rest(_INFO, _DESCRIPTION)
+    notes += own
+    return found
+
+
+def _deployment(entry: Fields, params: Fields, info: Fields) -> Deployment:
+    name, mode = entry.literal("model_name"), info.text("mode")
+    if name is None:
+        raise NotCarried("it has no model_name")
+    if mode in _UNSERVED:
+        raise NotCarried(f"Sluice serves no {mode}")
+    reached = reach(params)
+    if mode == "responses" and reached.entry["kind"] == "openai":
+        reached.entry["api"] = "responses"
+    price = _price(params, info, embeds=mode == "embedding")
+    base_model = info.text("base_model")
+    if base_model and not price and base_model.rpartition("/")[2] != reached.model:
+        info.lost("base_model", "prices go by the name at the provider: give the model a price")
+    weight = params.whole("weight")
+    if weight == 0:
+        params.lost("weight", "it is asked last, though not never")
+    return Deployment(
+        field=entry.place,
+        name=name,
+        reached=reached,
+        ids=() if (id := info.text("id")) is None else (id,),
+        order=params.whole("order"),
+        weight=1 if weight is None else weight,
+        price=price,
+        drops=params.flag("drop_params"),
+        max_output=_max_output(params),
+    )
+
+
+def _max_output(params: Fields) -> int | None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        if 0 < (found := params.whole(name) or 0) <= MAX_COUNT:
+            params.note(
+                name,
+                "carried over as max_output_tokens: reserved where a request sets no maximum, and "
+                "sent only to providers that demand one",
+            )
+            return found
+    return None
+
+
+def _price(params: Fields, info: Fields, *, embeds: bool) -> dict[str, Any] | None:
+    """Return US dollars per million tokens, exactly; litellm_params are above model_info."""
+    found: dict[str, Any] = {}
+    place, whole = params, True
+    for ours, theirs in _PRICES.items():
+        source = params if theirs in params else info
+        if theirs not in source:
+            continue
+        place = source
+        rate = source.number(theirs)
+        if params is source:
+            info.take(theirs)
+        usd = None if rate is None else _per_million(rate)
+        if usd is None and rate is not None:
+            source.lost(theirs, "a price is in whole nano-dollars per million tokens")
+        whole = whole and usd is not None
+        found[ours] = usd
+    if not found or not whole:
+        return None
+    for ours in ("input", "output"):
+        if ours not in found and not (embeds and ours == "output"):
+            place.note(_PRICES[ours], "there is none beside the other, so 0 is taken")
+    return {"input": 0, "output": 0} | found
+
+
+def _per_million(rate: Decimal) -> int | float | str | None:
+    """Return a number where it says the amount exactly, or else text; None: not an amount."""
+    exponent = _EXACT.normalize(rate).as_tuple().exponent
+    if rate > MAX_RATE or not isinstance(exponent, int) or exponent < SMALLEST_EXPONENT:
+        return None
+    usd = _EXACT.scaleb(rate, 6)
+    number = float_or_whole(usd)
+    return number if Decimal(repr(number)) == usd else f"{usd:f}"

@@ -1,0 +1,251 @@
+"""LiteLLM's model groups as models of ours: ranks, fallbacks, aliases, wildcards."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+
+from gateway.config.litellm.deployments import Deployment
+from gateway.config.litellm.names import Providers
+from gateway.config.litellm.source import Note
+
+Target = dict[str, Any]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # schema.Name
+_ANYTHING = "*"
+
+_TWICE = "the same target as that of an earlier deployment: it is asked once"
+_SHARE = (
+    "requests are not spread over deployments of equal rank: the first is asked, the next one when "
+    "it fails (several keys of one provider do take turns)"
+)
+_OVERLAP = "a name that two patterns cover is known to neither: clients put provider/ before it"
+
+
+class Models:
+    """The models as they come together. `drops`: fields that fit no provider are left out."""
+
+    def __init__(self, notes: list[Note], *, drops: bool) -> None:
+        self._notes, self._drops = notes, drops
+        self.providers = Providers()
+        self.models: dict[str, dict[str, Any]] = {}
+        self._groups: dict[str, list[Target]] = {}
+        self._by_id: dict[str, list[Target]] = {}
+        self._aliases: dict[str, str] = {}
+        self._open: set[str] = set()  # providers whose every model could be named
+
+    def add(self, deployments: Iterable[Deployment]) -> None:
+        """Add what model_list has, wildcards first: their names are those that clients know."""
+        groups: dict[str, list[Deployment]] = {}
+        for one in deployments:
+            groups.setdefault(one.name, []).append(one)
+        for name in sorted(groups, key=lambda name: _ANYTHING not in name):
+            if _ANYTHING in name:
+                self._add_wildcard(name, self._pooled(groups[name]))
+            else:
+                self._add_group(name, groups[name])
+
+    def add_alias(self, alias: str, group: str, field: str) -> None:
+        """Let a further name stand for a group."""
+        targets = self._resolve(group)
+        if targets is None:
+            self._lose(field, "no model has that name")
+            return
+        if alias in self.models:
+            self._say(field, "a model has this name too: the alias takes its place")
+        self._aliases[alias] = group
+        self._groups[alias] = targets
+        self.models[alias] = dict(self.models.get(group, {}))
+
+    def add_fallbacks(
+        self, wanted: Mapping[str, list[tuple[str, str]]], default: list[tuple[str, str]]
+    ) -> None:
+        """Put the targets of other groups (name and place in the source) behind a group's own."""
+        for name, names in wanted.items():
+            if name in self._groups:
+                continue
+            targets = self._resolve(name)
+            if targets is None:
+                self._lose(names[0][1] if names else "", "no model has the name it is for")
+            else:  # reached by a wildcard
+                self._groups[name], self.models[name] = targets, {}
+        known = {place: self._resolve(name) for name, place in _all(wanted, default)}
+        for place, targets in known.items():
+            if targets is None:
+                self._lose(place, "no model has that name")
+        grown = {}
+        for name, own in self._groups.items():
+            chosen = wanted.get(name) or wanted.get(self._aliases.get(name, "")) or default
+            grown[name] = _followed(own, [known[place] or [] for _, place in chosen])
+        self._groups = grown
+
+    def result(self) -> dict[str, Any]:
+        """Return the providers and models sections."""
+        self._close_claims()
+        found = {}
+        for name, fields in self.models.items():
+            targets = [_short(name, target) for target in self._groups[name]]
+            found[name] = {"targets": targets, **fields}
+        return {"providers": self.providers.entries, "models": found}
+
+    def _say(self, field: str, text: str) -> None:
+        self._notes.append(Note(field, text))
+
+    def _lose(self, field: str, why: str) -> None:
+        self._say(field, f"not carried over: {why}")
+
+    def _add_group(self, name: str, deployments: list[Deployment]) -> None:
+        pooled = self._pooled(deployments)
+        # Without an order a deployment comes after those that have one.
+        orders = sorted({_order(one) for one in pooled})
+        ranked = sorted(pooled, key=lambda one: (_order(one), -one.weight))
+        for before, after in pairwise(ranked):
+            if _order(before) == _order(after):
+                self._say(after.field, _SHARE)
+        targets: list[Target] = []
+        for one in ranked:
+            target: Target = {
+                "provider": self.providers.name(one.reached),
+                "model": one.reached.model,
+                "priority": orders.index(_order(one)) + 1,
+            }
+            if one.price is not None:
+                target["price"] = one.price
+            targets.append(target)
+            self._by_id |= {id: [{**target, "priority": 1}] for id in one.ids}
+        self._groups[name] = targets
+        self.models[name] = self._fields(deployments)
+
+    def _fields(self, deployments: list[Deployment]) -> dict[str, Any]:
+        """Return what holds for a model whatever its target."""
+        found: dict[str, Any] = {}
+        bounds = [one.max_output for one in deployments if one.max_output is not None]
+        if bounds:
+            found["max_output_tokens"] = bounds[0]
+        drops = [self._drops if one.drops is None else one.drops for one in deployments]
+        if len(set(drops)) > 1:
+            self._lose(
+                f"{deployments[0].field}.litellm_params.drop_params",
+                "it holds for all targets of a model or for none",
+            )
+        elif drops[0] is not self._drops:
+            found["unsupported"] = "drop" if drops[0] else "refuse"
+        return found
+
+    def _add_wildcard(self, name: str, deployments: list[Deployment]) -> None:
+        """Name a provider as clients name it before the slash, or let it claim bare names."""
+        one, *others = deployments
+        for other in others:
+            self._lose(other.field, "a provider alone answers for a pattern of names")
+        if one.price is not None:
+            self._lose(one.field, "a price is of a model: those of a pattern have their list price")
+        prefix, slash, rest = name.partition("/")
+        model = one.reached.model
+        if slash and rest == model and _NAME.fullmatch(prefix):
+            reserved = self.providers.reserve(prefix, one.reached.entry)
+            if not reserved:
+                self._lose(one.field, f"another provider is named {prefix} already")
+                return
+            self._open.add(prefix)
+            if rest != _ANYTHING:
+                self._say(one.field, f"wider here: {prefix}/ANYTHING reaches the provider")
+        elif name == model and not set("?[") & set(name):
+            self._claim(name, one)
+        else:
+            self._lose(one.field, "a pattern cannot change what is asked of the provider")
+
+    def _claim(self, pattern: str, one: Deployment) -> None:
+        """Let a provider answer for bare names."""
+        name = self.providers.name(one.reached)
+        entry = self.providers.entries[name]
+        claims = [entry.get("models", []) for entry in self.providers.entries.values()]
+        if any(claims) and (pattern == _ANYTHING or [_ANYTHING] in claims):
+            self._say(one.field, _OVERLAP)
+        entry["models"] = [*entry.get("models", ()), pattern]
+        self._open.add(name)
+
+    def _close_claims(self) -> None:
+        """Where one provider claims every name, let no other claim any: two owners are none."""
+        entries = self.providers.entries.values()
+        if any(_ANYTHING in entry.get("models", ()) for entry in entries):
+            for entry in entries:
+                entry.setdefault("models", [])
+
+    def _resolve(self, name: str) -> list[Target] | None:
+        """Return the targets of a group, of a deployment's id, or of what a wildcard covers."""
+        found = self._groups.get(name) or self._by_id.get(name)
+        if found is not None:
+            return found
+        provider, slash, model = name.partition("/")
+        if slash and model and provider in self._open and _ANYTHING not in model:
+            return [{"provider": provider, "model": model, "priority": 1}]
+        return None
+
+    def _pooled(self, deployments: list[Deployment]) -> list[Deployment]:
+        """Join deployments that differ in nothing but the key: a provider's keys take turns."""
+        pools: dict[str, list[Deployment]] = {}
+        for one in deployments:
+            entry = {k: v for k, v in one.reached.entry.items() if k != "api_key"}
+            keyed = "api_key" in one.reached.entry
+            parts = [entry, keyed, one.reached.model, one.price, one.order]
+            pools.setdefault(json.dumps(parts), []).append(one)
+        return [self._pool(pool) for pool in pools.values()]
+
+    def _pool(self, pool: list[Deployment]) -> Deployment:
+        weights: dict[str | None, int] = {}
+        for one in pool:
+            key = one.reached.entry.get("api_key")
+            if key in weights:
+                self._say(one.field, _TWICE)
+            weights[key] = weights.get(key, 0) + one.weight
+        ids = tuple(id for one in pool for id in one.ids)
+        first = msgspec.structs.replace(pool[0], weight=sum(weights.values()), ids=ids)
+        if len(weights) == 1:
+            return first
+        if len(set(weights.values())) == 1:
+            keys: list[Any] = list(weights)
+        else:
+            keys = [{"key": key, "weight": max(1, weight)} for key, weight in weights.items()]
+        entry = {
+            ("api_keys" if name == "api_key" else name): keys if name == "api_key" else value
+            for name, value in first.reached.entry.items()
+        }
+        reached = msgspec.structs.replace(first.reached, entry=entry)
+        return msgspec.structs.replace(first, reached=reached)
+
+
+def _all(
+    wanted: Mapping[str, list[tuple[str, str]]], default: list[tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
+    for names in wanted.values():
+        yield from names
+    yield from default
+
+
+def _followed(own: list[Target], others: list[list[Target]]) -> list[Target]:
+    """Return a group's targets and, behind all of them, those of others that are new."""
+    found = list(own)
+    known = {(one["provider"], one["model"]) for one in own}
+    for targets in others:
+        last = max((one["priority"] for one in found), default=0)
+        for one in targets:
+            if (place := (one["provider"], one["model"])) not in known:
+                known.add(place)
+                found.append({**one, "priority": last + one["priority"]})
+    return found
+
+
+def _short(name: str, target: Target) -> Target:
+    """Return a target without what goes without saying."""
+    return {
+        field: value
+        for field, value in target.items()
+        if (field, value) not in (("model", name), ("priority", 1))
+    }
+
+
+def _order(one: Deployment) -> float:
+    return float("inf") if one.order is None else one.order

@@ -1,0 +1,160 @@
+"""Targets that fail: asked again, left alone, taken back; and what clients see of it."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.support.config import chat, config
+from tests.support.gateway import running
+from tests.support.load import Ask, flood, once
+from tests.support.upstream import Behaviour, Exchange, Upstream, completion, usage
+
+PATIENT = {"attempts": 1, "backoff": 0.01, "longest": 1, "budget": 0.2}
+
+
+async def answer(exchange: Exchange) -> None:
+    await exchange.reply(completion("fine", usage(3, 1)))
+
+
+def failing(status: int, times: int = 10**9, **headers: str) -> Behaviour:
+    """Fail so often, then answer."""
+    left = times
+
+    async def behave(exchange: Exchange) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            await exchange.reply({"error": {"message": "busy"}}, status, named)
+        else:
+            await answer(exchange)
+
+    return behave
+
+
+def model(strategy: str, count: int, **sections: Any) -> dict[str, Any]:
+    """The section `models`, with so many equal targets."""
+    targets = [{"provider": f"p{i}", "model": "gpt-4o-mini"} for i in range(count)]
+    return {"models": {"m": {"strategy": strategy, "targets": targets}}, **sections}
+
+
+async def test_a_passing_failure_is_tried_again(upstream: Upstream) -> None:
+    upstream.behaviour = failing(503, times=1)
+    with running(config(upstream.url, retries=PATIENT)) as gateway:
+        outcome = await once(gateway.port, Ask(chat()))
+        assert outcome.status == 200
+        assert outcome.headers["x-sluice-attempts"] == "2"
+        (record,) = gateway.records(1)
+        assert [tried["status"] for tried in record["tries"]] == [503, 200]
+        assert gateway.usage("acme")["requests"] == 1
+
+
+async def test_a_limited_target_is_asked_when_it_says(upstream: Upstream) -> None:
+    upstream.behaviour = failing(429, times=1, retry_after_ms="300")
+    with running(config(upstream.url, retries=PATIENT)) as gateway:
+        outcome = await once(gateway.port, Ask(chat()))
+        assert outcome.status == 200
+        assert outcome.ended - outcome.started >= 0.3
+
+
+async def test_a_long_wait_is_the_clients_to_make(upstream: Upstream) -> None:
+    upstream.behaviour = failing(429, retry_after="60")
+    with running(config(upstream.url, retries=PATIENT)) as gateway:
+        outcome = await once(gateway.port, Ask(chat()))
+        assert (outcome.status, outcome.headers["retry-after"]) == (429, "60")
+        assert len(upstream.received) == 1
+
+
+async def test_what_the_client_did_wrong_is_not_tried_again(upstream: Upstream) -> None:
+    upstream.behaviour = failing(400)
+    with running(config(upstream.url, retries=PATIENT)) as gateway:
+        assert (await once(gateway.port, Ask(chat()))).status == 400
+        assert len(upstream.received) == 1
+
+
+async def test_while_all_fail_the_load_grows_by_a_fifth_at_the_most() -> None:
+    async with (
+        Upstream(behaviour=failing(500)) as first,
+        Upstream(behaviour=failing(500)) as second,
+    ):
+        sections = model("weighted", 2, retries=PATIENT, breaker={})
+        text = config(first.url, second.url, **sections)
+        with running(text) as gateway:
+            outcomes = await flood(gateway.port, [Ask(chat()) for _ in range(500)], connections=8)
+        assert {outcome.status for outcome in outcomes} == {502}
+        asked = len(first.received) + len(second.received)
+        # Before the breakers open each failure is handed over; then the budget alone counts.
+        assert asked <= 1.2 * 500 + 30
+
+
+async def test_a_failing_target_is_left_alone_and_taken_back() -> None:
+    async with Upstream() as a, Upstream() as b, Upstream() as c, Upstream() as d:
+        servers = (a, b, c, d)
+        for server in servers:
+            server.behaviour = answer
+        broken = {"ok": False}
+
+        async def sometimes(exchange: Exchange) -> None:
+            await (answer(exchange) if broken["ok"] else failing(500)(exchange))
+
+        b.behaviour = sometimes
+        rules = {"failures": 3, "ejection": 1, "longest": 2}
+        text = config(
+            *[server.url for server in servers],
+            **model("least-busy", 4, breaker=rules, retries=PATIENT),
+        )
+        with running(text) as gateway:
+            asks = [Ask(chat()) for _ in range(400)]
+            outcomes = await flood(gateway.port, asks, connections=8)
+            assert {outcome.status for outcome in outcomes} == {200}
+            seen = len(b.received)
+            assert seen <= 40  # a handful before it was ejected, and its probes
+            broken["ok"] = True
+            await asyncio.sleep(2.6)
+            before = len(b.received)
+            await flood(gateway.port, asks, connections=8)
+            assert len(b.received) - before > 50  # a share like the others'
+            tried = Counter(
+                t["provider"] for record in gateway.records(800) for t in record["tries"]
+            )
+            assert tried["p1"] == len(b.received)
+
+
+async def test_weights_share_the_requests() -> None:
+    async with Upstream(behaviour=answer) as light, Upstream(behaviour=answer) as heavy:
+        sections = model("weighted", 2)
+        sections["models"]["m"]["targets"][1]["weight"] = 9
+        with running(config(light.url, heavy.url, **sections)) as gateway:
+            await flood(gateway.port, [Ask(chat()) for _ in range(500)], connections=8)
+        assert len(light.received) + len(heavy.received) == 500
+        assert 20 <= len(light.received) <= 90
+
+
+async def test_the_cheapest_target_is_asked_first() -> None:
+    async with Upstream(behaviour=answer) as dear, Upstream(behaviour=answer) as cheap:
+        sections = model("cost", 2)
+        for target, price in zip(sections["models"]["m"]["targets"], (9, 1), strict=True):
+            target["price"] = {"input": price, "output": price}
+        with running(config(dear.url, cheap.url, **sections)) as gateway:
+            await flood(gateway.port, [Ask(chat()) for _ in range(20)], connections=2)
+        assert (len(dear.received), len(cheap.received)) == (0, 20)
+
+
+async def test_a_slow_target_gets_less() -> None:
+    async def slow(exchange: Exchange) -> None:
+        await asyncio.sleep(0.15)
+        await answer(exchange)
+
+    async with Upstream(behaviour=slow) as tortoise, Upstream(behaviour=answer) as hare:
+        with running(config(tortoise.url, hare.url, **model("latency", 2))) as gateway:
+            await flood(gateway.port, [Ask(chat()) for _ in range(300)], connections=4)
+        assert len(tortoise.received) < 40
+        assert len(tortoise.received) + len(hare.received) == 300
+
+
+async def test_an_unknown_strategy_is_refused_at_the_start(upstream: Upstream) -> None:
+    text = config(upstream.url, **model("fastest", 1))
+    with pytest.raises(AssertionError, match=r"models\.m\.strategy"), running(text):
+        pass
