@@ -25,10 +25,14 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Timeouts(Section, frozen=True):
-    """Deadlines of a request to a provider; `total` covers every attempt together."""
+    """Deadlines of a request to a provider; `total` covers every attempt together.
+
+    `first_token` is a stream's: until there is anything that the client may see.
+    """
 
     connect: Seconds = 5
     first_byte: Seconds = 60
+    first_token: Seconds = 120
     idle: Seconds = 60
     total: Seconds = 600
 
@@ -50,6 +54,7 @@ class Tls(Section, frozen=True):
 class Server(Section, frozen=True):
     """How the gateway listens. Without an address: see `gateway.config.load.finish`.
 
+    `stream_ping`: how often a client is sent a comment while its stream has not begun.
     `max_upload_size` is of a body that passes through to a provider's own API, never held whole.
     """
 
@@ -58,6 +63,7 @@ class Server(Section, frozen=True):
     max_request_size: Count = 10 * MEBIBYTE
     max_upload_size: Count = 512 * MEBIBYTE
     request_timeout: Seconds = 30
+    stream_ping: Seconds = 15
     timeouts: Timeouts = Timeouts()
     drain: Drain = Drain()
     tls: Tls | None = None

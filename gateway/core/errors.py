@@ -100,6 +100,7 @@ class Failure(Enum):
     TLS = "tls"
     CONNECT_TIMEOUT = "connect_timeout"
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
+    FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105  the head came, and then nothing
     IDLE_TIMEOUT = "idle_timeout"
     TOTAL_TIMEOUT = "total_timeout"
     RESET = "reset"  # the connection ended before the reply did
@@ -115,6 +116,7 @@ TIMEOUTS = frozenset(
     {
         Failure.CONNECT_TIMEOUT,
         Failure.FIRST_BYTE_TIMEOUT,
+        Failure.FIRST_TOKEN_TIMEOUT,
         Failure.IDLE_TIMEOUT,
         Failure.TOTAL_TIMEOUT,
     }

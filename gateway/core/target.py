@@ -32,6 +32,7 @@ class Deadlines(msgspec.Struct, frozen=True):
     first_byte: float
     idle: float
     total: float
+    first_token: float = 120.0
 
 
 class Target(msgspec.Struct, frozen=True):

@@ -37,13 +37,13 @@ class Peer(Protocol):
 class ClientWriter:
     """Implements `pipeline.call.Client` on an aiohttp connection's transport."""
 
-    __slots__ = ("_chunked", "_done", "_expected", "_keep_alive", "_peer", "sent")
+    __slots__ = ("_chunked", "_done", "_expected", "_keep_alive", "_peer", "begun", "sent")
 
     def __init__(self, peer: Peer, keep_alive: bool, chunked: bool) -> None:
         self._peer, self._keep_alive, self._chunked = peer, keep_alive, chunked
         self._expected = False
         self._done: asyncio.Future[None] | None = None
-        self.sent = False
+        self.begun = self.sent = False
 
     @property
     def connected(self) -> bool:
@@ -73,7 +73,10 @@ class ClientWriter:
         self._finish()
 
     def start(self, headers: bytes) -> None:
-        """Send the head of an event stream."""
+        """Send the head of an event stream, once."""
+        if self.begun:
+            return
+        self.begun = True
         if not self._chunked:
             self._keep_alive = False  # HTTP/1.0 knows no chunks: the close ends the stream
         self._write(

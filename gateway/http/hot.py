@@ -68,6 +68,7 @@ class HotRoutes:
             started,
             head.trace,
             head.passed_on,
+            head.timeout,
         )
         protocol.call = call
         try:
@@ -146,6 +147,7 @@ class HotRoutes:
             started,
             trace,
             _passed_on(request),
+            headers.get("x-sluice-timeout", "")[:MAX_PASSED_CHARS],
         )
         await self._serve_shielded(protocol, call)
         if not client.sent and (not client.keep_alive or protocol.has_next):

@@ -34,6 +34,7 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     length: int
     trace: str = ""
     passed_on: tuple[tuple[str, str], ...] = ()
+    timeout: str = ""
 
 
 class _Reader:
@@ -89,7 +90,8 @@ def request_head(data: bytes) -> RequestHead | None:
         passed_on = tuple(
             [(n, _header(headers[n.encode()])) for n in PASSED_ON if n.encode() in headers]
         )
-    return RequestHead(operation, _secret(headers), int(length), trace, passed_on)
+    timeout = _header(headers.get(b"x-sluice-timeout", b""))
+    return RequestHead(operation, _secret(headers), int(length), trace, passed_on, timeout)
 
 
 def _header(value: bytes) -> str:

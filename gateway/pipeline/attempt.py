@@ -8,6 +8,7 @@ import asyncio
 import random
 import zlib
 from functools import partial
+from math import inf
 from time import monotonic, time
 from typing import Any
 
@@ -17,6 +18,7 @@ from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.operations import Operation
 from gateway.core.record import AttemptRecord
 from gateway.core.request import Request
+from gateway.core.target import Deadlines
 from gateway.formats import FORMATS, Meta
 from gateway.pipeline.answer import common_headers, served_headers
 from gateway.pipeline.call import Call, Deliver
@@ -40,6 +42,7 @@ from gateway.upstream.connection import MAX_BODY_BYTES, Reply
 from gateway.upstream.relay import Relay
 
 MAX_SHOWN_CHARS = 300
+TIMEOUT_HEADER = "x-sluice-timeout"
 NO_META = Meta("", "", 0)  # replies in the client's own dialect need none
 MICROSECONDS = 1_000_000
 
@@ -48,7 +51,7 @@ async def attempt(services: Services, call: Call) -> Deliver:
     """Return what delivers the answer. Raises UpstreamError or ApiError when all targets failed."""
     assert call.model is not None
     rules = services.retries
-    until = call.started_at + services.config.server.timeouts.total
+    until = call.started_at + _allowed(call, services.config.server.timeouts.total)
     call.model.budget.earn()
     course = _Course(services, call, until)
     for tried in range(1 + rules.attempts):
@@ -60,6 +63,20 @@ async def attempt(services: Services, call: Call) -> Deliver:
         if not course.passing:
             break
     return course.give_up()
+
+
+def _allowed(call: Call, most: float) -> float:
+    """Return how long a request may take: the client may ask for less than is configured."""
+    if not call.timeout:
+        return most
+    try:
+        seconds = float(call.timeout)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < inf:
+        message = f"Invalid value for '{TIMEOUT_HEADER}': expected seconds above 0."
+        raise ApiError("invalid_value", message, param=TIMEOUT_HEADER)
+    return min(seconds, most)
 
 
 class _Course:
@@ -206,7 +223,12 @@ async def _ask(services: Services, call: Call, route: Route, until: float) -> De
     native = way.lane.native
     meta = NO_META if native else _meta(services, call, request, target.model)
     call.relay = relay = _relay(call, way.lane, request, meta) if request.stream else None
-    reply = await services.transport.send(target.origin, data, relay, target.deadlines, until)
+    watch = _Watch(services, relay, target.deadlines) if relay is not None else None
+    try:
+        reply = await services.transport.send(target.origin, data, relay, target.deadlines, until)
+    finally:
+        if watch is not None:
+            watch.close()
     call.reply_at, call.connect_s = monotonic(), reply.connect_seconds
     if reply.status != 200:
         raise _refusal(route, reply)
@@ -234,6 +256,38 @@ async def _ask(services: Services, call: Call, route: Route, until: float) -> De
         content_type = reply.headers.get(b"content-type", b"application/json").decode("latin-1")
     headers = served_headers(call, with_cost=True)
     return partial(call.client.reply, 200, content_type, headers, answer.body)
+
+
+class _Watch:
+    """Looks after a stream that has shown nothing yet: comments for the client, and a deadline."""
+
+    __slots__ = ("_loop", "_ping", "_relay", "_timer", "_until")
+
+    def __init__(self, services: Services, relay: Relay, deadlines: Deadlines) -> None:
+        self._loop, self._relay = services.loop, relay
+        self._ping = services.config.server.stream_ping
+        self._until = monotonic() + deadlines.first_token
+        first = min(self._ping, deadlines.first_token)
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(first, self._look)
+
+    def close(self) -> None:
+        """Look no more. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._relay.started:
+            return
+        left = self._until - monotonic()
+        if left <= 0:
+            message = "nothing came behind the reply's head in time"
+            if self._relay.give_up(UpstreamError(Failure.FIRST_TOKEN_TIMEOUT, message)):
+                return
+        self._relay.ping()
+        following = min(self._ping, left) if left > 0 else self._ping
+        self._timer = self._loop.call_later(following, self._look)
 
 
 async def _more_headers(
@@ -325,6 +379,8 @@ def _pass_on(call: Call, error: UpstreamError) -> Deliver:
     call.status, call.error, call.outcome = error.status, f"upstream_{error.status}", "error"
     native = call.route is not None and call.route.ways[call.operation].lane.native
     told.status = error.status
+    if call.client.begun:
+        return partial(call.client.finish, FORMATS[call.operation].error_event(told, call.id))
     body = error.body if native else b""
     body = body or FORMATS[call.operation].error_body(told, call.id)
     headers = served_headers(call, with_cost=False) if call.route else common_headers(call)

@@ -31,7 +31,12 @@ class Allowance(relay.Allowance, Protocol):
 
 
 class Client(Protocol):
-    """The client's side of a request, as `http` implements it. Header blocks end in CRLF."""
+    """The client's side of a request, as `http` implements it. Header blocks end in CRLF.
+
+    `begun`: the head of an event stream has been sent.
+    """
+
+    begun: bool
 
     @property
     def connected(self) -> bool:
@@ -43,7 +48,7 @@ class Client(Protocol):
         ...
 
     def start(self, headers: bytes) -> None:
-        """Send the head of an event stream."""
+        """Send the head of an event stream, once."""
         ...
 
     @property
@@ -106,6 +111,7 @@ class Call:
         "sent_at",
         "started_at",
         "status",
+        "timeout",
         "trace",
         "tries",
         "unsure",
@@ -124,11 +130,13 @@ class Call:
         started_at: float,
         trace: str = "",
         passed_on: Headers = (),
+        timeout: str = "",
     ) -> None:
         self.id, self.operation, self.body, self.secret = call_id, operation, body, secret
         self.client, self.started_at, self.trace = client, started_at, trace
         self.passed_on = passed_on  # headers of the client's that its provider may want
         self.dropped: tuple[str, ...] = ()
+        self.timeout = timeout  # seconds, as the client wrote them
         self.principal: Principal | None = None
         self.request: Request | None = None
         self.model: Served | None = None

@@ -318,7 +318,9 @@ class Catalogue:
             base_path="/v1" if parts.scheme == "unix" else parts.path.rstrip("/"),
             api_key=key,
             headers=tuple(provider.headers.items()),
-            deadlines=Deadlines(times.connect, times.first_byte, times.idle, times.total),
+            deadlines=Deadlines(
+                times.connect, times.first_byte, times.idle, times.total, times.first_token
+            ),
             priority=wanted.priority,
             drains=provider.on_disconnect == "drain",
             max_output=max_output,

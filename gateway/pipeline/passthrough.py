@@ -32,6 +32,7 @@ class Elsewhere:
 
     connected = True
     chunked = False
+    begun = False
 
     def reply(self, status: int, content_type: str, headers: bytes, body: bytes) -> None:
         """Do nothing."""

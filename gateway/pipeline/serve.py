@@ -170,9 +170,10 @@ def _refuse(call: Call, error: ApiError) -> Deliver:
     call.status, call.error = error.status, error.code
     call.outcome = record.ERROR if call.leased and not call.unsure else record.REFUSED
     form = FORMATS[call.operation]
-    if call.relay is not None and call.relay.started:
+    if call.client.begun:
         call.client.follow(None)
-        ending = call.relay.failing(error) or form.error_event(error, call.id)
+        ending = call.relay.failing(error) if call.relay is not None else b""
+        ending = ending or form.error_event(error, call.id)
         return partial(call.client.finish, ending)
     body = form.error_body(error, call.id)
     headers = error_headers(call, error)

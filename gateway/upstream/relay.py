@@ -13,6 +13,8 @@ from gateway.providers.adapter import StreamDecoder
 from gateway.upstream.connection import Flow
 from gateway.upstream.timer import FOREVER
 
+PING = b": still here\n\n"
+
 
 class StreamClient(Protocol):
     """The client's side of a stream."""
@@ -183,8 +185,23 @@ class Relay:
         self._fold()
         return self._folded
 
+    def ping(self) -> None:
+        """Send a comment while there is nothing to show: nobody on the way gives up on silence."""
+        if self.first_event_at == 0.0:
+            self._client.start(self._headers())
+            self._write(PING)
+
+    def give_up(self, error: UpstreamError) -> bool:
+        """End an exchange that has not begun to show anything; False where it has no head yet."""
+        if self._flow is None or self.first_event_at != 0.0:
+            return False
+        self._flow.fail(error)
+        return True
+
     def _show(self, out: bytes) -> None:
         if self.first_event_at == 0.0:
+            if out.startswith(b":") and _says_nothing(out):
+                return  # a comment begins no answer: another target may still give it
             self._start()
         self._write(out)
 
@@ -194,3 +211,8 @@ class Relay:
 
     def _fold(self) -> None:
         self._folded += self._count(self._decoder.take_text())
+
+
+def _says_nothing(data: bytes) -> bool:
+    """Tell whether these are comments alone."""
+    return all(line.startswith(b":") or not line.strip() for line in data.split(b"\n"))

@@ -72,6 +72,7 @@ def test_every_failure_but_the_total_deadline_goes_to_the_next(failure: Failure)
         (Failure.STREAM_CUT, "upstream_failed", 502),
         (Failure.CONNECT_TIMEOUT, "deadline_exceeded", 504),
         (Failure.FIRST_BYTE_TIMEOUT, "deadline_exceeded", 504),
+        (Failure.FIRST_TOKEN_TIMEOUT, "deadline_exceeded", 504),
         (Failure.IDLE_TIMEOUT, "deadline_exceeded", 504),
         (Failure.TOTAL_TIMEOUT, "deadline_exceeded", 504),
         (Failure.BUSY, "overloaded", 503),

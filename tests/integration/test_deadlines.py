@@ -1,0 +1,158 @@
+"""Deadlines of a request and of a stream's beginning, and what clients see while they wait."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.config import KEY, chat, config
+from tests.support.gateway import running
+from tests.support.load import Ask, Client, once
+from tests.support.upstream import Exchange, Upstream, delta
+
+
+def text_of(body: bytes) -> str:
+    """What a client reads of a stream."""
+    events = [line[6:] for line in body.decode().splitlines() if line.startswith("data: {")]
+    choices = [choice for e in events for choice in json.loads(e).get("choices", ())]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+async def tell(exchange: Exchange) -> None:
+    await exchange.event(delta("fine"))
+    await exchange.event(delta(None, "stop"))
+    await exchange.event("[DONE]")
+    await exchange.end_stream()
+
+
+async def streams(exchange: Exchange) -> None:
+    await exchange.start_stream()
+    await tell(exchange)
+
+
+async def silent_after_the_head(exchange: Exchange) -> None:
+    await exchange.start_stream()
+    await exchange.chunk(b": thinking\n\n")
+    await exchange.gone()
+
+
+async def slow(exchange: Exchange) -> None:
+    await asyncio.sleep(0.5)
+    await streams(exchange)
+
+
+@pytest.fixture
+def timeouts() -> dict[str, Any]:
+    return {"connect": 1, "first_byte": 5, "first_token": 0.4, "idle": 5, "total": 10}
+
+
+async def test_a_stream_that_does_not_begin_goes_to_the_next_target(
+    timeouts: dict[str, Any],
+) -> None:
+    async with Upstream(behaviour=silent_after_the_head) as first, Upstream(streams) as second:
+        text = config(first.url, second.url, server={"timeouts": timeouts})
+        with running(text) as gateway:
+            outcome = await once(gateway.port, Ask(chat(stream=True)))
+            assert (outcome.status, text_of(outcome.body)) == (200, "fine")
+            (record,) = gateway.records(1)
+            assert [t["failure"] for t in record["tries"]] == ["first_token_timeout", ""]
+
+
+async def test_without_another_target_it_is_a_deadline(timeouts: dict[str, Any]) -> None:
+    async with Upstream(behaviour=silent_after_the_head) as only:
+        with running(config(only.url, server={"timeouts": timeouts})) as gateway:
+            outcome = await once(gateway.port, Ask(chat(stream=True)))
+            assert outcome.status == 504
+            assert outcome.json["error"]["code"] == "deadline_exceeded"
+            assert outcome.ended - outcome.started < 3
+
+
+async def test_a_client_that_waits_is_sent_comments() -> None:
+    async with Upstream(behaviour=slow) as upstream:
+        text = config(upstream.url, server={"stream_ping": 0.1})
+        with running(text) as gateway:
+            outcome = await once(gateway.port, Ask(chat(stream=True)))
+            assert 3 <= outcome.body.count(b": still here\n\n") <= 6
+            assert outcome.body.startswith(b": still here\n\n")
+            assert text_of(outcome.body) == "fine"
+            assert outcome.body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_after_comments_a_failure_still_goes_to_the_next_target() -> None:
+    async def fails_late(exchange: Exchange) -> None:
+        await asyncio.sleep(0.3)
+        await exchange.reply({"error": {"message": "no"}}, 503)
+
+    async with Upstream(behaviour=fails_late) as first, Upstream(behaviour=slow) as second:
+        text = config(first.url, second.url, server={"stream_ping": 0.1})
+        with running(text) as gateway:
+            outcome = await once(gateway.port, Ask(chat(stream=True)))
+            assert (outcome.status, text_of(outcome.body)) == (200, "fine")
+            assert outcome.body.count(b"HTTP/1.1") == 0
+
+
+@pytest.mark.parametrize("status", [400, 503])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_after_comments_an_error_is_an_event(status: int, path: str) -> None:
+    async def fails_late(exchange: Exchange) -> None:
+        await asyncio.sleep(0.3)
+        await exchange.reply({"error": {"message": "it cannot"}}, status)
+
+    async with Upstream(behaviour=fails_late) as upstream:
+        text = json.loads(config(upstream.url, server={"stream_ping": 0.1}))
+        text["providers"]["p0"]["kind"] = "openai-compatible"
+        with running(json.dumps(text)) as gateway:
+            body = chat(stream=True, max_tokens=5)
+            if path == "/v1/responses":
+                body = {"model": "m", "input": "hi", "stream": True}
+            outcome = await once(gateway.port, Ask(body, path=path))
+            assert outcome.status == 200
+            last = [line for line in outcome.body.decode().splitlines() if "data: " in line][-1]
+            assert "it cannot" in outcome.body.decode()
+            assert "error" in last or "failed" in last
+            assert b"[DONE]" not in outcome.body
+            (record,) = gateway.records(1)
+            assert record["outcome"] == "error"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "most"), [("0.3", 504, 2.0), ("1e9", 200, 5.0), ("5", 200, 5.0)]
+)
+async def test_a_client_may_ask_for_less_time(asked: str, status: int, most: float) -> None:
+    async def late(exchange: Exchange) -> None:
+        await asyncio.sleep(0.8)
+        await exchange.reply({"id": "x", "choices": [], "usage": None})
+
+    async with Upstream(behaviour=late) as upstream:
+        with running(config(upstream.url)) as gateway:
+            outcome = await with_timeout(gateway.port, asked)
+            assert outcome[0] == status
+            assert outcome[1] < most
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "soon", "nan", "inf", "1,5"])
+async def test_a_bad_timeout_is_named(upstream: Upstream, asked: str) -> None:
+    with running(config(upstream.url)) as gateway:
+        status, _, body = await with_timeout(gateway.port, asked)
+        assert status == 400
+        assert json.loads(body)["error"]["param"] == "x-sluice-timeout"
+    assert upstream.received == []
+
+
+async def with_timeout(port: int, seconds: str) -> tuple[int, float, bytes]:
+    """A request with the header; its status, how long it took, and its body."""
+    data = json.dumps(chat()).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        f"x-sluice-timeout: {seconds}\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+    )
+    began = asyncio.get_running_loop().time()
+    async with Client(port) as client:
+        await client.connect()
+        assert client.writer is not None
+        client.writer.write(head.encode() + data)
+        raw = await client._reader.read()
+    took = asyncio.get_running_loop().time() - began
+    top, _, body = raw.partition(b"\r\n\r\n")
+    return int(top.split()[1]), took, body
