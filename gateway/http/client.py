@@ -4,7 +4,7 @@ import asyncio
 from typing import Protocol
 
 from gateway.http.head import date_line, status_line
-from gateway.upstream.connection import Flow
+from gateway.upstream.exchange import Flow
 
 STREAM_HEAD = (
     b"Content-Type: text/event-stream; charset=utf-8\r\n"

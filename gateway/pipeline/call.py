@@ -14,7 +14,7 @@ from gateway.policy.access import Principal
 from gateway.policy.limits import Grant
 from gateway.store.lease import Holding, Verdict
 from gateway.upstream import relay
-from gateway.upstream.connection import Flow
+from gateway.upstream.exchange import Flow
 from gateway.upstream.relay import Relay
 
 Deliver = Callable[[], None]

@@ -1,50 +1,39 @@
 """What the configuration offers, compiled: models, and for each the routes that can serve it."""
 
 import random
-import re
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 import msgspec
 
-from gateway import __version__
 from gateway.config import schema
 from gateway.core.errors import ConfigError
 from gateway.core.operations import Operation
 from gateway.core.target import Deadlines, Origin, Target
-from gateway.pipeline.lanes import Lane, lane
+from gateway.pipeline.targets import (
+    Headers,
+    Way,
+    base_url_of,
+    check_provider,
+    keys_of,
+    request_head,
+    settings_of,
+    ways_of,
+)
 from gateway.policy.breaker import Breaker, Rules
 from gateway.policy.pricing import Price, PriceTable, Schedule
 from gateway.policy.retry import Budget
 from gateway.policy.rotation import Rotation
 from gateway.policy.routing import UNKNOWN_PRICE, TargetState
 from gateway.providers import PROVIDERS, Adapter
-from gateway.providers.adapter import Endpoint
-from gateway.upstream.credentials import Signer, check_signing, make_signer
-from gateway.upstream.dial import proxy_headers
-
-Headers = tuple[tuple[str, str], ...]
+from gateway.upstream.credentials import Signer, make_signer
 
 # Names made up by clients (`provider/anything`) that are compiled and kept.
 MAX_DYNAMIC_MODELS = 1000
 # Of these, how many get counters of their own, once a provider has answered for them.
 MAX_DYNAMIC_LABELS = 200
 MAX_MODEL_CHARS = 256
-
-
-class Way(msgspec.Struct, frozen=True):
-    """How one operation reaches a target, and the request heads for it, up to Content-Length.
-
-    `passed_on`: the client's headers that go along, with what is sent where it has none.
-    """
-
-    lane: Lane
-    head: bytes
-    stream_head: bytes
-    passed_on: Headers
-    path: str
-    stream_path: str
 
 
 class Route(msgspec.Struct, frozen=True):
@@ -117,7 +106,7 @@ class Catalogue:
         self._breaker = msgspec.convert(config.breaker, Rules, from_attributes=True)
         self._labels: set[str] = set()
         for name, provider in config.providers.items():
-            _check_provider(name, provider)
+            check_provider(name, provider)
         self._models = {name: self._configured(name, m) for name, m in config.models.items()}
 
     def resolve(self, model: str) -> Served | None:
@@ -140,7 +129,7 @@ class Catalogue:
     def authorization(self, provider: str) -> Headers:
         """Return the headers with which a provider is asked."""
         found = self._config.providers[provider]
-        target = self._target(schema.Target(provider, ""), found, _keys(found)[0][0])
+        target = self._target(schema.Target(provider, ""), found, keys_of(found)[0][0])
         adapter = PROVIDERS[found.kind].adapter_for(target)
         assert adapter.conversation is not None
         headers = adapter.conversation.endpoint(target, stream=False).headers
@@ -170,11 +159,11 @@ class Catalogue:
         for name, provider in self._config.providers.items():
             claims = _claims(provider)
             if not claims or not all(map(_is_literal, claims)):
-                target = self._target(schema.Target(name, ""), provider, _keys(provider)[0][0])
+                target = self._target(schema.Target(name, ""), provider, keys_of(provider)[0][0])
                 adapter = PROVIDERS[provider.kind].adapter_for(target)
                 endpoint = adapter.listing(target)
                 if endpoint is not None:
-                    head = _request_head("GET", endpoint, target)
+                    head = request_head("GET", endpoint, target)
                     found.append(Lister(target, adapter, head + b"\r\n\r\n"))
         return found
 
@@ -242,13 +231,13 @@ class Catalogue:
         schedule = self._prices.schedule(seller, wanted.model) if seller else None
         if schedule is None and price is None:
             price = default
-        keys = _keys(provider)
+        keys = keys_of(provider)
         targets = [
             self._target(wanted, provider, key, model.max_output_tokens if model else None)
             for key, _ in keys
         ]
         drop = (model and model.unsupported) or provider.unsupported or self._config.unsupported
-        ways = [_ways(kind.adapter_for(one), one, drop=drop == "drop") for one in targets]
+        ways = [ways_of(kind.adapter_for(one), one, drop=drop == "drop") for one in targets]
         signer = self._signer(wanted.provider, provider)
         own = _own_price(price)
         state = self._state(wanted.provider, wanted.model if model else "")
@@ -296,7 +285,7 @@ class Catalogue:
         key: str | None,
         max_output: int | None = None,
     ) -> Target:
-        url = _base_url(provider)
+        url = base_url_of(provider)
         assert wanted.model is not None
         times = provider.timeouts or self._config.server.timeouts
         parts = urlsplit(url)
@@ -324,41 +313,12 @@ class Catalogue:
             priority=wanted.priority,
             drains=provider.on_disconnect == "drain",
             max_output=max_output,
-            settings=tuple(_settings(provider).items()),
+            settings=tuple(settings_of(provider).items()),
         )
 
 
 def _untroubled() -> Breaker:
     return Breaker(Rules(), random.random)
-
-
-def _settings(provider: schema.Provider) -> dict[str, str]:
-    names = ("api", "api_version", "region", "project", "location")
-    found = {name: getattr(provider, name) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _base_url(provider: schema.Provider) -> str:
-    """Return where a provider is; its kind's own address may depend on settings."""
-    if provider.base_url is not None:
-        return provider.base_url
-    url = PROVIDERS[provider.kind].base_url
-    assert url is not None
-    settings = _settings(provider)
-    if settings.get("location") == "global":  # Vertex AI's worldwide endpoint has no prefix
-        url = url.replace("{location}-", "")
-    return url.format(**settings) if "{" in url else url
-
-
-def _keys(provider: schema.Provider) -> list[tuple[str | None, int]]:
-    """Return a provider's keys with their weights."""
-    found: list[tuple[str | None, int]] = []
-    if provider.api_key is not None or not provider.api_keys:
-        found.append((provider.api_key, 1))
-    more = [
-        (one, 1) if isinstance(one, str) else (one.key, one.weight) for one in provider.api_keys
-    ]
-    return [*found, *more]
 
 
 def _is_literal(pattern: str) -> bool:
@@ -375,84 +335,3 @@ def _own_price(price: schema.Price | None) -> Price | None:
     return Price.from_rates(
         price.input, price.output, price.cached, price.cache_write, price.per_request
     )
-
-
-def _ways(adapter: Adapter, target: Target, *, drop: bool) -> dict[Operation, Way]:
-    found = {}
-    for operation in Operation:
-        way = lane(adapter, operation, target, drop=drop)
-        if way is not None:
-            plain, stream = way.endpoint(stream=False), way.endpoint(stream=True)
-            heads = [_request_head("POST", one, target) for one in (plain, stream)]
-            length = b"\r\nContent-Length: "
-            found[operation] = Way(
-                way, heads[0] + length, heads[1] + length, plain.passed_on, plain.path, stream.path
-            )
-    return found
-
-
-def _request_head(method: str, endpoint: Endpoint, target: Target) -> bytes:
-    path, origin = endpoint.path, target.origin
-    proxied: tuple[tuple[str, str], ...] = ()
-    if origin.proxy is not None and origin.scheme == "http":
-        path = f"http://{origin.authority}{path}"  # absolute form, RFC 9112 section 3.2.2
-        proxied = proxy_headers(origin.proxy)
-    lines = [
-        f"{method} {path} HTTP/1.1",
-        f"Host: {origin.authority}",
-        f"User-Agent: sluice/{__version__}",
-        "Accept: application/json, text/event-stream",
-        "Accept-Encoding: identity",
-        *(f"{name}: {value}" for name, value in (*endpoint.headers, *proxied)),
-    ]
-    return "\r\n".join(lines).encode("latin-1")
-
-
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.1, token
-# Framing and connection are the transport's to say.
-_OUR_HEADERS = frozenset(
-    {"content-length", "transfer-encoding", "connection", "host", "content-type", "te", "upgrade"}
-)
-
-
-def _check_provider(name: str, provider: schema.Provider) -> None:
-    field = f"providers.{name}"
-    kind = PROVIDERS.get(provider.kind)
-    if kind is None:
-        known = ", ".join(PROVIDERS)
-        raise ConfigError(f"unknown kind {provider.kind!r}; one of: {known}", field=f"{field}.kind")
-    if kind.needs_key and not provider.api_key and not provider.api_keys:
-        raise ConfigError(f"kind {provider.kind!r} needs an api_key", field=field)
-    if provider.base_url is None and kind.base_url is None:
-        raise ConfigError(f"kind {provider.kind!r} needs a base_url", field=field)
-    settings = _settings(provider)
-    for name_of_setting in kind.settings:
-        if name_of_setting not in settings and provider.base_url is None:
-            raise ConfigError(f"kind {provider.kind!r} needs a {name_of_setting}", field=field)
-    url = _base_url(provider)
-    check_signing(provider, field)
-    _check_url(url, ("http", "https", "unix", "demo"), f"{field}.base_url")
-    if provider.proxy is not None:
-        _check_url(provider.proxy, ("http",), f"{field}.proxy")
-    keys = [key for key, _ in _keys(provider) if key is not None]
-    for text in (*keys, *provider.headers.values()):
-        if not text.isascii() or not text.isprintable():
-            raise ConfigError("a key or header holds characters that HTTP forbids", field=field)
-    for header in provider.headers:
-        if not _HEADER_NAME.fullmatch(header) or header.lower() in _OUR_HEADERS:
-            raise ConfigError(f"{header!r} cannot be set", field=field)
-
-
-def _check_url(url: str, schemes: tuple[str, ...], field: str) -> None:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in schemes and bool(
-            parts.path if parts.scheme in ("unix", "demo") else parts.hostname
-        )
-        _ = parts.port
-    except ValueError:
-        valid = False
-    if not valid or not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"expected a URL ({', '.join(schemes[:2])})", field=field)
-    if parts.query or parts.fragment:
-        raise ConfigError("a base URL has no query and no fragment", field=field)

@@ -22,7 +22,7 @@ from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure, settle
 from gateway.policy.access import may_use
 from gateway.providers.foreign_usage import ForeignUsage
-from gateway.upstream.connection import Flow
+from gateway.upstream.exchange import Flow
 
 NO_MODEL = "*"
 

@@ -6,8 +6,9 @@ from time import monotonic
 
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Deadlines, Origin
-from gateway.upstream.connection import Connection, Reply, Sink, Stale
+from gateway.upstream.connection import Connection
 from gateway.upstream.dial import Dialer
+from gateway.upstream.exchange import Reply, Sink, Stale
 
 # Requests that may wait for a connection of a full pool; the next one is told at once.
 MAX_WAITING = 1000

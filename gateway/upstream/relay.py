@@ -10,7 +10,7 @@ from typing import Protocol
 from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.usage import Usage
 from gateway.providers.adapter import StreamDecoder
-from gateway.upstream.connection import Flow
+from gateway.upstream.exchange import Flow
 from gateway.upstream.timer import FOREVER
 
 PING = b": still here\n\n"

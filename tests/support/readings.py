@@ -11,7 +11,8 @@ from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Deadlines
 from gateway.http.client import ClientWriter
 from gateway.providers.openai_stream import OpenAIStream
-from gateway.upstream.connection import Connection, Flow, Reply
+from gateway.upstream.connection import Connection
+from gateway.upstream.exchange import Flow, Reply
 from gateway.upstream.relay import Relay
 
 LAST = b"0\r\n\r\n"

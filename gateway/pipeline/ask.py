@@ -1,0 +1,200 @@
+"""Hot path: one attempt at one target: the request out, the reply or the stream in."""
+
+import asyncio
+import zlib
+from functools import partial
+from time import monotonic, time
+from typing import Any
+
+import msgspec
+
+from gateway.core.errors import Failure, UpstreamError
+from gateway.core.request import Request
+from gateway.core.target import Deadlines
+from gateway.formats import Meta
+from gateway.pipeline.answer import served_headers
+from gateway.pipeline.call import Call, Deliver
+from gateway.pipeline.catalogue import Route
+from gateway.pipeline.lanes import Lane
+from gateway.pipeline.services import Services
+from gateway.pipeline.settle import measure
+from gateway.pipeline.targets import Headers
+from gateway.policy.retry import retry_after
+from gateway.policy.tokens import count_tokens
+from gateway.upstream.exchange import MAX_BODY_BYTES, Reply
+from gateway.upstream.relay import Relay
+
+MAX_SHOWN_CHARS = 300
+NO_META = Meta("", "", 0)  # replies in the client's own dialect need none
+
+
+async def ask(services: Services, call: Call, route: Route, until: float) -> Deliver:
+    """Make one attempt."""
+    request, target, way = call.request, route.target, route.ways[call.operation]
+    assert request is not None
+    built = way.lane.build(request)
+    call.dropped = built.dropped
+    body = built.body
+    head = way.stream_head if request.stream else way.head
+    if way.passed_on or route.signer is not None:
+        path = way.stream_path if request.stream else way.path
+        extra = await _more_headers(call, route, way.passed_on, path, body)
+        data = b"%b%d\r\n%b\r\n%b" % (head, len(body), extra, body)
+    else:
+        data = b"%b%d\r\n\r\n%b" % (head, len(body), body)
+    native = way.lane.native
+    meta = NO_META if native else _meta(services, call, request, target.model)
+    call.relay = relay = _relay(call, way.lane, request, meta) if request.stream else None
+    watch = _Watch(services, relay, target.deadlines) if relay is not None else None
+    try:
+        reply = await services.transport.send(target.origin, data, relay, target.deadlines, until)
+    finally:
+        if watch is not None:
+            watch.close()
+    call.reply_at, call.connect_s = monotonic(), reply.connect_seconds
+    if reply.status != 200:
+        raise _refusal(route, reply)
+    if reply.streamed:
+        assert relay is not None
+        ending = relay.end()
+        call.status = 200
+        call.finished = True
+        measure(call)
+        return partial(call.client.finish, ending)
+    call.relay = None
+    content = _decompressed(reply)
+    answer = way.lane.read(content, request, meta)
+    if request.stream and answer.usage is None and _error(content) is not None:
+        # Some servers answer so with status 200.
+        raise UpstreamError(Failure.STREAM_ERROR, content.decode(errors="replace"))
+    call.status = 200
+    call.finished = True
+    measure(call, answer)
+    if answer.streamed:
+        call.client.start(served_headers(call, with_cost=True))
+        return partial(call.client.finish, answer.body)
+    content_type = answer.content_type
+    if not content_type:
+        content_type = reply.headers.get(b"content-type", b"application/json").decode("latin-1")
+    headers = served_headers(call, with_cost=True)
+    return partial(call.client.reply, 200, content_type, headers, answer.body)
+
+
+class _Watch:
+    """Looks after a stream that has shown nothing yet: comments for the client, and a deadline."""
+
+    __slots__ = ("_loop", "_ping", "_relay", "_timer", "_until")
+
+    def __init__(self, services: Services, relay: Relay, deadlines: Deadlines) -> None:
+        self._loop, self._relay = services.loop, relay
+        self._ping = services.config.server.stream_ping
+        self._until = monotonic() + deadlines.first_token
+        first = min(self._ping, deadlines.first_token)
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(first, self._look)
+
+    def close(self) -> None:
+        """Look no more. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._relay.started:
+            return
+        left = self._until - monotonic()
+        if left <= 0:
+            message = "nothing came behind the reply's head in time"
+            if self._relay.give_up(UpstreamError(Failure.FIRST_TOKEN_TIMEOUT, message)):
+                return
+        self._relay.ping()
+        following = min(self._ping, left) if left > 0 else self._ping
+        self._timer = self._loop.call_later(following, self._look)
+
+
+async def _more_headers(
+    call: Call, route: Route, passed_on: Headers, path: str, body: bytes
+) -> bytes:
+    """Return the header lines that only the moment of sending knows."""
+    given = dict(call.passed_on)
+    found = [(name, given.get(name) or default) for name, default in passed_on]
+    lines = b"".join([f"{n}: {value}\r\n".encode("latin-1") for n, value in found if value])
+    if route.signer is not None:
+        lines += await route.signer.headers(route.target.origin.authority, path, body)
+    return lines
+
+
+def _meta(services: Services, call: Call, request: Request, model: str) -> Meta:
+    return Meta(
+        id=call.id,
+        model=model,
+        created=int(services.admission.now()),
+        wants_usage=request.wants_usage,
+        prompt_tokens=request.prompt_estimate,
+        echo=request.fields,
+    )
+
+
+def _error(content: bytes) -> Any:
+    """Return what stands under `error`, where SDKs look for it."""
+    try:
+        return msgspec.json.decode(content, type=_WithError).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class _WithError(msgspec.Struct):
+    error: Any = None
+
+
+def _relay(call: Call, lane: Lane, request: Request, meta: Meta) -> Relay:
+    return Relay(
+        lane.decoder(request, meta),
+        call.client,
+        partial(served_headers, call, with_cost=False),
+        count_tokens,
+        monotonic,
+        call.allowance,
+    )
+
+
+def _refusal(route: Route, reply: Reply) -> UpstreamError:
+    """Turn a reply that is not 200 into an error; its text never quotes the target's key."""
+    body = _decompressed(reply)
+    message = route.adapter.parse_error(body)
+    return UpstreamError(
+        Failure.STATUS,
+        redacted(message or f"answered {reply.status}", route)[:MAX_SHOWN_CHARS],
+        status=reply.status,
+        body=_redacted_bytes(body, route) if isinstance(_error(body), dict) else b"",
+        content_type=reply.headers.get(b"content-type", b"").decode("latin-1"),
+        retry_after=retry_after(reply.headers, time()),
+    )
+
+
+def _decompressed(reply: Reply) -> bytes:
+    """Undo a compression that was not asked for, within the cap of a body."""
+    encoding = reply.headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding == b"identity":
+        return reply.body
+    if encoding not in (b"gzip", b"deflate"):
+        raise UpstreamError(Failure.PROTOCOL, "the reply's content encoding is unknown")
+    machine = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+    try:
+        content = machine.decompress(reply.body, MAX_BODY_BYTES)
+    except zlib.error:
+        raise UpstreamError(Failure.PROTOCOL, "the reply's compression is damaged") from None
+    if not machine.eof:
+        raise UpstreamError(Failure.PROTOCOL, "the reply is cut or too large")
+    return content
+
+
+def redacted(text: str, route: Route) -> str:
+    """Take the gateway's own key out of what a provider says: some quote it in errors."""
+    key = route.target.api_key
+    return text.replace(key, "[key]") if key else text
+
+
+def _redacted_bytes(body: bytes, route: Route) -> bytes:
+    key = route.target.api_key
+    return body.replace(key.encode(), b"[key]") if key else body

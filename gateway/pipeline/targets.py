@@ -1,0 +1,143 @@
+"""A provider as it is configured, made ready to be asked: address, keys, request heads, checks."""
+
+import re
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway import __version__
+from gateway.config import schema
+from gateway.core.errors import ConfigError
+from gateway.core.operations import Operation
+from gateway.core.target import Target
+from gateway.pipeline.lanes import Lane, lane
+from gateway.providers import PROVIDERS, Adapter
+from gateway.providers.adapter import Endpoint
+from gateway.upstream.credentials import check_signing
+from gateway.upstream.dial import proxy_headers
+
+Headers = tuple[tuple[str, str], ...]
+
+
+class Way(msgspec.Struct, frozen=True):
+    """How one operation reaches a target, and the request heads for it, up to Content-Length.
+
+    `passed_on`: the client's headers that go along, with what is sent where it has none.
+    """
+
+    lane: Lane
+    head: bytes
+    stream_head: bytes
+    passed_on: Headers
+    path: str
+    stream_path: str
+
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.1, token
+# Framing and connection are the transport's to say.
+_OUR_HEADERS = frozenset(
+    {"content-length", "transfer-encoding", "connection", "host", "content-type", "te", "upgrade"}
+)
+
+
+def settings_of(provider: schema.Provider) -> dict[str, str]:
+    names = ("api", "api_version", "region", "project", "location")
+    found = {name: getattr(provider, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def base_url_of(provider: schema.Provider) -> str:
+    """Return where a provider is; its kind's own address may depend on settings."""
+    if provider.base_url is not None:
+        return provider.base_url
+    url = PROVIDERS[provider.kind].base_url
+    assert url is not None
+    settings = settings_of(provider)
+    if settings.get("location") == "global":  # Vertex AI's worldwide endpoint has no prefix
+        url = url.replace("{location}-", "")
+    return url.format(**settings) if "{" in url else url
+
+
+def keys_of(provider: schema.Provider) -> list[tuple[str | None, int]]:
+    """Return a provider's keys with their weights."""
+    found: list[tuple[str | None, int]] = []
+    if provider.api_key is not None or not provider.api_keys:
+        found.append((provider.api_key, 1))
+    more = [
+        (one, 1) if isinstance(one, str) else (one.key, one.weight) for one in provider.api_keys
+    ]
+    return [*found, *more]
+
+
+def ways_of(adapter: Adapter, target: Target, *, drop: bool) -> dict[Operation, Way]:
+    found = {}
+    for operation in Operation:
+        way = lane(adapter, operation, target, drop=drop)
+        if way is not None:
+            plain, stream = way.endpoint(stream=False), way.endpoint(stream=True)
+            heads = [request_head("POST", one, target) for one in (plain, stream)]
+            length = b"\r\nContent-Length: "
+            found[operation] = Way(
+                way, heads[0] + length, heads[1] + length, plain.passed_on, plain.path, stream.path
+            )
+    return found
+
+
+def request_head(method: str, endpoint: Endpoint, target: Target) -> bytes:
+    path, origin = endpoint.path, target.origin
+    proxied: tuple[tuple[str, str], ...] = ()
+    if origin.proxy is not None and origin.scheme == "http":
+        path = f"http://{origin.authority}{path}"  # absolute form, RFC 9112 section 3.2.2
+        proxied = proxy_headers(origin.proxy)
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        f"Host: {origin.authority}",
+        f"User-Agent: sluice/{__version__}",
+        "Accept: application/json, text/event-stream",
+        "Accept-Encoding: identity",
+        *(f"{name}: {value}" for name, value in (*endpoint.headers, *proxied)),
+    ]
+    return "\r\n".join(lines).encode("latin-1")
+
+
+def check_provider(name: str, provider: schema.Provider) -> None:
+    field = f"providers.{name}"
+    kind = PROVIDERS.get(provider.kind)
+    if kind is None:
+        known = ", ".join(PROVIDERS)
+        raise ConfigError(f"unknown kind {provider.kind!r}; one of: {known}", field=f"{field}.kind")
+    if kind.needs_key and not provider.api_key and not provider.api_keys:
+        raise ConfigError(f"kind {provider.kind!r} needs an api_key", field=field)
+    if provider.base_url is None and kind.base_url is None:
+        raise ConfigError(f"kind {provider.kind!r} needs a base_url", field=field)
+    settings = settings_of(provider)
+    for name_of_setting in kind.settings:
+        if name_of_setting not in settings and provider.base_url is None:
+            raise ConfigError(f"kind {provider.kind!r} needs a {name_of_setting}", field=field)
+    url = base_url_of(provider)
+    check_signing(provider, field)
+    _check_url(url, ("http", "https", "unix", "demo"), f"{field}.base_url")
+    if provider.proxy is not None:
+        _check_url(provider.proxy, ("http",), f"{field}.proxy")
+    keys = [key for key, _ in keys_of(provider) if key is not None]
+    for text in (*keys, *provider.headers.values()):
+        if not text.isascii() or not text.isprintable():
+            raise ConfigError("a key or header holds characters that HTTP forbids", field=field)
+    for header in provider.headers:
+        if not _HEADER_NAME.fullmatch(header) or header.lower() in _OUR_HEADERS:
+            raise ConfigError(f"{header!r} cannot be set", field=field)
+
+
+def _check_url(url: str, schemes: tuple[str, ...], field: str) -> None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in schemes and bool(
+            parts.path if parts.scheme in ("unix", "demo") else parts.hostname
+        )
+        _ = parts.port
+    except ValueError:
+        valid = False
+    if not valid or not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"expected a URL ({', '.join(schemes[:2])})", field=field)
+    if parts.query or parts.fragment:
+        raise ConfigError("a base URL has no query and no fragment", field=field)
