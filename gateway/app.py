@@ -28,6 +28,7 @@ from gateway.observe.scoreboard import Scoreboard
 from gateway.observe.traces import TraceExporter
 from gateway.observe.webhook import WebhookPoster, signing_key
 from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.health import Health
 from gateway.pipeline.keyring import Keyring
 from gateway.pipeline.reap import reap
 from gateway.pipeline.services import Services
@@ -41,6 +42,7 @@ from gateway.store.journal import Journal
 from gateway.store.keys import VirtualKeys
 from gateway.store.location import Location
 from gateway.store.replay import replay
+from gateway.store.targets import TargetBoard
 from gateway.store.usage import UsageReader
 from gateway.upstream.pool import Transport
 
@@ -93,16 +95,19 @@ class Gateway:
             writers,
             self._gauges,
         )
+        catalogue = Catalogue(config, resources.prices, resources.demo_socket)
+        self._health = Health(catalogue, TargetBoard(self._client), self._admission)
         self._services = Services(
             loop=self._loop,
             config=config,
             keyring=Keyring(config, self._keys, trusting=degrade),
-            catalogue=Catalogue(config, resources.prices, resources.demo_socket),
+            catalogue=catalogue,
             admission=self._admission,
             transport=self._transport,
             retries=msgspec.convert(config.retries, Rules, from_attributes=True),
             emit=self._emit,
             append=partial(requests.append, self._client),
+            ejected=self._health.ejected,
         )
         self._traces = TraceExporter(config.tracing) if config.tracing.enabled else None
         self._readiness = Readiness(
@@ -141,6 +146,7 @@ class Gateway:
         self._tasks = [
             self._loop.create_task(self._keep_up(), name="upkeep"),
             self._loop.create_task(self._services.keyring.watch(), name="keys"),
+            self._loop.create_task(self._health.watch(), name="health"),
         ]
         self.recorder.fold()
         return self.server

@@ -135,7 +135,8 @@ class _Course:
         try:
             deliver = await ask(self._services, call, route, self._until)
         except UpstreamError as error:
-            _learn(route, error)
+            if _learn(route, error):
+                self._services.ejected(route)
             call.tries.append(_tried(call, route, error.failure.value, error.status))
             if error.failure is Failure.STREAM_ERROR:
                 error.message = redacted(error.message, route)
@@ -169,13 +170,13 @@ class _Course:
         raise failure
 
 
-def _learn(route: Route, error: UpstreamError) -> None:
-    """Let a target's breaker know of a failure, and of how long it wants to be left alone."""
+def _learn(route: Route, error: UpstreamError) -> bool:
+    """Let a target's breaker know of a failure; tell whether it is left alone from now on."""
     breaker, now = route.state.breaker, monotonic()
     if error.status == 429 and error.retry_after and route.rotation is None:
-        breaker.eject(now, error.retry_after)
-    elif counts_against(error):
-        breaker.failed(now)
+        breaker.eject(now, error.retry_after)  # for as long as it says itself
+        return True
+    return counts_against(error) and breaker.failed(now)
 
 
 def _keyed(route: Route) -> tuple[Route, ...] | list[Route]:

@@ -113,6 +113,15 @@ class Catalogue:
         """Return what serves a model name: configured, `provider/model`, or claimed by one."""
         return self._models.get(model) or self._dynamic.get(model) or self._claimed(model)
 
+    def shared_states(self) -> dict[str, TargetState]:
+        """Return what is known of the targets of models that have several, by provider/model."""
+        return {
+            f"{route.target.provider}/{route.target.model}": route.state
+            for served in self._models.values()
+            if len(served.routes) > 1
+            for route in served.routes
+        }
+
     def passage(self, provider: str, model: str) -> Served | None:
         """Return the way to a provider's own API, with a model's price; None: there is none."""
         configured = self._config.providers.get(provider)

@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.config.schema import Config
 from gateway.core.record import RequestRecord
-from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.catalogue import Catalogue, Route
 from gateway.pipeline.keyring import Keyring
 from gateway.policy.retry import Rules
 from gateway.store.admission import Admission
@@ -18,7 +18,7 @@ class Services(msgspec.Struct, frozen=True):
     """The worker's own parts.
 
     `emit` takes each finished request's record; `append` those that hold no lease, whose entry in
-    `sluice:requests` no settlement writes.
+    `sluice:requests` no settlement writes; `ejected` learns of targets that are left alone.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -30,3 +30,4 @@ class Services(msgspec.Struct, frozen=True):
     retries: Rules
     emit: Callable[[RequestRecord], None]
     append: Callable[[RequestRecord], None]
+    ejected: Callable[[Route], None]

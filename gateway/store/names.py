@@ -13,6 +13,7 @@ REQUESTS = "sluice:requests"
 KEYS = "sluice:keys"  # SHA-256 of a virtual key's secret -> key id
 KEYS_VERSION = "sluice:keys:version"  # raised with every change of a virtual key
 WORKERS = "sluice:workers"  # live workers of all machines -> when last seen (Unix seconds)
+TARGETS = "sluice:targets"  # provider/model -> until when it is left alone (Unix ms)
 GATEWAY_LIMIT = "sluice:limit:gateway"  # the limits of everybody together
 REQUESTS_KEPT = 10_000
 

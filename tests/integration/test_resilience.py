@@ -122,6 +122,23 @@ async def test_a_failing_target_is_left_alone_and_taken_back() -> None:
             assert tried["p1"] == len(b.received)
 
 
+async def test_workers_tell_one_another_what_is_left_alone() -> None:
+    async with Upstream(behaviour=failing(500)) as bad, Upstream(behaviour=answer) as good:
+        rules = {"failures": 3, "ejection": 20}
+        sections = model("priority", 2, breaker=rules, retries=PATIENT)
+        with running(config(bad.url, good.url, **sections), workers=4) as gateway:
+            with gateway.store as store:
+                while not store.hgetall("sluice:targets"):
+                    assert (await once(gateway.port, Ask(chat()))).status == 200
+                assert list(store.hgetall("sluice:targets")) == ["p0/gpt-4o-mini"]
+                assert 0 < store.ttl("sluice:targets") <= 3600
+            await asyncio.sleep(1.5)
+            asked = len(bad.received)
+            outcomes = await flood(gateway.port, [Ask(chat()) for _ in range(200)], connections=16)
+            assert {outcome.status for outcome in outcomes} == {200}
+            assert len(bad.received) == asked
+
+
 async def test_weights_share_the_requests() -> None:
     async with Upstream(behaviour=answer) as light, Upstream(behaviour=answer) as heavy:
         sections = model("weighted", 2)
