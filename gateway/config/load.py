@@ -137,11 +137,12 @@ def _complete_clouds(providers: object, environ: Mapping[str, str]) -> None:
             continue
         for field, variables in CLOUD_VARIABLES.get(str(entry.get("kind")), {}).items():
             value = next((environ[v] for v in variables if environ.get(v)), None)
-            if value is not None:
-                entry.setdefault(field, value)
+            if value is not None and entry.get(field) is None:
+                entry[field] = value
         keys = {name: environ.get(variable) for name, variable in AWS_KEYS.items()}
         if entry.get("kind") == "bedrock" and keys["access_key"] and keys["secret_key"]:
-            entry.setdefault("aws", {name: value for name, value in keys.items() if value})
+            given = {name: value for name, value in keys.items() if value}
+            entry["aws"] = entry.get("aws") or given
 
 
 def _convert(raw: dict[str, Any]) -> Config:

@@ -11,8 +11,8 @@ from msgspec import Meta
 Count = Annotated[int, Meta(ge=1, le=10**12)]  # Lua counts exactly up to 2**53
 Seconds = Annotated[float, Meta(gt=0, le=7 * 86_400)]
 Weight = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Usd = Annotated[float | str, Meta(description="US dollars")]
 
 DEFAULT_PORT = 8080
@@ -110,7 +110,7 @@ class Scope(Limit, frozen=True):
     per_model: dict[str, Limit] = {}
 
 
-Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 
 
 class KeySettings(Scope, frozen=True, kw_only=True):
@@ -201,7 +201,7 @@ class Aws(Section, frozen=True):
     session_token: str | None = None
 
 
-Setting = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+Setting = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")]
 
 
 class Provider(Section, frozen=True):

@@ -38,7 +38,12 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     head = way.stream_head if request.stream else way.head
     if way.passed_on or route.signer is not None:
         path = way.stream_path if request.stream else way.path
-        extra = await _more_headers(call, route, way.passed_on, path, body)
+        try:
+            async with asyncio.timeout(max(0.0, until - monotonic())):
+                extra = await _more_headers(call, route, way.passed_on, path, body)
+        except TimeoutError:
+            message = "no access token came in time"
+            raise UpstreamError(Failure.TOTAL_TIMEOUT, message) from None
         data = b"%b%d\r\n%b\r\n%b" % (head, len(body), extra, body)
     else:
         data = b"%b%d\r\n\r\n%b" % (head, len(body), body)
@@ -190,11 +195,19 @@ def _decompressed(reply: Reply) -> bytes:
 
 
 def redacted(text: str, route: Route) -> str:
-    """Take the gateway's own key out of what a provider says: some quote it in errors."""
-    key = route.target.api_key
-    return text.replace(key, "[key]") if key else text
+    """Take the gateway's own credentials out of what a provider says: some quote them in errors."""
+    for secret in _secrets(route):
+        text = text.replace(secret, "[key]")
+    return text
 
 
 def _redacted_bytes(body: bytes, route: Route) -> bytes:
+    for secret in _secrets(route):
+        body = body.replace(secret.encode(), b"[key]")
+    return body
+
+
+def _secrets(route: Route) -> tuple[str, ...]:
     key = route.target.api_key
-    return body.replace(key.encode(), b"[key]") if key else body
+    own = (key,) if key else ()
+    return own if route.signer is None else (*own, *route.signer.secrets)

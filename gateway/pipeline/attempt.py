@@ -94,14 +94,14 @@ class _Course:
         assert served is not None
         now, panic = monotonic(), self._services.config.breaker.panic
         asked = 0
-        for route in plan(served.routes, served.strategy, now, random.random, panic):
-            if call.operation not in route.ways:
-                continue
+        planned = plan(served.routes, served.strategy, now, random.random, panic)
+        planned = tuple([route for route in planned if call.operation in route.ways])
+        for place, route in enumerate(planned):
             # Handing over to a target that is well costs nobody anything; another is a retry.
             if asked and not route.state.breaker.closed(now) and not served.budget.spend():
                 continue
             asked += 1
-            for keyed in _keyed(route):
+            for keyed in _keyed(route, last=place == len(planned) - 1):
                 try:
                     return await self._try(keyed)
                 except ApiError as error:
@@ -179,11 +179,14 @@ def _learn(route: Route, error: UpstreamError) -> bool:
     return counts_against(error) and breaker.failed(now)
 
 
-def _keyed(route: Route) -> tuple[Route, ...] | list[Route]:
-    """Return the ways to a target: of a provider with several keys, by whose turn it is."""
+def _keyed(route: Route, *, last: bool) -> tuple[Route, ...] | list[Route]:
+    """Return the ways to a target: of a provider with several keys, by whose turn it is.
+
+    Keys that rest are tried where there is no other target.
+    """
     if route.rotation is None:
         return (route,)
-    return [route.others[i] for i in route.rotation.order(monotonic())]
+    return [route.others[i] for i in route.rotation.order(monotonic(), resting_too=last)]
 
 
 def _rests(route: Route, error: UpstreamError) -> bool:

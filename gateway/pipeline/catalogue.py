@@ -107,6 +107,7 @@ class Catalogue:
         self._labels: set[str] = set()
         for name, provider in config.providers.items():
             check_provider(name, provider)
+            self._signers[name] = make_signer(provider)
         self._models = {name: self._configured(name, m) for name, m in config.models.items()}
 
     def resolve(self, model: str) -> Served | None:
@@ -247,7 +248,7 @@ class Catalogue:
         ]
         drop = (model and model.unsupported) or provider.unsupported or self._config.unsupported
         ways = [ways_of(kind.adapter_for(one), one, drop=drop == "drop") for one in targets]
-        signer = self._signer(wanted.provider, provider)
+        signer = self._signers[wanted.provider]
         own = _own_price(price)
         state = self._state(wanted.provider, wanted.model if model else "")
         routes = [
@@ -281,11 +282,6 @@ class Catalogue:
             breaker = Breaker(self._breaker, random.random)
             found = self._states[provider, model] = TargetState(breaker)
         return found
-
-    def _signer(self, name: str, provider: schema.Provider) -> Signer | None:
-        if name not in self._signers:
-            self._signers[name] = make_signer(provider)
-        return self._signers[name]
 
     def _target(
         self,

@@ -111,8 +111,10 @@ def check_provider(name: str, provider: schema.Provider) -> None:
     if provider.base_url is None and kind.base_url is None:
         raise ConfigError(f"kind {provider.kind!r} needs a base_url", field=field)
     settings = settings_of(provider)
+    keyed = any(key for key, _ in keys_of(provider))
     for name_of_setting in kind.settings:
-        if name_of_setting not in settings and provider.base_url is None:
+        # With an address and a key Bedrock's region is of no use to anybody.
+        if name_of_setting not in settings and not (provider.base_url and keyed):
             raise ConfigError(f"kind {provider.kind!r} needs a {name_of_setting}", field=field)
     url = base_url_of(provider)
     check_signing(provider, field)
@@ -120,6 +122,8 @@ def check_provider(name: str, provider: schema.Provider) -> None:
     if provider.proxy is not None:
         _check_url(provider.proxy, ("http",), f"{field}.proxy")
     keys = [key for key, _ in keys_of(provider) if key is not None]
+    if "" in keys or provider.api_key == "":
+        raise ConfigError("a key is empty", field=field)
     for text in (*keys, *provider.headers.values()):
         if not text.isascii() or not text.isprintable():
             raise ConfigError("a key or header holds characters that HTTP forbids", field=field)

@@ -15,13 +15,16 @@ class Rotation:
         self._current = [0] * len(weights)
         self._resting = [0.0] * len(weights)
 
-    def order(self, now: float) -> list[int]:
+    def order(self, now: float, *, resting_too: bool = True) -> list[int]:
         """Return the keys in the order to try: the one whose turn it is, then the others.
 
-        Those that rest come last, the one that is to be back first before the others.
+        Those that rest come last, the one that is to be back first before the others; or not at
+        all, where there is something better to try.
         """
         ready = [i for i, until in enumerate(self._resting) if until <= now]
         resting = sorted(set(range(len(self._weights))) - set(ready), key=self._resting.__getitem__)
+        if not resting_too:
+            resting = []
         if not ready:
             return resting
         total = 0

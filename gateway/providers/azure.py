@@ -20,10 +20,12 @@ from gateway.providers.adapter import (
 from gateway.providers.errors import error_message
 from gateway.providers.openai import PATHS, OpenAI
 from gateway.providers.openai_wire import parse_listing
+from gateway.providers.paths import segment
 
 _OPENAI = OpenAI()
 _PATHS = {**PATHS, Operation.RESPONSES: "/responses"}
 V1 = "v1"
+V1_VERSIONS = (V1, "preview", "latest")
 
 
 class AzureNative:
@@ -105,11 +107,13 @@ def _endpoint(operation: Operation, target: Target) -> Endpoint:
         headers = (*headers, ("api-key", target.api_key))
     base = target.base_path.removesuffix("/v1").removesuffix("/openai") + "/openai"
     path = _PATHS[operation]
-    if version == V1:
-        return Endpoint(f"{base}/v1{path}", headers)
+    if version in V1_VERSIONS:
+        query = "" if version == V1 else f"?api-version={version}"
+        return Endpoint(f"{base}/v1{path}{query}", headers)
     if operation is Operation.RESPONSES:  # not below a deployment: the body names the model
         return Endpoint(f"{base}{path}?api-version={version}", headers)
-    return Endpoint(f"{base}/deployments/{target.model}{path}?api-version={version}", headers)
+    deployment = segment(target.model)
+    return Endpoint(f"{base}/deployments/{deployment}{path}?api-version={version}", headers)
 
 
 ADAPTER = Azure()

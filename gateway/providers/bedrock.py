@@ -5,7 +5,6 @@ A model is a model id, the id of an inference profile, or an ARN.
 
 import re
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -40,6 +39,7 @@ from gateway.providers.anthropic_prompt import (
 )
 from gateway.providers.converse_wire import MAKER, ConverseDecoder
 from gateway.providers.errors import error_message
+from gateway.providers.paths import segment
 
 _encode = msgspec.json.Encoder().encode
 
@@ -70,7 +70,7 @@ class ConverseConversation:
     def endpoint(self, target: Target, *, stream: bool) -> Endpoint:
         """Say where prompts go: the model is in the path."""
         method = "converse-stream" if stream else "converse"
-        path = f"{target.base_path}/model/{quote(target.model, safe='')}/{method}"
+        path = f"{target.base_path}/model/{segment(target.model)}/{method}"
         return Endpoint(path, _headers(target))
 
     def build(self, prompt: Prompt, target: Target, fit: Fit) -> bytes:

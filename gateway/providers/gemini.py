@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.errors import ApiError, Failure, UpstreamError
+from gateway.core.errors import Failure, UpstreamError
 from gateway.core.messages import Fit, Prompt, Reply
 from gateway.core.operations import Operation
 from gateway.core.request import Request
@@ -16,6 +16,7 @@ from gateway.providers.embeddings import Vector, encode_vectors, texts_of
 from gateway.providers.errors import UNREADABLE, error_message
 from gateway.providers.gemini_prompt import write
 from gateway.providers.gemini_wire import GeminiDecoder
+from gateway.providers.paths import segment
 
 _encode = msgspec.json.Encoder().encode
 
@@ -123,9 +124,8 @@ class _Models(msgspec.Struct):
 
 def model_path(model: str) -> str:
     """Return a model's resource name."""
-    if any(mark in model for mark in "?#:% "):
-        raise ApiError("model_not_found", f"No model can be named '{model}'.", param="model")
-    return model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
+    name = model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
+    return segment(name, keep="/")
 
 
 def _headers(target: Target) -> tuple[tuple[str, str], ...]:

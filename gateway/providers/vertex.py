@@ -21,6 +21,7 @@ from gateway.providers.anthropic_wire import MessagesDecoder
 from gateway.providers.embeddings import Vector, encode_vectors, texts_of
 from gateway.providers.errors import UNREADABLE, error_message
 from gateway.providers.gemini_wire import GeminiDecoder
+from gateway.providers.paths import segment
 
 ENVELOPE_VERSION = "vertex-2023-10-16"
 _encode = msgspec.json.Encoder().encode
@@ -164,7 +165,7 @@ class VertexAnthropic(Vertex):
 def _path(publisher: str, target: Target, method: str) -> str:
     project, location = target.setting("project"), target.setting("location")
     place = f"projects/{project}/locations/{location}/publishers/{publisher}"
-    return f"{target.base_path}/{place}/models/{target.model}:{method}"
+    return f"{target.base_path}/{place}/models/{segment(target.model, keep='@')}:{method}"
 
 
 def _headers(target: Target) -> tuple[tuple[str, str], ...]:

@@ -52,12 +52,18 @@ class Signer(Protocol):
         """Return what goes with a POST of a body."""
         ...
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Return what a provider may quote, and nobody else should see."""
+        ...
+
 
 def make_signer(provider: Provider) -> Signer | None:
     """Return what a provider's requests need; None where its key is all."""
     if provider.kind == "bedrock" and not (provider.api_key or provider.api_keys):
         assert provider.aws is not None
-        return AwsSigner(provider.aws, provider.region or "us-east-1", "bedrock")
+        assert provider.region is not None
+        return AwsSigner(provider.aws, provider.region, "bedrock")
     if provider.kind == "azure" and provider.entra is not None:
         return BearerToken(EntraSource(provider.entra))
     if provider.kind == "vertex":
@@ -97,6 +103,12 @@ class AwsSigner:
     ) -> None:
         self._keys, self._region, self._service, self._clock = keys, region, service, clock
         self._day_key: tuple[str, bytes] = ("", b"")
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Return the keys."""
+        keys = self._keys
+        return (keys.secret_key, *([keys.session_token] if keys.session_token else []))
 
     async def headers(self, authority: str, path: str, body: bytes) -> bytes:
         """Sign a POST."""
@@ -182,6 +194,11 @@ class BearerToken:
         self._token = self._trouble = ""
         self._good_until = self._renewed_at = 0.0
         self._fetching: asyncio.Task[None] | None = None
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Return the token, if there is one."""
+        return (self._token,) if self._token else ()
 
     async def headers(self, authority: str, path: str, body: bytes) -> bytes:
         """Return the token as a header. Raises UpstreamError where there is none.

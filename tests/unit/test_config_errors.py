@@ -22,9 +22,9 @@ PLACED = {
     "unknown section": ("log: {}\nservers: {}\n", 2, "servers"),
     "unknown field": ("server:\n  adress: x\n", 2, "server.adress"),
     "unknown field deep": (
-        "models:\n  m:\n    targets:\n      - provider: demo\n        weight: 2\n",
+        "models:\n  m:\n    targets:\n      - provider: demo\n        wait: 2\n",
         5,
-        "models.m.targets[0].weight",
+        "models.m.targets[0].wait",
     ),
     "unknown field beside a dot": (
         "models:\n  gpt-4.1:\n    target: []\n",

@@ -714,7 +714,6 @@ def test_credentials_of_google_that_cannot_be_used(tmp_path: Path, content: Any,
     assert_said(refusal(provider(**fields, credentials=text), tmp_path), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="catalogue.py: settings are only asked for without base_url")
 @pytest.mark.parametrize(
     "fields",
     [
@@ -730,7 +729,6 @@ def test_a_base_url_does_not_replace_what_requests_are_made_of(
     assert refusal(provider(**fields, base_url="http://127.0.0.1:9"), tmp_path)
 
 
-@pytest.mark.xfail(strict=True, reason="schema.py: `$` in Setting also matches before a last \\n")
 @pytest.mark.parametrize("setting", ["project", "location", "region", "api_version"])
 def test_a_setting_does_not_end_with_a_new_line(tmp_path: Path, setting: str) -> None:
     fields = {"kind": "vertex", "project": "p", "location": "l", "base_url": "http://127.0.0.1:9"}
