@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench lock clean
+.PHONY: help run test lint format bench e2e lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,12 +29,18 @@ format: $(VENV)/dev ## let ruff rewrite the code
 bench: $(VENV)/dev ## measure against nginx and a bare aiohttp proxy (ARGS="--quick" and the like)
 	$(BIN)/python -m tests.bench $(ARGS)
 
+e2e: $(VENV)/dev ## set up what more end-to-end tests need: a model server, LangChain, Node's SDKs
+	$(PIP) install --require-hashes --requirement requirements-e2e.lock
+	if command -v npm >/dev/null && [ -d tests/e2e/node ]; then npm ci --silent --no-fund --no-audit --prefix tests/e2e/node; fi
+
 lock: $(VENV)/dev ## resolve the dependencies anew
 	$(PIP) install uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		pyproject.toml --group build --no-header -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		pyproject.toml --group dev --no-header -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		pyproject.toml --group e2e --no-header -o requirements-e2e.lock
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

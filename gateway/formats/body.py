@@ -23,6 +23,9 @@ BYTES_PER_TOKEN = 4
 # An image or document costs tokens by its size in pixels or pages, not by its base64 length.
 INLINE_DATA_TOKENS = 1000
 INLINE_DATA_MARK = b";base64,"
+# Where Anthropic's dialect, and OpenAI's sound, have it: a long text under this name.
+DATA_FIELD = b'"data"'
+SHORTEST_FILE_BYTES = 1024
 
 
 class StreamOptions(msgspec.Struct):
@@ -133,14 +136,19 @@ def decode(operation: Operation, body: bytes) -> Request:
 def estimate_prompt(body: bytes) -> int:
     """Estimate the prompt's tokens from the body's length, inline files at a flat figure."""
     size, files = len(body), 0
-    start = body.find(INLINE_DATA_MARK)
-    while start >= 0:
-        end = body.find(b'"', start)
-        if end < 0:
-            break
-        size -= end - start
-        files += 1
-        start = body.find(INLINE_DATA_MARK, end)
+    for mark in (INLINE_DATA_MARK, DATA_FIELD):
+        start = body.find(mark)
+        while start >= 0:
+            start += len(mark)
+            if mark is DATA_FIELD:
+                start = body.find(b'"', start, start + 8) + 1
+            end = body.find(b'"', start)
+            if start == 0 or end < 0:
+                break
+            if mark is INLINE_DATA_MARK or end - start >= SHORTEST_FILE_BYTES:
+                size -= end - start
+                files += 1
+            start = body.find(mark, end)
     return size // BYTES_PER_TOKEN + files * INLINE_DATA_TOKENS + 1
 
 

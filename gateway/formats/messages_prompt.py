@@ -53,13 +53,13 @@ class Block(msgspec.Struct):
 
     type: str
     text: str | None = None
-    source: Source | None = None
+    source: Source | str | None = None  # text in a search result
     title: str | None = None
     id: str | None = None
     name: str | None = None
     input: Raw = NOTHING
     tool_use_id: str | None = None
-    content: "str | list[Block] | None" = None
+    content: "str | list[Block] | Block | None" = None
     is_error: bool | None = None
     thinking: str | None = None
     signature: str | None = None
@@ -226,7 +226,7 @@ def _part(block: Block, where: str, unknown: Unknown) -> Part:
     match block.type:
         case "text" if block.text is not None:
             return Text(block.text, cache)
-        case "image" | "document" if block.source is not None:
+        case "image" | "document" if isinstance(block.source, Source):
             return _media(block, block.source, where, cache)
         case "thinking":
             return Thinking(block.thinking or "", block.signature or "")
@@ -236,7 +236,8 @@ def _part(block: Block, where: str, unknown: Unknown) -> Part:
             arguments = bytes(given(block.input) or b"{}").decode()
             return ToolCall(block.id, block.name, arguments, cache=cache)
         case "tool_result" if block.tool_use_id is not None:
-            inner = _parts(block.content or "", f"{where}.content", unknown)
+            content = [block.content] if isinstance(block.content, Block) else block.content
+            inner = _parts(content or "", f"{where}.content", unknown)
             parts = tuple([part for part in inner if isinstance(part, Text | Media)])
             return ToolResult(block.tool_use_id, parts, bool(block.is_error), cache)
     raise _untranslatable(block, where)

@@ -12,7 +12,7 @@ from gateway import __version__
 from gateway.core.errors import ApiError, StoreError
 from gateway.core.ids import request_id
 from gateway.core.operations import PATHS
-from gateway.formats import openai
+from gateway.formats import messages_reply, openai
 from gateway.http.admin import AdminRoutes
 from gateway.http.hot import secret_of
 from gateway.http.passthrough import PassthroughRoutes
@@ -115,7 +115,7 @@ class PlainRoutes:
             for name, owner in (await self._listing.models()).items()
             if may_use(principal, name)
         ]
-        if "anthropic-version" in request.headers:
+        if _by_anthropic(request):
             return _json(_anthropic_list([str(one["id"]) for one in listed], self._started))
         return _json({"object": "list", "data": listed})
 
@@ -128,7 +128,7 @@ class PlainRoutes:
             raise ApiError(
                 "model_not_found", f"The model '{name[:256]}' does not exist here.", param="model"
             )
-        if "anthropic-version" in request.headers:
+        if _by_anthropic(request):
             return _json(_anthropic_model(served.name, self._started))
         return _json(self._model_object(served.name, served.owner))
 
@@ -146,23 +146,31 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     try:
         response = await handler(request)
     except ApiError as error:
-        response = _error(error)
+        response = _error(error, request, call_id)
     except StoreError:
         message = "The store that keys are in cannot be reached."
-        response = _error(ApiError("store_unavailable", message, retry_after=1))
+        response = _error(ApiError("store_unavailable", message, retry_after=1), request, call_id)
     except web.HTTPNotFound:
-        response = _error(ApiError("not_found", f"There is no {request.path[:256]} here."))
+        response = _error(
+            ApiError("not_found", f"There is no {request.path[:256]} here."), request, call_id
+        )
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
         message = f"{request.method[:16]} is not allowed here; allowed: {allowed}."
-        response = _error(ApiError("method_not_allowed", message))
+        response = _error(ApiError("method_not_allowed", message), request, call_id)
         response.headers["Allow"] = allowed
     except web.HTTPException:
-        response = _error(ApiError("invalid_http", "The request cannot be served."))
+        response = _error(
+            ApiError("invalid_http", "The request cannot be served."), request, call_id
+        )
     except Exception:
         logger.exception("%s %s failed", request.method, request.path)
-        response = _error(ApiError("internal_error", "The gateway failed. See its log."))
+        response = _error(
+            ApiError("internal_error", "The gateway failed. See its log."), request, call_id
+        )
     response.headers["x-request-id"] = call_id
+    if _by_anthropic(request):
+        response.headers["request-id"] = call_id
     if request.path.startswith("/admin"):
         response.headers["Cache-Control"] = "no-store"
     response.headers["Server"] = SERVER
@@ -194,10 +202,16 @@ def _json(content: object, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-def _error(error: ApiError) -> web.Response:
-    response = web.Response(
-        body=openai.error_body(error), status=error.status, content_type="application/json"
-    )
+def _by_anthropic(request: web.Request) -> bool:
+    """Tell whether the client speaks Anthropic's dialect."""
+    return "anthropic-version" in request.headers
+
+
+def _error(error: ApiError, request: web.Request, call_id: str) -> web.Response:
+    body = openai.error_body(error)
+    if _by_anthropic(request):
+        body = messages_reply.error_body(error, call_id)
+    response = web.Response(body=body, status=error.status, content_type="application/json")
     if error.retry_after is not None:
         response.headers["retry-after"] = str(max(1, ceil(error.retry_after)))
     if error.retryable is False:

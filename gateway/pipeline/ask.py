@@ -68,6 +68,9 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
         return partial(call.client.finish, ending)
     call.relay = None
     content = _decompressed(reply)
+    if not content.lstrip().startswith(b"{"):
+        # A login page, or whatever stands in front of a provider: no answer of its API.
+        raise UpstreamError(Failure.PROTOCOL, "the reply is no JSON object")
     answer = way.lane.read(content, request, meta)
     if request.stream and answer.usage is None and _error(content) is not None:
         # Some servers answer so with status 200.

@@ -221,13 +221,14 @@ PROVIDERS: dict[str, Kind] = {
         needs_key=False,
     ),
     "ollama": Kind(
-        OpenAI(Quirks(renames=OLD_MAX, thoughts_back="reasoning"), _ALL),
+        OpenAI(Quirks(renames=OLD_MAX, thoughts_back="reasoning"), _EMBEDS),
         "http://127.0.0.1:11434/v1",
         needs_key=False,
     ),
-    "lmstudio": Kind(OpenAI(_OLD_TOP_K, _ALL), "http://127.0.0.1:1234/v1", needs_key=False),
+    "lmstudio": Kind(OpenAI(_OLD_TOP_K, _EMBEDS), "http://127.0.0.1:1234/v1", needs_key=False),
     "llamacpp": Kind(
-        OpenAI(Quirks(renames=OLD_MAX, thoughts_back="reasoning_content", top_k=True), _ALL),
+        # Its own Responses ignore the schema, and call an answer that is cut complete.
+        OpenAI(Quirks(renames=OLD_MAX, thoughts_back="reasoning_content", top_k=True), _EMBEDS),
         "http://127.0.0.1:8081/v1",
         needs_key=False,
     ),

@@ -171,6 +171,16 @@ async def test_an_error_reply_of_any_shape(wired: Wired, body: bytes) -> None:
     assert wired.asked() == (1, 0)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_login_page_is_no_answer(wired: Wired, stream: bool) -> None:
+    async def page(exchange: Exchange) -> None:
+        await exchange.reply(b"<html>login</html>", 200, {"Content-Type": "text/html"})
+
+    wired.behave(page)
+    outcome = await once(wired.port, Ask({**ONE.body, "stream": stream}))
+    assert_error(outcome, 502, "upstream_failed")
+
+
 async def test_a_reply_that_stops_halfway_goes_to_the_next(wired: Wired) -> None:
     async def halt(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")

@@ -247,3 +247,18 @@ def test_errors_have_openais_shape() -> None:
     assert json.loads(error_body(error)) == expected
     assert error_event(error) == b"data: " + error_body(error) + b"\n\n"
     assert json.loads(error_body(ApiError("overloaded", "later")))["error"]["param"] is None
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+def test_a_file_in_any_dialect_counts_at_a_flat_figure(spaced: bool) -> None:
+    data = "A" * 600_000
+    colon = '": "' if spaced else '":"'
+    bodies = [
+        '{"source":{"type":"base64","media_type":"image/png","data' + colon + data + '"}}',
+        '{"input_audio":{"data' + colon + data + '","format":"wav"}}',
+        '{"image_url":{"url' + colon + "data:image/png;base64," + data + '"}}',
+    ]
+    for body in bodies:
+        assert 1000 <= estimate_prompt(body.encode()) < 1100
+    assert estimate_prompt(b'{"data":"short","data":' + b"[1]" * 1000) > 700
+    assert estimate_prompt(b'{"data":"' + b"never ends" * 1000) > 2000
