@@ -139,15 +139,16 @@ def estimate_prompt(body: bytes) -> int:
     for mark in (INLINE_DATA_MARK, DATA_FIELD):
         start = body.find(mark)
         while start >= 0:
-            start += len(mark)
+            end = start + len(mark)
             if mark is DATA_FIELD:
-                start = body.find(b'"', start, start + 8) + 1
-            end = body.find(b'"', start)
-            if start == 0 or end < 0:
-                break
-            if mark is INLINE_DATA_MARK or end - start >= SHORTEST_FILE_BYTES:
-                size -= end - start
+                start = body.find(b'"', end, end + 8) + 1  # where its text begins
+            closing = body.find(b'"', start) if start else -1
+            if closing >= 0 and (
+                mark is INLINE_DATA_MARK or closing - start >= SHORTEST_FILE_BYTES
+            ):
+                size -= closing - start
                 files += 1
+                end = closing
             start = body.find(mark, end)
     return size // BYTES_PER_TOKEN + files * INLINE_DATA_TOKENS + 1
 

@@ -33,7 +33,7 @@ def config(*upstreams: str, **sections: Any) -> str:
         "models": {"m": {"targets": targets}},
         # One attempt a target, and none is left alone: what becomes of it is then for sure.
         "retries": {"attempts": 0},
-        "breaker": {"failures": 1000, "minimum": 10_000},
+        "breaker": {"failures": 1000, "minimum": 10_000, "longest": 0.01},
         **sections,
     }
     return json.dumps({name: value for name, value in content.items() if value is not None})
