@@ -65,6 +65,12 @@ def _usage(arguments: argparse.Namespace) -> int:
     return usage.run(_store(arguments)[0], arguments)
 
 
+def _import(arguments: argparse.Namespace) -> int:
+    from gateway.cli import import_litellm
+
+    return import_litellm.run(arguments)
+
+
 def _store(arguments: argparse.Namespace) -> "tuple[str, Config]":
     """Return the URL of the store that a gateway with this configuration uses."""
     from gateway.config.load import load, state_directory
@@ -96,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", parents=[configured], help="validate a configuration")
     check.set_defaults(run=_check)
 
-    from gateway.cli import keys, usage
+    from gateway.cli import import_litellm, keys, usage
 
     keys_parser = commands.add_parser("keys", parents=[configured], help="manage virtual keys")
     keys.add_parser(keys_parser)
@@ -105,6 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     usage_parser = commands.add_parser("usage", parents=[configured], help="show what was used")
     usage.add_arguments(usage_parser)
     usage_parser.set_defaults(run=_usage)
+
+    import_parser = commands.add_parser("import", help="translate another gateway's configuration")
+    import_litellm.add_arguments(import_parser)
+    import_parser.set_defaults(run=_import)
 
     redis_cli = commands.add_parser(
         "redis-cli", parents=[configured], help="talk to the gateway's store"

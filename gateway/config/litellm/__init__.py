@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.config.litellm import settings
+from gateway.config.litellm import reasons, settings
 from gateway.config.litellm.deployments import Deployment, read_deployment
 from gateway.config.litellm.models import Models
 from gateway.config.litellm.source import Fields, Note, label
@@ -43,28 +43,31 @@ def translate(source: Mapping[str, Any]) -> Translation:
         raise ConfigError(f"not a configuration of LiteLLM's: it has none of {', '.join(SECTIONS)}")
     listed = _list(top, "model_list")
     router, litellm, general = (_mapping(top, name) for name in SETTINGS)
-    usual = settings.usual_deadline(router, litellm)
+    usual = settings.usual_deadlines(router, litellm)
     drops = bool(litellm.flag("drop_params"))
     deployments = _deployments(listed, _credentials(top, notes), usual, notes)
-    models = Models(notes, drops=drops)
+    models = Models(notes, settings.strategy(router), drops=drops)
     models.add(deployments)
     for alias, place in _aliases(router, notes):
         models.add_alias(alias, *place)
     models.add_fallbacks(*_fallbacks(router, litellm, notes))
-    deadlines = [one.reached.entry.get("timeouts", {}).get("first_byte", 0) for one in deployments]
+    timeouts = [usual, *(one.reached.entry.get("timeouts", {}) for one in deployments)]
+    longest = max(one.get("first_byte", 0) for one in timeouts)
     found = {
-        "server": settings.server(general, usual, max([usual or 0, *deadlines])),
+        "server": settings.server(general, usual, longest),
         "redis": settings.redis(router),
         "auth": settings.auth(general),
         **settings.budget(litellm),
         **models.result(),
         "unsupported": "drop" if drops else "",
+        "retries": settings.retries(router, litellm),
+        "breaker": settings.breaker(router, litellm),
     }
-    _mapping(top, "environment_variables").rest({}, settings.TOP["environment_variables"])
-    router.rest(settings.ROUTER, settings.NOTHING)
-    litellm.rest(settings.LITELLM, settings.NOTHING)
-    general.rest(settings.GENERAL, settings.NOTHING)
-    top.rest(settings.TOP, "Sluice has no such section")
+    _mapping(top, "environment_variables").rest({}, reasons.TOP["environment_variables"])
+    router.rest(reasons.ROUTER, reasons.NOTHING)
+    litellm.rest(reasons.LITELLM, reasons.NOTHING)
+    general.rest(reasons.GENERAL, reasons.NOTHING)
+    top.rest(reasons.TOP, "Sluice has no such section")
     config = {name: value for name, value in found.items() if value}
     return Translation(config, tuple(notes), len(listed))
 
@@ -96,21 +99,21 @@ def _credentials(top: Fields, notes: list[Note]) -> dict[str, dict[str, Any]]:
         else:
             found[name] = values
         entry.take("credential_info")
-        entry.rest({}, settings.NOTHING)
+        entry.rest({}, reasons.NOTHING)
     return found
 
 
 def _deployments(
     listed: list[Any],
     credentials: Mapping[str, Mapping[str, object]],
-    usual: float | None,
+    usual: dict[str, float],
     notes: list[Note],
 ) -> list[Deployment]:
     found = []
     for number, value in enumerate(listed):
         one = read_deployment(value, f"model_list[{number}]", credentials, notes)
         if one is not None:
-            if one.reached.entry.get("timeouts") == {"first_byte": usual}:
+            if one.reached.entry.get("timeouts") == usual:
                 del one.reached.entry["timeouts"]
             found.append(one)
     return found
@@ -126,7 +129,7 @@ def _aliases(router: Fields, notes: list[Note]) -> list[tuple[str, Place]]:
             group = hidden.literal("model")
             if hidden.flag("hidden"):
                 hidden.lost("hidden", "every model of the file is listed")
-            hidden.rest({}, settings.NOTHING)
+            hidden.rest({}, reasons.NOTHING)
         elif isinstance(aliases.peek(alias), list):
             aliases.take(alias)
             aliases.lost(alias, "an alias is of one model, in LiteLLM too")

@@ -74,16 +74,8 @@ def bedrock(call: Call) -> Reached:
     """Reach a region of Bedrock; its models are all asked by Converse."""
     fields, model = call.fields, call.model
     region = fields.text("aws_region_name") or fields.text("region_name")
-    while "/" in model and not model.startswith("arn:"):
-        first, _, rest = model.partition("/")
-        if first in _BEDROCK_OTHERS:
-            raise NotCarried(f"Sluice does not speak to bedrock/{first}/")
-        if _REGION.fullmatch(first):
-            region = region or first
-        elif first not in _BEDROCK_ROUTES:
-            break
-        model = rest
-    model = fields.literal("model_id") or model
+    model, inside = _bedrock_model(model)
+    model, region = fields.literal("model_id") or model, region or inside
     key, base = fields.secret("api_key"), call.base or fields.text("aws_bedrock_runtime_endpoint")
     entry: Entry = {"kind": "bedrock"}
     if key is not None:
@@ -105,6 +97,21 @@ def bedrock(call: Call) -> Reached:
     elif key is None:
         fields.note("aws_access_key_id", _NO_AWS_KEYS)
     return Reached(entry, "bedrock", model)
+
+
+def _bedrock_model(model: str) -> tuple[str, str | None]:
+    """Return a model's id and the region in its name, without LiteLLM's own routes."""
+    region = None
+    while "/" in model and not model.startswith("arn:"):
+        first, _, rest = model.partition("/")
+        if first in _BEDROCK_OTHERS:
+            raise NotCarried(f"Sluice does not speak to bedrock/{first}/")
+        if _REGION.fullmatch(first):
+            region = first
+        elif first not in _BEDROCK_ROUTES:
+            break
+        model = rest
+    return model, region
 
 
 def vertex(call: Call) -> Reached:

@@ -9,6 +9,8 @@ import msgspec
 from gateway.config.litellm.providers import reach
 from gateway.config.litellm.services import Reached
 from gateway.config.litellm.source import Fields, NotCarried, Note, float_or_whole
+from gateway.core.operations import Operation
+from gateway.providers import PROVIDERS
 
 MAX_COUNT = 10**12  # schema.Count
 MAX_RATE = 1000  # US dollars a token: nobody means more
@@ -27,9 +29,12 @@ _UNSERVED = frozenset(
     )
 )
 
-_LIMITS = "it steers LiteLLM's routing; limits here are of keys and tenants (see per_model)"
+_LIMITS = (
+    "limits here are of keys and tenants (see per_model); among deployments without a weight it is "
+    "carried over as the share of the requests"
+)
 _AT_ONCE = "requests at once are limited by key and tenant here (concurrency)"
-_RETRY = "a request that failed goes to the next target, never to the same one again"
+_RETRY = "retries are the same for all models (see retries)"
 _AWS = "Sluice signs with keys alone: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _TAGS = "there is no routing by tags: give each tag a model name of its own"
 _BUDGET = "budgets are of keys, tenants and everybody (see per_model)"
@@ -37,14 +42,14 @@ _LOGS = "Sluice calls no logging service: see ledger, tracing and /metrics"
 _PRICE = "prices are by input, output, cached and cache_write tokens"
 _WHO = "which models a key may use is said with the key"
 
-_BESIDE = {"rpm": _LIMITS, "tpm": _LIMITS, "order": "LiteLLM reads it in litellm_params"}
+_BESIDE = dict.fromkeys(("rpm", "tpm", "weight", "order"), "its place is in litellm_params")
 _PARAMS = {
-    **dict.fromkeys(("rpm", "tpm", "itpm", "otpm"), _LIMITS),
+    **dict.fromkeys(("itpm", "otpm"), _LIMITS),
     "max_parallel_requests": _AT_ONCE,
     **dict.fromkeys(("num_retries", "max_retries", "retry_policy"), _RETRY),
     **dict.fromkeys(("tags", "tag_regex"), _TAGS),
     **dict.fromkeys(("max_budget", "budget_duration"), _BUDGET),
-    "cooldown_time": "only a key that was refused rests, as long as its provider says",
+    "cooldown_time": "it is the same for all models (see breaker)",
     "azure_ad_token": "such a token expires: give tenant_id, client_id and client_secret",
     **dict.fromkeys(("azure_username", "azure_password"), "Entra is asked as an application here"),
     **dict.fromkeys(
@@ -60,7 +65,7 @@ _PARAMS = {
     "mock_response": "there are no mocked replies; the kind `demo` answers by itself",
     "base_model": "it only says the price and size of a model: see price",
     "tiered_pricing": _PRICE,
-    "use_in_pass_through": "there are no pass-through routes",
+    "use_in_pass_through": "a provider's own API is at /providers/NAME/",
     "configurable_clientside_auth_params": "clients cannot choose an upstream's address or key",
     "guardrails": "there are no guardrails to call",
     "additional_drop_params": "fields that a provider cannot take are left out all or none",
@@ -77,14 +82,19 @@ _DESCRIPTION = "Sluice keeps no description of models"
 
 
 class Deployment(msgspec.Struct, frozen=True):
-    """A target in the making; a lower `order` is asked first, a heavier one more often."""
+    """A target in the making; a lower `order` is asked first.
+
+    The share of the requests goes by `weight`, or else by `rpm`, or else by `tpm`.
+    """
 
     field: str
     name: str
     reached: Reached
     ids: tuple[str, ...] = ()
     order: int | None = None
-    weight: int = 1
+    weight: int | None = None
+    rpm: int | None = None
+    tpm: int | None = None
     price: dict[str, Any] | None = None
     drops: bool | None = None
     max_output: int | None = None
@@ -120,28 +130,41 @@ def _deployment(entry: Fields, params: Fields, info: Fields) -> Deployment:
     if name is None:
         raise NotCarried("it has no model_name")
     if mode in _UNSERVED:
-        raise NotCarried(f"Sluice serves no {mode}")
+        raise NotCarried(f"no {mode} by a model's name: see /providers/NAME/")
     reached = reach(params)
+    if mode == "embedding" and not _embeds(reached.entry["kind"]):
+        raise NotCarried(f"there are no embeddings of kind {reached.entry['kind']}")
     if mode == "responses" and reached.entry["kind"] == "openai":
         reached.entry["api"] = "responses"
     price = _price(params, info, embeds=mode == "embedding")
     base_model = info.text("base_model")
     if base_model and not price and base_model.rpartition("/")[2] != reached.model:
         info.lost("base_model", "prices go by the name at the provider: give the model a price")
-    weight = params.whole("weight")
-    if weight == 0:
-        params.lost("weight", "it is asked last, though not never")
     return Deployment(
         field=entry.place,
         name=name,
         reached=reached,
         ids=() if (id := info.text("id")) is None else (id,),
         order=params.whole("order"),
-        weight=1 if weight is None else weight,
+        weight=params.whole("weight"),
+        rpm=_limit(params, "rpm"),
+        tpm=_limit(params, "tpm"),
         price=price,
         drops=params.flag("drop_params"),
         max_output=_max_output(params),
     )
+
+
+def _embeds(kind: str) -> bool:
+    adapter = PROVIDERS[kind].adapter
+    return adapter.embedding is not None or Operation.EMBEDDINGS in adapter.natives
+
+
+def _limit(params: Fields, name: str) -> int | None:
+    found = params.whole(name)
+    if found is not None:
+        params.lost(name, _LIMITS)
+    return found
 
 
 def _max_output(params: Fields) -> int | None:

@@ -3,13 +3,14 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
+from math import gcd, inf
 from typing import Any
 
 import msgspec
 
 from gateway.config.litellm.deployments import Deployment
 from gateway.config.litellm.names import Providers
+from gateway.config.litellm.prefixes import ROWS
 from gateway.config.litellm.source import Note
 
 Target = dict[str, Any]
@@ -18,18 +19,18 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # schema.Name
 _ANYTHING = "*"
 
 _TWICE = "the same target as that of an earlier deployment: it is asked once"
-_SHARE = (
-    "requests are not spread over deployments of equal rank: the first is asked, the next one when "
-    "it fails (several keys of one provider do take turns)"
-)
 _OVERLAP = "a name that two patterns cover is known to neither: clients put provider/ before it"
 
 
 class Models:
-    """The models as they come together. `drops`: fields that fit no provider are left out."""
+    """The models as they come together.
 
-    def __init__(self, notes: list[Note], *, drops: bool) -> None:
-        self._notes, self._drops = notes, drops
+    `strategy` spreads requests over targets of one rank; `drops`: fields that fit no provider are
+    left out.
+    """
+
+    def __init__(self, notes: list[Note], strategy: str, *, drops: bool) -> None:
+        self._notes, self._strategy, self._drops = notes, strategy, drops
         self.providers = Providers()
         self.models: dict[str, dict[str, Any]] = {}
         self._groups: dict[str, list[Target]] = {}
@@ -69,7 +70,7 @@ class Models:
                 continue
             targets = self._resolve(name)
             if targets is None:
-                self._lose(names[0][1] if names else "", "no model has the name it is for")
+                self._lose(names[0][1], "no model has the name it is for")
             else:  # reached by a wildcard
                 self._groups[name], self.models[name] = targets, {}
         known = {place: self._resolve(name) for name, place in _all(wanted, default)}
@@ -87,8 +88,11 @@ class Models:
         self._close_claims()
         found = {}
         for name, fields in self.models.items():
-            targets = [_short(name, target) for target in self._groups[name]]
-            found[name] = {"targets": targets, **fields}
+            targets = _reduced(self._groups[name])
+            shared = len({target["priority"] for target in targets}) < len(targets)
+            spread = {"strategy": self._strategy} if shared else {}
+            short = [_short(name, target) for target in targets]
+            found[name] = {**spread, "targets": short, **fields}
         return {"providers": self.providers.entries, "models": found}
 
     def _say(self, field: str, text: str) -> None:
@@ -99,18 +103,14 @@ class Models:
 
     def _add_group(self, name: str, deployments: list[Deployment]) -> None:
         pooled = self._pooled(deployments)
-        # Without an order a deployment comes after those that have one.
-        orders = sorted({_order(one) for one in pooled})
-        ranked = sorted(pooled, key=lambda one: (_order(one), -one.weight))
-        for before, after in pairwise(ranked):
-            if _order(before) == _order(after):
-                self._say(after.field, _SHARE)
+        ranks = _ranks(pooled)
         targets: list[Target] = []
-        for one in ranked:
+        for one, rank in sorted(zip(pooled, ranks, strict=True), key=lambda pair: pair[1]):
             target: Target = {
                 "provider": self.providers.name(one.reached),
                 "model": one.reached.model,
-                "priority": orders.index(_order(one)) + 1,
+                "priority": rank,
+                "weight": max(1, one.weight or 0),
             }
             if one.price is not None:
                 target["price"] = one.price
@@ -168,10 +168,15 @@ class Models:
         self._open.add(name)
 
     def _close_claims(self) -> None:
-        """Where one provider claims every name, let no other claim any: two owners are none."""
-        entries = self.providers.entries.values()
-        if any(_ANYTHING in entry.get("models", ()) for entry in entries):
-            for entry in entries:
+        """Let no provider claim bare names that LiteLLM gives to another: two owners are none.
+
+        They go to the wildcard of the prefix that they are guessed to have, or to that of all.
+        """
+        entries = self.providers.entries
+        everything = any(_ANYTHING in entry.get("models", ()) for entry in entries.values())
+        guessed = {ROWS[name].kind: name for name in self._open if name in ROWS}
+        for name, entry in entries.items():
+            if everything or guessed.get(entry["kind"], name) != name:
                 entry.setdefault("models", [])
 
     def _resolve(self, name: str) -> list[Target] | None:
@@ -181,18 +186,28 @@ class Models:
             return found
         provider, slash, model = name.partition("/")
         if slash and model and provider in self._open and _ANYTHING not in model:
-            return [{"provider": provider, "model": model, "priority": 1}]
+            return [{"provider": provider, "model": model, "priority": 1, "weight": 1}]
         return None
 
     def _pooled(self, deployments: list[Deployment]) -> list[Deployment]:
         """Join deployments that differ in nothing but the key: a provider's keys take turns."""
         pools: dict[str, list[Deployment]] = {}
-        for one in deployments:
+        for one in self._weighed(deployments):
             entry = {k: v for k, v in one.reached.entry.items() if k != "api_key"}
             keyed = "api_key" in one.reached.entry
             parts = [entry, keyed, one.reached.model, one.price, one.order]
             pools.setdefault(json.dumps(parts), []).append(one)
         return [self._pool(pool) for pool in pools.values()]
+
+    def _weighed(self, deployments: list[Deployment]) -> list[Deployment]:
+        """Return them with their shares: LiteLLM goes by what the first one has of three."""
+        measures = ("weight", "rpm", "tpm") if self._strategy == "weighted" else ()
+        by = next((m for m in measures if getattr(deployments[0], m) is not None), None)
+        shares = [1 if by is None else getattr(one, by) or 0 for one in deployments]
+        return [
+            msgspec.structs.replace(one, weight=share)
+            for one, share in zip(deployments, shares, strict=True)
+        ]
 
     def _pool(self, pool: list[Deployment]) -> Deployment:
         weights: dict[str | None, int] = {}
@@ -200,15 +215,15 @@ class Models:
             key = one.reached.entry.get("api_key")
             if key in weights:
                 self._say(one.field, _TWICE)
-            weights[key] = weights.get(key, 0) + one.weight
+            weights[key] = weights.get(key, 0) + (one.weight or 0)
         ids = tuple(id for one in pool for id in one.ids)
         first = msgspec.structs.replace(pool[0], weight=sum(weights.values()), ids=ids)
         if len(weights) == 1:
             return first
-        if len(set(weights.values())) == 1:
-            keys: list[Any] = list(weights)
-        else:
-            keys = [{"key": key, "weight": max(1, weight)} for key, weight in weights.items()]
+        common = gcd(*weights.values()) or 1
+        keys: list[Any] = list(weights)
+        if len(set(weights.values())) > 1:
+            keys = [{"key": k, "weight": max(1, weight // common)} for k, weight in weights.items()]
         entry = {
             ("api_keys" if name == "api_key" else name): keys if name == "api_key" else value
             for name, value in first.reached.entry.items()
@@ -243,9 +258,23 @@ def _short(name: str, target: Target) -> Target:
     return {
         field: value
         for field, value in target.items()
-        if (field, value) not in (("model", name), ("priority", 1))
+        if (field, value) not in (("model", name), ("priority", 1), ("weight", 1))
     }
 
 
-def _order(one: Deployment) -> float:
-    return float("inf") if one.order is None else one.order
+def _reduced(targets: list[Target]) -> list[Target]:
+    """Return targets with the smallest weights that say the same; one alone needs none."""
+    ranks: dict[int, list[int]] = {}
+    for target in targets:
+        ranks.setdefault(target["priority"], []).append(target["weight"])
+    common = {rank: gcd(*weights) for rank, weights in ranks.items()}
+    return [
+        {**target, "weight": target["weight"] // common[target["priority"]]} for target in targets
+    ]
+
+
+def _ranks(deployments: list[Deployment]) -> list[int]:
+    """Return the priority of each: by order, none last; what has no share stands by."""
+    places = [(inf if one.order is None else one.order, not one.weight) for one in deployments]
+    known = sorted(set(places))
+    return [known.index(place) + 1 for place in places]

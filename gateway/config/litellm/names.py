@@ -61,7 +61,8 @@ def _fit(text: str) -> str:
 
 def _marks(entry: Entry) -> Iterator[str]:
     """Yield what may tell an entry from others of its kind."""
-    yield from (entry[field] for field in ("region", "location") if field in entry)
+    places = (entry.get(field, REFERENCE) for field in ("region", "location"))
+    yield from (place for place in places if not place.startswith(REFERENCE))
     url = entry.get("base_url", "")
     host = "" if url.startswith(REFERENCE) else urlsplit(url).hostname or ""
     if not _NUMERIC.fullmatch(host):
@@ -73,4 +74,4 @@ def _marks(entry: Entry) -> Iterator[str]:
         yield "-".join(word for word in words if word not in known)
     yield from (entry[field] for field in ("api", "project") if field in entry)
     if "timeouts" in entry:
-        yield f"{entry['timeouts']['first_byte']}s"
+        yield "-".join(f"{seconds}s" for seconds in dict.fromkeys(entry["timeouts"].values()))

@@ -13,17 +13,14 @@ from gateway.config.litellm import clouds
 from gateway.config.litellm.prefixes import ANY, ROWS, split
 from gateway.config.litellm.services import Call, Entry, Reached, parts_of, plain, put_together
 from gateway.config.litellm.source import REFERENCE, Fields, NotCarried
+from gateway.config.schema import Timeouts
 
 _SETTING = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")  # schema.Setting
-_MODEL_IN_PATH = frozenset(("azure", "gemini", "vertex"))
-_VISIBLE = re.compile(r"[!-~]+")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OUR_HEADERS = frozenset(
     {"content-length", "transfer-encoding", "connection", "host", "content-type", "te", "upgrade"}
 )
-_SECRET_MODEL_IN_PATH = frozenset(("azure", "gemini", "vertex"))
-_VISIBLE = re.compile(r"[!-~]+")
-_HEADER = re.compile(r"auth|key|token|secret|cookie", re.IGNORECASE)
+_SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie", re.IGNORECASE)
 
 
 def reach(fields: Fields) -> Reached:
@@ -37,10 +34,9 @@ def reach(fields: Fields) -> Reached:
     call = msgspec.structs.replace(call, row=ROWS[prefix], prefix=prefix, model=name)
     build = _BUILDERS.get(prefix) or _BUILDERS.get(call.row.kind) or plain
     reached = build(call)
-    if reached.entry["kind"] in _MODEL_IN_PATH and not _VISIBLE.fullmatch(reached.model):
-        raise NotCarried("its model's name holds characters that an address cannot have")
     _add_headers(fields, reached.entry)
-    _add_timeouts(fields, reached.entry)
+    if timeouts := deadlines(fields, "timeout"):
+        reached.entry["timeouts"] = timeouts
     _check(reached.entry)
     return reached
 
@@ -127,13 +123,16 @@ def _add_headers(fields: Fields, entry: Entry) -> None:
         entry["headers"] = found
 
 
-def _add_timeouts(fields: Fields, entry: Entry) -> None:
-    """Carry the deadline of a call over: a whole reply's first byte comes when it is complete."""
-    seconds = fields.seconds("timeout")
-    if seconds is not None:
-        entry["timeouts"] = {"first_byte": seconds}
-    if fields.take("stream_timeout") is not None:
-        fields.lost("stream_timeout", "streams and whole replies share a deadline (first_byte)")
+def deadlines(fields: Fields, call: str) -> dict[str, float]:
+    """Return timeouts: the first byte of a reply that is no stream comes when it is complete.
+
+    `call` names the field of a call's deadline; a stream has the same unless it has its own.
+    """
+    whole, stream = fields.seconds(call), fields.seconds("stream_timeout")
+    if whole is None and stream is None:
+        return {}
+    first_byte = max(whole or Timeouts().first_byte, stream or 0)
+    return {"first_byte": first_byte, "first_token": stream or whole or first_byte}
 
 
 def _check(entry: Entry) -> None:
