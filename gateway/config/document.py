@@ -62,7 +62,11 @@ class Document:
     def line(self, field: str) -> int:
         """Return the line of a field, or of the nearest one around it; 0 where there is none."""
         while field and field not in self._lines:
-            field = re.sub(r"(\.[^.\[]*|\[\d+\]|^[^.\[]*)$", "", field)
+            shorter = re.sub(r"(\.[^.\[]*|\[\d+\]|^[^.\[]*)$", "", field)
+            # A name that looks like a path is cut where it can be.
+            field = (
+                shorter if shorter != field else field[: max(field.rfind("."), field.rfind("["), 0)]
+            )
         return self._lines.get(field, 0)
 
     def _note(self, node: yaml.Node, field: str) -> None:

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from gateway.config.document import MAX_DOCUMENT_BYTES
+from gateway.config.document import MAX_DOCUMENT_BYTES, Document
 from gateway.config.load import load_text
 from gateway.core.errors import ConfigError
 
@@ -158,3 +158,9 @@ def test_a_document_past_the_cap_is_refused() -> None:
 def test_a_secret_is_not_quoted() -> None:
     error = refused("auth:\n  keys:\n    - name: a\n      key: env:SHORT\n")
     assert "1234567" not in str(error)
+
+
+@pytest.mark.parametrize("field", ["a.b[c.d", "a[b", "[", "a.[", "models.x[0.y", "]", "a]b"])
+def test_a_field_that_is_nowhere_has_the_line_of_what_is_around_it(field: str) -> None:
+    document = Document("a: 1\nmodels:\n  m: {}\n", "f")
+    assert document.line(field) in (0, 1, 2)
