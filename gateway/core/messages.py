@@ -203,6 +203,25 @@ class Fit:
         self.left_out[field] = None
 
 
+def alternating(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return turns that alternate, for providers that want it so.
+
+    What the system says amid a conversation keeps its place, as something the user says.
+    """
+    found: list[Message] = []
+    for turn in turns:
+        role = USER if turn.role == SYSTEM else turn.role
+        if found and found[-1].role == role:
+            found[-1] = Message(role, (*found[-1].parts, *turn.parts))
+        else:
+            found.append(Message(role, turn.parts))
+    return tuple(found)
+
+
+# A thought that its provider did not sign has this signature: some clients send no other back.
+UNSIGNED = f"{_MARK}unsigned"
+
+
 def mark(maker: str, secret: str) -> str:
     """Mark a signature, or encrypted thought, with who made it."""
     return f"{_MARK}{maker}:{secret}" if secret else ""

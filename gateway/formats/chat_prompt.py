@@ -223,7 +223,7 @@ def prompt(request: Request) -> Prompt:
             text = f"Invalid value for '{where}.role': '{message.role}'."
             raise ApiError("invalid_value", text, param=f"{where}.role")
         parts = _parts(message, where, unknown)
-        if role == SYSTEM:
+        if role == SYSTEM and not messages:
             system += [part for part in parts if isinstance(part, Text)]
         elif parts:
             messages.append(Message(role, parts))

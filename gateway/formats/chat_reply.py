@@ -41,7 +41,7 @@ def encode(reply: Reply, meta: Meta) -> bytes:
     calls = [part for part in reply.parts if isinstance(part, ToolCall)]
     if calls:
         message["tool_calls"] = [_call(call) for call in calls]
-    logprobs = [one for part in texts if part.logprobs is not None for one in _list(part.logprobs)]
+    logprobs = [one for part in texts if part.logprobs is not None for one in listed(part.logprobs)]
     choice = {
         "index": 0,
         "message": message,
@@ -98,9 +98,12 @@ def _signed(signature: str) -> Json:
     return {"google": {"thought_signature": signature}}
 
 
-def _list(raw: msgspec.Raw) -> list[Any]:
-    found = msgspec.json.decode(raw)
-    return found if isinstance(found, list) else []
+def listed(raw: msgspec.Raw) -> list[Any]:
+    """Return what is in a list that nobody has read yet; nothing where it cannot be read."""
+    try:
+        return msgspec.json.decode(raw, type=list[Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
 
 
 class ChatStream:
@@ -112,6 +115,7 @@ class ChatStream:
         self._begun = False
         self._thought: list[str] = []
         self._block = 0
+        self._reason = "stop"
         self._usage: Usage | None = None
 
     def write(self, found: list[Event]) -> bytes:
@@ -119,11 +123,15 @@ class ChatStream:
         return b"".join([self._one(event) for event in found])
 
     def finish(self) -> bytes:
-        """Return the stream's end, with the usage where it was asked for."""
+        """Return the stream's end: why, and what was used where that was asked for.
+
+        Some providers say why with every event, and then go on.
+        """
+        end = self._delta({}, self._reason)
         if not self._meta.wants_usage or self._usage is None:
-            return END
+            return end + END
         chunk = {**self._chunk(), "choices": [], "usage": usage(self._usage)}
-        return b"data: %b\n\n%b" % (_encode(chunk), END)
+        return b"%bdata: %b\n\n%b" % (end, _encode(chunk), END)
 
     def error(self, error: ApiError) -> bytes:
         """Return the event that ends a stream which failed."""
@@ -151,7 +159,7 @@ class ChatStream:
             case events.RefusalDelta(text=text):
                 return self._delta({"refusal": text})
             case events.Finished(reason=reason):
-                return self._delta({}, reason)
+                self._reason = reason
             case events.Begun(id=id, model=model):
                 self._begin(id, model)
             case events.Used(usage=used):
@@ -184,5 +192,5 @@ class ChatStream:
             delta = {"role": "assistant", **delta}
         choice: Json = {"index": 0, "delta": delta, "finish_reason": finish}
         if logprobs is not None:
-            choice["logprobs"] = {"content": logprobs, "refusal": None}
+            choice["logprobs"] = {"content": listed(logprobs), "refusal": None}
         return b"data: %b\n\n" % _encode({**self._chunk(), "choices": [choice]})

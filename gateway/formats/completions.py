@@ -106,6 +106,7 @@ class CompletionStream:
     def __init__(self, meta: Meta) -> None:
         self._meta = meta
         self._id = self._model = ""
+        self._reason = "stop"
         self._usage: Usage | None = None
 
     def write(self, found: list[Event]) -> bytes:
@@ -113,11 +114,12 @@ class CompletionStream:
         return b"".join([self._one(event) for event in found])
 
     def finish(self) -> bytes:
-        """Return the stream's end, with the usage where it was asked for."""
+        """Return the stream's end: why, and what was used where that was asked for."""
+        chunk = _completion(self._id, self._model, self._meta, "", self._reason)
+        end = self._chunk(chunk)
         if not self._meta.wants_usage or self._usage is None:
-            return END
-        chunk = _completion(self._id, self._model, self._meta, "", None)
-        return self._chunk({**chunk, "choices": [], "usage": usage(self._usage)}) + END
+            return end + END
+        return end + self._chunk({**chunk, "choices": [], "usage": usage(self._usage)}) + END
 
     def error(self, error: ApiError) -> bytes:
         """Return the event that ends a stream which failed."""
@@ -128,8 +130,7 @@ class CompletionStream:
             case events.TextDelta(text=text):
                 return self._chunk(_completion(self._id, self._model, self._meta, text, None))
             case events.Finished(reason=reason):
-                end = _reason(reason)
-                return self._chunk(_completion(self._id, self._model, self._meta, "", end))
+                self._reason = _reason(reason)
             case events.Begun(id=id, model=model):
                 self._id, self._model = id or self._id, model or self._model
             case events.Used(usage=used):

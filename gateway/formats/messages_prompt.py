@@ -57,6 +57,7 @@ class Block(msgspec.Struct):
     title: str | None = None
     id: str | None = None
     name: str | None = None
+    tool_name: str | None = None
     input: Raw = NOTHING
     tool_use_id: str | None = None
     content: "str | list[Block] | Block | None" = None
@@ -141,8 +142,13 @@ class MessagesFields(msgspec.Struct):
 
 _READ = frozenset(MessagesFields.__struct_fields__) | {"model", "stream", "max_tokens"}
 _HINTS = frozenset(
-    ("cache_control", "context_management", "speed", "inference_geo", "diagnostics", "container")
+    (
+        *("cache_control", "context_management", "speed", "inference_geo", "diagnostics"),
+        *("container", "safeguards"),
+    )
 )
+# A line for Anthropic's own accounts, which differs by conversation: it would defeat all caching.
+BILLING = "x-anthropic-billing-header:"
 _MODES = {"auto": "auto", "any": "required", "none": "none"}
 # Service tiers mean other things elsewhere: `auto` is what everybody does by default.
 _PLAIN_TIERS = ("auto", "standard_only")
@@ -154,13 +160,13 @@ def prompt(request: Request) -> Prompt:
     names = present(request.fields)
     unknown = Unknown([name for name in names if name not in _READ and name not in _HINTS])
     system = list(_texts(fields.system, "system", unknown))
-    messages = []
+    messages: list[Message] = []
     for number, turn in enumerate(fields.messages):
         where = f"messages[{number}]"
-        if turn.role == SYSTEM:
+        if turn.role == SYSTEM and not messages:
             system += _texts(turn.content, f"{where}.content", unknown)
             continue
-        if turn.role not in (USER, ASSISTANT):
+        if turn.role not in (USER, ASSISTANT, SYSTEM):
             text = f"Invalid value for '{where}.role': '{turn.role}'."
             raise ApiError("invalid_value", text, param=f"{where}.role")
         parts = _parts(turn.content, f"{where}.content", unknown)
@@ -201,7 +207,7 @@ def _texts(content: str | list[Block] | None, where: str, unknown: Unknown) -> t
     for i, block in enumerate(content or ()):
         if block.type != "text" or block.text is None:
             unknown.places.append(f"{where}[{i}]")
-        elif block.text:
+        elif block.text and not block.text.startswith(BILLING):
             found.append(Text(block.text, cache_ttl(block.cache_control)))
     return tuple(found)
 
@@ -228,6 +234,8 @@ def _part(block: Block, where: str, unknown: Unknown) -> Part:
             return Text(block.text, cache)
         case "image" | "document" if isinstance(block.source, Source):
             return _media(block, block.source, where, cache)
+        case "tool_reference" if block.tool_name is not None:
+            return Text(f"Loaded: {block.tool_name}")  # it stands among the tools
         case "thinking":
             return Thinking(block.thinking or "", block.signature or "")
         case "redacted_thinking" if block.data is not None:

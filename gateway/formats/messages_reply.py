@@ -13,6 +13,7 @@ from gateway.core.messages import (
     LENGTH,
     STOP,
     TOOL_CALLS,
+    UNSIGNED,
     Part,
     Refusal,
     Reply,
@@ -105,7 +106,8 @@ def _message(
     used: Json,
 ) -> Json:
     return {
-        "id": id or f"msg_{meta.id.removeprefix('req_')}",
+        # Never the provider's: Claude Code takes replies of one id for one reply.
+        "id": f"msg_{meta.id.removeprefix('req_')}",
         "type": "message",
         "role": "assistant",
         "model": model or meta.model,
@@ -129,6 +131,7 @@ def _blocks(part: Part) -> list[Json]:
         case Thinking(redacted=data) if data:
             return [{"type": "redacted_thinking", "data": data}]
         case Thinking(text=text, signature=signature):
+            signature = signature or UNSIGNED
             return [{"type": "thinking", "thinking": text, "signature": signature}]
         case ToolCall(id=id, name=name, arguments=arguments, signature=signature):
             call = {"type": "tool_use", "id": id, "name": name, "input": _object(arguments)}
@@ -145,7 +148,7 @@ def _object(arguments: str) -> Raw | Json:
     """Return arguments as JSON; what a model has garbled stays readable as text."""
     try:
         found = msgspec.json.decode(arguments or "{}")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return {"raw": arguments}
     return Raw(arguments.encode() or b"{}") if isinstance(found, dict) else {"value": found}
 
@@ -159,6 +162,7 @@ class MessagesStream:
         self._id = self._model = ""
         self._index = -1
         self._open = ""  # the kind of the block that is open, and which of its kind
+        self._signed = False
         self._calls: dict[int, int] = {}  # a call's number -> its block's
         self._usage = Usage(prompt_tokens=meta.prompt_tokens)
         self._reason = "end_turn"
@@ -187,9 +191,9 @@ class MessagesStream:
 
     def _one(self, event: Event) -> bytes:
         match event:
-            case events.TextDelta(text=text) | events.RefusalDelta(text=text):
+            case events.TextDelta(text=text) | events.RefusalDelta(text=text) if text:
                 block = self._block("text", {"type": "text", "text": ""})
-                return block + self._delta({"type": "text_delta", "text": text}) if text else b""
+                return block + self._delta({"type": "text_delta", "text": text})
             case events.ThinkingDelta(text=text, block=number):
                 block = self._thinking(number)
                 return block + self._delta({"type": "thinking_delta", "thinking": text})
@@ -197,6 +201,7 @@ class MessagesStream:
                 return self._redacted(data)
             case events.ThinkingSigned(signature=signature, block=number):
                 block = self._thinking(number)
+                self._signed = True
                 return block + self._delta({"type": "signature_delta", "signature": signature})
             case events.CallBegun(index=index, id=id, name=name, signature=signature):
                 before = self._redacted(signature) if signature else b""
@@ -204,9 +209,9 @@ class MessagesStream:
                 begun = before + self._block(f"call {index}", use)
                 self._calls[index] = self._index
                 return begun
-            case events.CallDelta(index=index, arguments=arguments):
+            case events.CallDelta(index=index, arguments=arguments) if index in self._calls:
                 delta = {"type": "input_json_delta", "partial_json": arguments}
-                return self._delta(delta, self._calls.get(index, self._index))
+                return self._delta(delta, self._calls[index])
             case events.Finished(reason=reason, stop_sequence=sequence):
                 self._reason, self._sequence = _reason(reason, sequence)
             case events.Begun(id=id, model=model):
@@ -240,9 +245,12 @@ class MessagesStream:
     def _close(self) -> bytes:
         if not self._open:
             return b""
-        self._open = ""
+        before = b""
+        if self._open.startswith("thinking") and not self._signed:
+            before = self._delta({"type": "signature_delta", "signature": UNSIGNED})
+        self._open, self._signed = "", False
         end = {"type": "content_block_stop", "index": self._index}
-        return frame("content_block_stop", _encode(end))
+        return before + frame("content_block_stop", _encode(end))
 
     def _begin(self) -> bytes:
         if self._begun:

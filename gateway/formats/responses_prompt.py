@@ -203,6 +203,11 @@ class _Turns:
             self._turns.append((role, []))
         self._turns[-1][1].extend(parts)
 
+    @property
+    def empty(self) -> bool:
+        """Tell whether nobody has said anything yet."""
+        return not self._turns
+
     def messages(self) -> tuple[Message, ...]:
         """Return the turns that say something."""
         return tuple([Message(role, tuple(parts)) for role, parts in self._turns if parts])
@@ -213,7 +218,7 @@ def _take(turns: _Turns, item: Item, where: str, unknown: Unknown) -> list[Text]
     match item:
         case Item(type="message", role=str(role)) if role in _ROLES:
             parts = _content(item.content, f"{where}.content", unknown)
-            if _ROLES[role] == SYSTEM:
+            if _ROLES[role] == SYSTEM and turns.empty:
                 return [part for part in parts if isinstance(part, Text)]
             turns.add(_ROLES[role], *parts)
         case Item(type="function_call", call_id=str(call_id), name=str(name)):

@@ -11,6 +11,7 @@ from gateway.core.events import Event
 from gateway.core.messages import (
     FILTERED,
     LENGTH,
+    UNSIGNED,
     Part,
     Refusal,
     Reply,
@@ -20,6 +21,7 @@ from gateway.core.messages import (
 )
 from gateway.core.sse import frame
 from gateway.core.usage import Usage
+from gateway.formats.chat_reply import listed
 from gateway.formats.reply import Meta
 
 _encode = msgspec.json.Encoder().encode
@@ -145,7 +147,8 @@ def _reasoning(id: str, part: Thinking) -> Json:
         "type": "reasoning",
         "summary": [{"type": "summary_text", "text": part.text}] if part.text else [],
     }
-    if secret := part.redacted or part.signature:
+    secret = part.redacted or part.signature or (UNSIGNED if part.text else "")
+    if secret:
         found["encrypted_content"] = secret
     return found
 
@@ -165,8 +168,27 @@ def _item_id(kind: str, id: str, number: int) -> str:
     return f"{kind}_{id.removeprefix('req_')}{number:02d}"
 
 
+class _OpenCall(msgspec.Struct, gc=False):
+    """A call that is not done: its place in the output, and what came of its arguments."""
+
+    place: int
+    pieces: list[str] = []
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether the arguments need no more."""
+        try:
+            msgspec.json.decode("".join(self.pieces), type=dict[str, Raw])
+        except (msgspec.DecodeError, RecursionError):
+            return False
+        return True
+
+
 class ResponsesStream:
-    """Writes one stream's events: items one after the other, each added and done."""
+    """Writes one stream's events: items one after the other, each added and done.
+
+    Some providers go on with a call after the next has begun: it stays open beside the others.
+    """
 
     def __init__(self, meta: Meta) -> None:
         self._meta = meta
@@ -177,7 +199,8 @@ class ResponsesStream:
         self._open = ""  # which item is open
         self._pieces: list[str] = []
         self._logprobs: list[Any] = []
-        self._call = ToolCall("", "", "")
+        self._calls: dict[int, _OpenCall] = {}
+        self._newest: int | None = None  # which of them came last
         self._usage: Usage | None = None
         self._finish = ""
 
@@ -188,6 +211,7 @@ class ResponsesStream:
     def finish(self) -> bytes:
         """Return the stream's end: the whole response."""
         before = self._begin() + self._close()
+        before += b"".join([self._end_call(call) for call in self._calls.values()])
         status = _status(self._finish)
         response = self._response(status)
         kind = f"response.{status['status']}"
@@ -222,20 +246,15 @@ class ResponsesStream:
                 before = self._item(f"thinking {block}")
                 self._output[-1]["encrypted_content"] = redacted or signature
                 return before
-            case events.CallBegun(index=index, id=id, name=name, signature=signature):
-                before = b""
-                if signature:
-                    before = self._item(f"signature {index}")
-                    self._output[-1]["encrypted_content"] = signature
-                self._call = ToolCall(id, name, "")
-                return before + self._item(f"call {index}")
-            case events.CallDelta(arguments=arguments):
-                self._pieces.append(arguments)
-                delta = {"delta": arguments}
-                return self._item_frame("response.function_call_arguments.delta", delta)
+            case events.CallBegun():
+                return self._begin_call(event)
+            case events.CallDelta(index=index, arguments=arguments) if index in self._calls:
+                call, delta = self._calls[index], {"delta": arguments}
+                call.pieces.append(arguments)
+                return self._item_frame("response.function_call_arguments.delta", delta, call.place)
             case events.Finished(reason=reason):
                 self._finish = reason
-            case events.Begun(id=id, model=model):
+            case events.Begun(id=id, model=model) if not self._begun:
                 self._id, self._model = id or self._id, model or self._model
             case events.Used(usage=used):
                 self._usage = used
@@ -244,7 +263,7 @@ class ResponsesStream:
     def _text_delta(self, text: str, logprobs: Raw | None) -> bytes:
         before = self._item("text")
         self._pieces.append(text)
-        found = msgspec.json.decode(logprobs) if logprobs is not None else []
+        found = listed(logprobs) if logprobs is not None else []
         self._logprobs += found
         delta = {"delta": text, "logprobs": found}
         return before + self._part("response.output_text.delta", delta)
@@ -258,12 +277,9 @@ class ResponsesStream:
         number, sort = len(self._output), kind.partition(" ")[0]
         if sort in ("text", "refusal"):
             item = _empty_message(_item_id("msg", self._meta.id, number), "in_progress")
-        elif sort == "call":
-            item = _call(_item_id("fc", self._meta.id, number), self._call, "in_progress")
         else:
             item = _reasoning(_item_id("rs", self._meta.id, number), Thinking())
-        self._output.append(item)
-        added = self._frame("response.output_item.added", {"output_index": number, "item": item})
+        added = self._add(item)
         if sort == "text":
             added += self._part("response.content_part.added", {"part": _text("")})
         elif sort == "refusal":
@@ -274,8 +290,34 @@ class ResponsesStream:
             added += self._item_frame("response.reasoning_summary_part.added", summary)
         return before + added
 
+    def _add(self, item: Json) -> bytes:
+        number = len(self._output)
+        self._output.append(item)
+        return self._frame("response.output_item.added", {"output_index": number, "item": item})
+
+    def _begin_call(self, event: events.CallBegun) -> bytes:
+        before = b""
+        if event.signature:  # a call has no place for it
+            before = self._item(f"signature {event.index}")
+            self._output[-1]["encrypted_content"] = event.signature
+        before += self._begin() + self._close()
+        number, call = len(self._output), ToolCall(event.id, event.name, "")
+        self._calls[event.index], self._newest = _OpenCall(number), event.index
+        return before + self._add(_call(_item_id("fc", self._meta.id, number), call, "in_progress"))
+
+    def _end_call(self, call: _OpenCall) -> bytes:
+        item, arguments = self._output[call.place], "".join(call.pieces) or "{}"
+        said = {"arguments": arguments, "name": item["name"]}
+        item |= {"arguments": arguments, "status": "completed"}
+        return self._item_frame(
+            "response.function_call_arguments.done", said, call.place
+        ) + self._done(call.place)
+
     def _close(self) -> bytes:
-        """End the open item: its text, its part, itself."""
+        """End the open item: its text, its part, itself. A call that is not whole stays open."""
+        index, self._newest = self._newest, None
+        if index is not None:
+            return self._end_call(self._calls.pop(index)) if self._calls[index].whole else b""
         if not self._open:
             return b""
         sort, self._open = self._open.partition(" ")[0], ""
@@ -295,21 +337,19 @@ class ResponsesStream:
             done = self._part("response.refusal.done", {"refusal": text})
             done += self._part("response.content_part.done", {"part": part})
             item |= {"content": [part], "status": "completed"}
-        elif sort == "call":
-            arguments = text or "{}"
-            found = {"arguments": arguments, "name": item["name"]}
-            done = self._item_frame("response.function_call_arguments.done", found)
-            item |= {"arguments": arguments, "status": "completed"}
         elif sort == "thinking":
             done = self._summary_done(item, text)
-        return done + self._frame(
-            "response.output_item.done", {"output_index": len(self._output) - 1, "item": item}
-        )
+        return done + self._done(len(self._output) - 1)
+
+    def _done(self, place: int) -> bytes:
+        found = {"output_index": place, "item": self._output[place]}
+        return self._frame("response.output_item.done", found)
 
     def _summary_done(self, item: Json, text: str) -> bytes:
         part = {"type": "summary_text", "text": text}
         if text:
             item["summary"] = [part]
+            item.setdefault("encrypted_content", UNSIGNED)
         said = {"summary_index": 0, "text": text}
         return self._item_frame("response.reasoning_summary_text.done", said) + self._item_frame(
             "response.reasoning_summary_part.done", {"summary_index": 0, "part": part}
@@ -318,9 +358,10 @@ class ResponsesStream:
     def _part(self, kind: str, content: Json) -> bytes:
         return self._item_frame(kind, {"content_index": 0, **content})
 
-    def _item_frame(self, kind: str, content: Json) -> bytes:
-        place = {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
-        return self._frame(kind, {**place, **content})
+    def _item_frame(self, kind: str, content: Json, place: int = -1) -> bytes:
+        place %= len(self._output)
+        where = {"item_id": self._output[place]["id"], "output_index": place}
+        return self._frame(kind, {**where, **content})
 
     def _frame(self, kind: str, content: Json) -> bytes:
         found = {"type": kind, "sequence_number": self._number, **content}

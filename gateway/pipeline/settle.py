@@ -18,6 +18,7 @@ from gateway.store.requests import values
 MICROSECONDS = 1_000_000
 OTHER = "other"  # stands for names that a client made up: counters must not grow with them
 UNPRICED = "unpriced"
+MOST = 10**9  # tokens: nobody's context is larger
 NOTHING = (0,) * 8  # a refused request is not in the counters, also if its lease was taken
 
 _PROMPT_FIELDS = ("messages", "prompt", "input", "system", "instructions", "tools")
@@ -37,7 +38,7 @@ def measure(call: Call, answer: Answer | None = None) -> None:
     if relay is not None:
         usage = relay.usage
     if usage is not None:
-        call.usage, call.usage_source = usage, "provider"
+        call.usage, call.usage_source = _sane(usage), "provider"
     else:
         text_tokens = relay.delivered_tokens() if relay is not None else 0
         if answer is not None and text_tokens == 0:
@@ -52,6 +53,16 @@ def measure(call: Call, answer: Answer | None = None) -> None:
         call.price_version = price.version
         if call.cost_microusd:
             call.cost = in_microusd(cost_components(price, call.usage))
+
+
+def _sane(usage: Usage) -> Usage:
+    """Return counts that can be counted with: a provider's mistake must not corrupt a sum."""
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
+    written = usage.cache_write_tokens
+    if min(prompt, completion, cached, reasoning, written) >= 0 and prompt + completion < MOST:
+        return usage
+    return Usage(*[min(max(n, 0), MOST) for n in (prompt, cached, written, completion, reasoning)])
 
 
 def settle(services: Services, call: Call) -> None:

@@ -18,8 +18,10 @@ from gateway.core.messages import (
     Tool,
     ToolCall,
     ToolResult,
+    alternating,
     unmarked,
 )
+from gateway.providers.plain import plain_text
 
 Json = dict[str, Any]
 
@@ -41,7 +43,7 @@ def write(prompt: Prompt, model: str, most: int | None, fit: Fit) -> Json:
         "max_tokens": prompt.max_output or most or DEFAULT_MAX_TOKENS,
         "messages": [
             {"role": message.role, "content": blocks}
-            for message in prompt.messages
+            for message in alternating(prompt.messages)
             if (blocks := _blocks(message, fit))
         ],
     }
@@ -128,7 +130,7 @@ def _think(body: Json, prompt: Prompt, model: str, fit: Fit) -> None:
     forced = body.get("tool_choice", {}).get("type") in ("any", "tool")
     budget = wanted.budget or BUDGETS.get(wanted.effort, LARGEST_BUDGET)
     budget = min(budget, body["max_tokens"] - 1)
-    if forced or _unsigned_loop(prompt) or (budget < MIN_BUDGET_TOKENS and not adaptive):
+    if forced or unsigned_loop(prompt) or (budget < MIN_BUDGET_TOKENS and not adaptive):
         fit.leave_out("reasoning")
         return
     if adaptive:
@@ -140,7 +142,7 @@ def _think(body: Json, prompt: Prompt, model: str, fit: Fit) -> None:
             fit.leave_out(name)
 
 
-def _unsigned_loop(prompt: Prompt) -> bool:
+def unsigned_loop(prompt: Prompt) -> bool:
     """Tell whether the last calls came without their thoughts: then thinking is not allowed."""
     for message in reversed(prompt.messages):
         if message.role == ASSISTANT:
@@ -186,7 +188,7 @@ def arguments_of(arguments: str) -> Any:
     """Return a call's arguments as a JSON object; what is none is wrapped."""
     try:
         found = msgspec.json.decode(arguments or "{}")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return {"raw": arguments}
     return msgspec.Raw(arguments.encode() or b"{}") if isinstance(found, dict) else {"value": found}
 
@@ -209,8 +211,7 @@ def _media(part: Media, fit: Fit) -> list[Json]:
     if part.data:
         source = {"type": "base64", "media_type": part.media_type, "data": part.data}
         if part.media_type == "text/plain":
-            text = msgspec.json.decode(f'"{part.data}"', type=bytes).decode(errors="replace")
-            source = {"type": "text", "media_type": "text/plain", "data": text}
+            source = {"type": "text", "media_type": "text/plain", "data": plain_text(part)}
     found: Json = {"type": part.kind, "source": source}
     if part.name and part.kind == "document":
         found["title"] = part.name

@@ -19,10 +19,10 @@ from gateway.core.messages import (
     Thinking,
     ToolCall,
 )
-from gateway.core.raw import NOTHING, given
+from gateway.core.raw import NOTHING
 from gateway.core.sse import SseEvent
 from gateway.core.usage import Usage
-from gateway.providers.decoding import SseDecoder
+from gateway.providers.decoding import SseDecoder, raw_text
 from gateway.providers.errors import UNREADABLE
 
 FINISH = {
@@ -78,7 +78,7 @@ class WireUsage(msgspec.Struct, gc=False):
 class Block(msgspec.Struct, gc=False):
     """A content block, or what is new in one."""
 
-    type: str = ""
+    type: str | None = None
     text: str | None = None
     thinking: str | None = None
     signature: str | None = None
@@ -92,18 +92,19 @@ class Block(msgspec.Struct, gc=False):
 class WireMessage(msgspec.Struct, gc=False):
     """A reply, or what a stream's first event has of it."""
 
-    id: str = ""
-    model: str = ""
-    content: list[Block] = []
+    id: str | None = None
+    model: str | None = None
+    content: list[Block] | None = None
     stop_reason: str | None = None
     stop_sequence: str | None = None
     usage: WireUsage | None = None
+    error: Any = None
 
 
 class Delta(msgspec.Struct, gc=False):
     """`delta` of any event."""
 
-    type: str = ""
+    type: str | None = None
     text: str | None = None
     thinking: str | None = None
     signature: str | None = None
@@ -115,13 +116,12 @@ class Delta(msgspec.Struct, gc=False):
 class StreamEvent(msgspec.Struct, gc=False):
     """An event of any type."""
 
-    type: str = ""
-    index: int = 0
+    type: str | None = None
+    index: int | None = None
     message: WireMessage | None = None
     content_block: Block | None = None
     delta: Delta | None = None
     usage: WireUsage | None = None
-    error: Any = None
 
 
 _decode_message = msgspec.json.Decoder(WireMessage).decode
@@ -143,10 +143,13 @@ def parse(body: bytes) -> Reply:
         message = _decode_message(body)
     except UNREADABLE as error:
         raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
+    if message.error is not None:
+        raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
+    parts = [part for block in message.content or () if (part := _part(block)) is not None]
     return Reply(
-        id=message.id,
-        model=message.model,
-        parts=tuple([part for block in message.content if (part := _part(block)) is not None]),
+        id=message.id or "",
+        model=message.model or "",
+        parts=tuple(parts),
         finish=FINISH.get(message.stop_reason or "", STOP),
         stop_sequence=message.stop_sequence or "",
         usage=message.usage.counted() if message.usage is not None else None,
@@ -168,8 +171,8 @@ def _part(block: Block) -> Part | None:
             return Text(block.text)
         case "thinking":
             return Thinking(block.thinking or "", block.signature or "")
-        case "redacted_thinking":
-            return Thinking(redacted=block.data or "")
+        case "redacted_thinking" if block.data:
+            return Thinking(redacted=block.data)
         case "tool_use":
             return ToolCall(block.id or "", block.name or "", _input(block) or "{}")
     return None  # of tools that Anthropic itself runs: their text stands in blocks of its own
@@ -177,7 +180,7 @@ def _part(block: Block) -> Part | None:
 
 def _input(block: Block) -> str:
     """Return what a call's block says of its arguments; in a stream that is mostly nothing."""
-    text = bytes(given(block.input) or b"").decode()
+    text = raw_text(block.input)
     return "" if text.replace(" ", "") == "{}" else text
 
 
@@ -192,21 +195,19 @@ class MessagesDecoder(SseDecoder):
         self._given: dict[int, str] = {}  # arguments that stand in a call's first event
         self._reason = ""
 
-    def take(self, event: SseEvent) -> list[Event]:
+    def read(self, event: SseEvent) -> list[Event]:
         """Return what an event says."""
-        try:
-            found = _decode_event(event.data)
-        except UNREADABLE:
-            return []
+        found = _decode_event(event.data)
+        index = found.index or 0
         match found.type:
             case "content_block_delta" if found.delta is not None:
-                return self._delta(found.index, found.delta)
+                return self._delta(index, found.delta)
             case "content_block_start" if found.content_block is not None:
-                return self._block(found.index, found.content_block)
+                return self._block(index, found.content_block)
             case "content_block_stop":
-                return self._stop(found.index)
+                return self._stop(index)
             case "message_start" if found.message is not None:
-                return self._start(found.message, event)
+                return self._start(found.message)
             case "message_delta":
                 return self._message_delta(found)
             case "message_stop":
@@ -215,19 +216,20 @@ class MessagesDecoder(SseDecoder):
                 return [events.Failed(event.data.decode(errors="replace"))]
         return []  # a ping, or news
 
-    def _start(self, message: WireMessage, event: SseEvent) -> list[Event]:
+    def _start(self, message: WireMessage) -> list[Event]:
+        id = message.id or ""
         if self._id is not None:
-            if self._id == message.id:
+            if self._id == id:
                 return []
             return [events.Failed('{"error":{"message":"another message began in this stream"}}')]
-        self._id = message.id
-        found: list[Event] = [events.Begun(message.id, message.model)]
+        self._id = id
+        found: list[Event] = [events.Begun(id, message.model or "")]
         if message.usage is not None:
             self._usage = message.usage
             found.append(events.Used(self._usage.counted()))
-        for number, block in enumerate(message.content):
+        for number, block in enumerate(message.content or ()):
             found += [*self._block(number, block), *self._stop(number)]
-        if message.stop_reason is not None:
+        if message.stop_reason:
             found.append(self._finished(message.stop_reason, message.stop_sequence))
         return found
 
@@ -235,11 +237,16 @@ class MessagesDecoder(SseDecoder):
         match block.type:
             case "text" if block.text:
                 return [events.TextDelta(block.text)]
-            case "thinking" if block.thinking:
-                return [events.ThinkingDelta(block.thinking, index)]
-            case "redacted_thinking":
-                return [events.ThinkingSigned(redacted=block.data or "", block=index)]
-            case "tool_use":
+            case "thinking":
+                found: list[Event] = []
+                if block.thinking:
+                    found.append(events.ThinkingDelta(block.thinking, index))
+                if block.signature:
+                    found.append(events.ThinkingSigned(block.signature, block=index))
+                return found
+            case "redacted_thinking" if block.data:
+                return [events.ThinkingSigned(redacted=block.data, block=index)]
+            case "tool_use" if index not in self._calls:  # some proxies tell beginnings twice
                 number = self._calls[index] = len(self._calls)
                 if given := _input(block):
                     self._given[index] = given
@@ -251,7 +258,7 @@ class MessagesDecoder(SseDecoder):
             return [events.TextDelta(delta.text)] if delta.type == "text_delta" else []
         if delta.thinking is not None:
             return [events.ThinkingDelta(delta.thinking, index)]
-        if delta.signature is not None:
+        if delta.signature:
             return [events.ThinkingSigned(delta.signature, block=index)]
         if delta.partial_json and index in self._calls:
             self._given.pop(index, None)
@@ -267,7 +274,7 @@ class MessagesDecoder(SseDecoder):
         if found.usage is not None:
             self._usage = self._usage.updated(found.usage)
             shown.append(events.Used(self._usage.counted()))
-        if found.delta is not None and found.delta.stop_reason is not None:
+        if found.delta is not None and found.delta.stop_reason:
             shown.append(self._finished(found.delta.stop_reason, found.delta.stop_sequence))
         return shown
 

@@ -21,6 +21,7 @@ from gateway.core.messages import (
     Tool,
     ToolCall,
     ToolResult,
+    alternating,
     unmark,
     unmarked,
 )
@@ -35,6 +36,7 @@ from gateway.providers.anthropic_prompt import (
     LARGEST_BUDGET,
     MIN_BUDGET_TOKENS,
     arguments_of,
+    unsigned_loop,
     version_of,
 )
 from gateway.providers.converse_wire import MAKER, ConverseDecoder
@@ -86,7 +88,7 @@ class ConverseConversation:
         body: Json = {
             "messages": [
                 {"role": message.role, "content": content}
-                for message in prompt.messages
+                for message in alternating(prompt.messages)
                 if (content := _blocks(message, documents, fit))
             ]
         }
@@ -137,7 +139,7 @@ def _leave(prompt: Prompt, fit: Fit) -> None:
     if prompt.choices > 1:
         fit.refuse("choices")
     if prompt.parallel is False and prompt.tools:
-        fit.refuse("parallel")
+        fit.leave_out("parallel")  # a wish: whoever calls a tool can answer two calls, too
     if prompt.temperature is not None and prompt.temperature > 1:
         fit.refuse("temperature", "it is at most 1 here")
     for field in ("verbosity", "user", "metadata"):
@@ -195,7 +197,7 @@ def _more(prompt: Prompt, target: Target, inference: Json, fit: Fit) -> Json:
         budget = wanted.budget or BUDGETS.get(wanted.effort, LARGEST_BUDGET)
         budget = min(budget, inference.get("maxTokens", LARGEST_BUDGET + 1) - 1)
         forced = prompt.tool_choice is not None and prompt.tool_choice.mode in ("required", "tool")
-        if forced or budget < MIN_BUDGET_TOKENS:
+        if forced or budget < MIN_BUDGET_TOKENS or unsigned_loop(prompt):
             fit.leave_out("reasoning")
             return found
         found["thinking"] = {"type": "enabled", "budget_tokens": budget}

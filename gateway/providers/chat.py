@@ -1,5 +1,7 @@
 """The hub's prompts as chat completions, for OpenAI and every server that speaks it."""
 
+import hashlib
+import re
 from typing import Any
 
 import msgspec
@@ -30,19 +32,27 @@ from gateway.core.messages import (
     unmark,
 )
 from gateway.core.raw import given
-from gateway.core.sse import SseReader, TooLarge
+from gateway.core.sse import SseEvent
 from gateway.core.target import Target
-from gateway.providers.adapter import EVENT_STREAM, Endpoint
+from gateway.providers.adapter import Endpoint
 from gateway.providers.chat_wire import Choice, Chunk, decode_chunk
 from gateway.providers.chat_wire import Message as WireMessage
 from gateway.providers.chat_wire import ToolCall as WireCall
+from gateway.providers.decoding import SseDecoder, raw_text
 from gateway.providers.errors import UNREADABLE
+from gateway.providers.plain import plain_text
 from gateway.providers.quirks import HINTS, Quirks
 
 _encode = msgspec.json.Encoder().encode
+_decode_list = msgspec.json.Decoder(list[Raw]).decode
 
 Json = dict[str, Any]
 MAKER = "openai"
+MAX_USER_CHARS = 64
+_REASONS = re.compile(
+    r"\bo\d|gpt-[5-9]|gpt-oss|codex|deepseek|grok|magistral|qwen3|kimi|glm-|minimax|reason|think"
+    r"|sonar|gemini|claude|nova-2|mistral-(?:small|medium|large)"
+)
 
 FINISH = {
     "stop": STOP,
@@ -88,9 +98,9 @@ class ChatCompletions:
             "top_logprobs": prompt.logprobs,
             "response_format": _format(prompt),
             "verbosity": prompt.verbosity or None,
-            "user": prompt.user or None,
+            "user": end_user(prompt),
             "service_tier": prompt.service_tier or None,
-            "reasoning_effort": effort(prompt),
+            "reasoning_effort": effort(prompt) if reasons(target.model) else None,
             "top_k": prompt.top_k,
             "metadata": prompt.metadata,
         }
@@ -101,6 +111,8 @@ class ChatCompletions:
                 _note(fit, name)
             else:
                 body[quirks.renames.get(name, name)] = value
+        if effort(prompt) is not None and not reasons(target.model):
+            fit.leave_out("reasoning")
         if prompt.stream:
             body["stream"] = True
             if quirks.usage_option:
@@ -115,13 +127,12 @@ class ChatCompletions:
         """Read a whole reply."""
         try:
             chunk: Chunk = decode_chunk(body)
+            choice = chunk.choices[0] if chunk.choices else Choice()
+            parts = _parts(choice)
         except UNREADABLE as error:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
         if chunk.error is not None:
             raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
-        choice = chunk.choices[0] if chunk.choices else Choice()
-        message = choice.message or choice.delta or WireMessage(content=choice.text)
-        parts = _parts(message, choice)
         finish = FINISH.get(choice.finish_reason or "", STOP)
         if finish == STOP and any(isinstance(part, ToolCall) for part in parts):
             finish = TOOL_CALLS
@@ -142,6 +153,9 @@ class ChatCompletions:
         for message in prompt.messages:
             if message.role == "assistant":
                 found.append(self._assistant(message, fit))
+            elif message.role == "system":
+                said = [part.text for part in message.parts if isinstance(part, Text)]
+                found.append({"role": "system", "content": "\n\n".join(said)})
             else:
                 found += self._user(message, fit)
         return found
@@ -165,9 +179,9 @@ class ChatCompletions:
             found[self._quirks.thoughts_back] = thought
         elif calls and self._quirks.thoughts_needed:
             found[self._quirks.thoughts_back] = " "
-        details = [unmark(MAKER, part.redacted or part.signature) for part in thoughts]
-        if any(details):
-            found["reasoning_details"] = [msgspec.Raw(one.encode()) for one in details if one]
+        details = [one for part in thoughts for one in _kept(part.redacted or part.signature)]
+        if details:
+            found["reasoning_details"] = details
         if any(isinstance(part, Media) for part in message.parts):
             fit.refuse("messages", "media in what the assistant said")
         return found
@@ -178,8 +192,8 @@ class ChatCompletions:
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments},
         }
-        if signature := unmark(MAKER, call.signature):
-            found["extra_content"] = msgspec.Raw(signature.encode())
+        if extra := _kept(call.signature):
+            found["extra_content"] = extra[0]
         return found
 
     def _user(self, message: Message, fit: Fit) -> list[Json]:
@@ -218,7 +232,7 @@ class ChatCompletions:
                 sound = {"data": part.data, "format": part.media_type.removeprefix("audio/")}
                 return {"type": "input_audio", "input_audio": sound}
             case Media(kind="document") if part.media_type == "text/plain" and part.data:
-                return {"type": "text", "text": _plain(part.data)}
+                return {"type": "text", "text": plain_text(part)}
             case Media(kind="document") if self._quirks.document_urls:
                 where = part.url or f"data:{part.media_type};base64,{part.data}"
                 named = {"document_name": part.name} if part.name else {}
@@ -244,13 +258,22 @@ def bearer(target: Target) -> tuple[tuple[str, str], ...]:
     return (*target.headers, ("Authorization", f"Bearer {target.api_key}"))
 
 
+def end_user(prompt: Prompt) -> str | None:
+    """Return who asks, within the 64 characters that OpenAI takes; longer ones as a digest."""
+    user = prompt.user
+    return hashlib.sha256(user.encode()).hexdigest() if len(user) > MAX_USER_CHARS else user or None
+
+
+def reasons(model: str) -> bool:
+    """Tell whether a model takes an effort: others of OpenAI's answer it with an error."""
+    return _REASONS.search(model.lower()) is not None
+
+
 def effort(prompt: Prompt) -> str | None:
     """Return how much a prompt wants thought about, in OpenAI's words."""
     wanted = prompt.reasoning
-    if wanted is None:
-        return None
-    if not wanted.enabled:
-        return "none"
+    if wanted is None or not wanted.enabled:
+        return wanted.effort or None if wanted is not None else None
     if wanted.effort or wanted.budget is None:
         return wanted.effort or None
     return "low" if wanted.budget <= 2048 else "medium" if wanted.budget <= 8192 else "high"
@@ -274,8 +297,12 @@ def _note(fit: Fit, name: str) -> None:
         fit.refuse(hub_name)
 
 
-def _plain(data: str) -> str:
-    return msgspec.json.decode(f'"{data}"', type=bytes).decode(errors="replace")
+def _kept(secret: str) -> list[Raw]:
+    """Return the values that were kept as they came. The client holds them: they may be forged."""
+    try:
+        return _decode_list(f"[{unmark(MAKER, secret)}]")
+    except UNREADABLE:
+        return []
 
 
 def _tool(tool: Tool) -> Json:
@@ -301,7 +328,8 @@ def _format(prompt: Prompt) -> Json | None:
     return {"type": "json_schema", "json_schema": schema}
 
 
-def _parts(message: WireMessage, choice: Choice) -> tuple[Part, ...]:
+def _parts(choice: Choice) -> tuple[Part, ...]:
+    message = choice.message or choice.delta or WireMessage(content=choice.text)
     found: list[Part] = []
     thought, text = message.thought(), message.text()
     if thought or message.reasoning_details:
@@ -324,52 +352,31 @@ def _details(details: list[Raw] | None) -> str:
     """Keep OpenRouter's blocks of thought as they came: their signatures are checked."""
     if not details:
         return ""
-    return mark(MAKER, ",".join([bytes(one).decode() for one in details]))
+    return mark(MAKER, ",".join([text for one in details if (text := raw_text(one))]))
 
 
 def _signature(call: WireCall) -> str:
-    extra = given(call.extra_content)
-    return mark(MAKER, bytes(extra).decode()) if extra is not None else ""
+    return mark(MAKER, raw_text(call.extra_content))
 
 
-class ChatDecoder:
+class ChatDecoder(SseDecoder):
     """Reads a stream of chunks."""
 
-    content_type = EVENT_STREAM
-
     def __init__(self) -> None:
-        self._events = SseReader()
-        self._begun = self._ended = False
+        super().__init__()
+        self._begun = False
         # A call's number on the wire, or its id where it has none -> its number here.
-        self._calls: dict[int | str, int] = {}
-        self._called = False
+        self._calls: dict[int | str | None, int] = {}
+        self._ids: list[str] = []
         self._details: list[Raw] = []
 
-    def feed(self, data: bytes) -> list[Event]:
-        """Take any split of the stream."""
-        try:
-            found = self._events.feed(data)
-        except TooLarge:
-            message = "an event of the stream is too large"
-            raise UpstreamError(Failure.PROTOCOL, message) from None
-        return [event for one in found for event in self._take(one.data)]
-
-    def end(self) -> list[Event]:
-        """Take an event whose empty line never came."""
-        return [event for one in self._events.rest() for event in self._take(one.data)]
-
-    def _take(self, data: bytes) -> list[Event]:
-        if self._ended or not data.strip():
-            return []
-        if data.strip() == b"[DONE]":
-            self._ended = True
+    def read(self, event: SseEvent) -> list[Event]:
+        """Return what an event says."""
+        if event.data.strip() == b"[DONE]":
             return [*self._signed(), events.Ended()]
-        try:
-            chunk: Chunk = decode_chunk(data)
-        except UNREADABLE:
-            return []  # not a shape we know, and no reason to end
+        chunk: Chunk = decode_chunk(event.data)
         if chunk.error is not None:
-            return [events.Failed(data.decode(errors="replace"))]
+            return [events.Failed(event.data.decode(errors="replace"))]
         found: list[Event] = []
         if not self._begun and (chunk.id or chunk.choices):
             self._begun = True
@@ -398,27 +405,33 @@ class ChatDecoder:
             found.append(events.RefusalDelta(delta.refusal))
         for call in delta.tool_calls or ():
             found += self._call(call)
-        if choice.finish_reason is not None:
+        if choice.finish_reason:  # some servers send an empty one with every chunk
             reason = FINISH.get(choice.finish_reason, STOP)
-            if reason == STOP and self._called:
+            if reason == STOP and self._ids:
                 reason = TOOL_CALLS
             found.append(events.Finished(reason))
         return found
 
     def _call(self, call: WireCall) -> list[Event]:
         function = call.function
-        key: int | str = call.index if call.index is not None else call.id or len(self._calls)
-        found: list[Event] = []
+        name = (function.name if function is not None else None) or ""
+        arguments = function.text() if function is not None else ""
+        key = call.index if call.index is not None else call.id or None
         number = self._calls.get(key)
-        if number is None:
-            number = self._calls[key] = len(self._calls)
-            self._called = True
-            name = (function.name if function is not None else None) or ""
-            signature = _signature(call)
-            found.append(events.CallBegun(number, call.id or f"call_{number}", name, signature))
-        if function is not None and (arguments := function.text()):
+        if key is None and not name and self._ids:
+            number = len(self._ids) - 1  # more of the last one
+        found: list[Event] = []
+        if number is None or (name and self._is_another(key, call.id, number)):
+            number = self._calls[key] = len(self._ids)
+            self._ids.append(call.id or f"call_{number}")
+            found.append(events.CallBegun(number, self._ids[number], name, _signature(call)))
+        if arguments:
             found.append(events.CallDelta(number, arguments))
         return found
+
+    def _is_another(self, key: int | str | None, id: str | None, number: int) -> bool:
+        """Tell whether a call that has a name is not the known one: some number all calls 0."""
+        return key is None or bool(id and id != self._ids[number])
 
     def _signed(self) -> list[Event]:
         details, self._details = self._details, []
@@ -427,14 +440,20 @@ class ChatDecoder:
 
 def _merged(pieces: list[Raw]) -> str:
     """Put the pieces of OpenRouter's blocks together again: text grows, the rest is set once."""
-    blocks: dict[tuple[Any, Any], Json] = {}
+    blocks: dict[tuple[str, str], Json] = {}
+    grown: dict[tuple[str, str, str], list[str]] = {}
     for piece in pieces:
         try:
             found = msgspec.json.decode(piece, type=dict[str, Any])
-        except msgspec.DecodeError:
+        except UNREADABLE:
             continue
-        block = blocks.setdefault((found.get("index"), found.get("type")), {})
+        key = str(found.get("index")), str(found.get("type"))
+        block = blocks.setdefault(key, {})
         for name, value in found.items():
-            grows = name in ("text", "summary", "data") and isinstance(value, str)
-            block[name] = (block.get(name) or "") + value if grows else value or block.get(name)
+            if name in ("text", "summary", "data") and isinstance(value, str):
+                grown.setdefault((*key, name), []).append(value)
+            elif value not in (None, "") or name not in block:
+                block[name] = value
+    for (index, kind, name), texts in grown.items():
+        blocks[index, kind][name] = "".join(texts)
     return mark(MAKER, ",".join([_encode(block).decode() for block in blocks.values()]))

@@ -12,6 +12,7 @@ from gateway.core.messages import (
     ASSISTANT,
     LENGTH,
     STOP,
+    SYSTEM,
     TOOL_CALLS,
     Fit,
     Media,
@@ -123,7 +124,7 @@ class WireMessage(msgspec.Struct, gc=False):
 class Answer(msgspec.Struct, gc=False):
     """A whole reply."""
 
-    id: str = ""
+    id: str | None = None
     message: WireMessage | str | None = None
     finish_reason: str | None = None
     usage: WireUsage | None = None
@@ -141,7 +142,7 @@ class Delta(msgspec.Struct, gc=False):
 class StreamEvent(msgspec.Struct, gc=False):
     """An event of any type."""
 
-    type: str = ""
+    type: str | None = None
     id: str | None = None
     index: int | None = None
     delta: Delta | None = None
@@ -206,7 +207,7 @@ class CohereConversation:
             name = (call.function.name if call.function else None) or ""
             parts.append(ToolCall(call.id or "", name, call.arguments() or "{}"))
         return Reply(
-            id=answer.id,
+            id=answer.id or "",
             model="",
             parts=tuple(parts),
             finish=FINISH.get(answer.finish_reason or "", STOP),
@@ -226,6 +227,9 @@ def _messages(prompt: Prompt, fit: Fit) -> list[Json]:
     for message in prompt.messages:
         if message.role == ASSISTANT:
             found.append(_assistant(message))
+        elif message.role == SYSTEM:
+            said = [part.text for part in message.parts if isinstance(part, Text)]
+            found.append({"role": "system", "content": "\n\n".join(said)})
         else:
             found += _user(message, fit)
     return found
@@ -267,21 +271,27 @@ def _user(message: Message, fit: Fit) -> list[Json]:
             case ToolResult(call_id=call_id, parts=parts, is_error=is_error):
                 text = "\n".join([one.text for one in parts if isinstance(one, Text)])
                 for one in parts:
-                    if isinstance(one, Media):
-                        fit.refuse(one.where, "media in what a tool returns")
+                    if isinstance(one, Media) and one.kind == "image":
+                        content.append(_image(one))  # results hold text alone: it follows
+                    elif isinstance(one, Media):
+                        fit.refuse(one.where, "documents and sound")
                 text = f"Error: {text}" if is_error else text
                 result = {"type": "document", "document": {"data": {"result": text}}}
                 results.append({"role": "tool", "tool_call_id": call_id, "content": [result]})
             case Text(text=text) if text:
                 content.append({"type": "text", "text": text})
-            case Media(kind="image", url=url, media_type=media_type, data=data):
-                where = url or f"data:{media_type};base64,{data}"
-                content.append({"type": "image_url", "image_url": {"url": where}})
+            case Media(kind="image"):
+                content.append(_image(part))
             case Media():
                 fit.refuse(part.where, "documents and sound")
     if content:
         results.append({"role": "user", "content": content})
     return results
+
+
+def _image(part: Media) -> Json:
+    where = part.url or f"data:{part.media_type};base64,{part.data}"
+    return {"type": "image_url", "image_url": {"url": where}}
 
 
 def _tool(tool: Tool) -> Json:
@@ -317,7 +327,7 @@ def _leave(prompt: Prompt, fit: Fit) -> None:
     if prompt.logprobs is not None:
         fit.refuse("logprobs")
     if prompt.parallel is False and prompt.tools:
-        fit.refuse("parallel")
+        fit.leave_out("parallel")  # a wish: whoever calls a tool can answer two calls, too
     for field in ("verbosity", "user", "metadata", "service_tier"):
         if getattr(prompt, field):
             fit.leave_out(field)
@@ -334,12 +344,9 @@ class CohereDecoder(SseDecoder):
         super().__init__()
         self._calls: dict[int, int] = {}
 
-    def take(self, event: SseEvent) -> list[Event]:
+    def read(self, event: SseEvent) -> list[Event]:
         """Return what an event says."""
-        try:
-            found = _decode_event(event.data)
-        except UNREADABLE:
-            return []
+        found = _decode_event(event.data)
         delta = found.delta or Delta()
         message = delta.message or WireMessage()
         match found.type:

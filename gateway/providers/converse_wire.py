@@ -1,7 +1,5 @@
 """Bedrock's Converse: replies and streams, read into the hub's values and events."""
 
-from typing import Any
-
 import msgspec
 from msgspec import Raw
 
@@ -21,8 +19,9 @@ from gateway.core.messages import (
     ToolCall,
     mark,
 )
-from gateway.core.raw import NOTHING, given
+from gateway.core.raw import NOTHING
 from gateway.core.usage import Usage
+from gateway.providers.decoding import inner_json, raw_text
 from gateway.providers.errors import UNREADABLE
 
 MAKER = "bedrock"
@@ -91,7 +90,7 @@ class Block(msgspec.Struct, gc=False, rename="camel"):
 class WireMessage(msgspec.Struct, gc=False):
     """What the model says."""
 
-    content: list[Block] = []
+    content: list[Block] | None = None
 
 
 class Output(msgspec.Struct, gc=False):
@@ -111,7 +110,7 @@ class Answer(msgspec.Struct, gc=False, rename="camel"):
 class StreamEvent(msgspec.Struct, gc=False, rename="camel"):
     """An event of any type."""
 
-    content_block_index: int = 0
+    content_block_index: int | None = None
     start: Block | None = None
     delta: Block | None = None
     stop_reason: str | None = None
@@ -129,8 +128,10 @@ def parse(body: bytes) -> Reply:
         answer = _decode(body)
     except UNREADABLE as error:
         raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
-    message = (answer.output.message if answer.output else None) or WireMessage()
-    parts = tuple([part for block in message.content if (part := _part(block)) is not None])
+    if answer.output is None:
+        raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
+    message = answer.output.message or WireMessage()
+    parts = tuple([part for block in message.content or () if (part := _part(block)) is not None])
     return Reply(
         id="",
         model="",
@@ -145,8 +146,7 @@ def _part(block: Block) -> Part | None:
         return Text(block.text)
     if block.tool_use is not None:
         call = block.tool_use
-        arguments = bytes(given(call.input) or b"{}").decode()
-        return ToolCall(call.tool_use_id or "", call.name or "", arguments)
+        return ToolCall(call.tool_use_id or "", call.name or "", raw_text(call.input) or "{}")
     thought = block.reasoning_content
     if thought is not None and thought.redacted_content is not None:
         return Thinking(redacted=mark(MAKER, thought.redacted_content))
@@ -163,7 +163,7 @@ class ConverseDecoder:
 
     def __init__(self) -> None:
         self._reader = AwsReader()
-        self._begun = False
+        self._begun = self._failed = False
         self._calls: dict[int, int] = {}
 
     def feed(self, data: bytes) -> list[Event]:
@@ -184,20 +184,24 @@ class ConverseDecoder:
 
     def _take(self, message: AwsMessage) -> list[Event]:
         headers = message.headers
+        if self._failed:
+            return []
         if headers.get(":message-type") in ("exception", "error"):
+            self._failed = True
             return [_failed(headers, message.payload)]
         try:
             found = _decode_event(message.payload)
         except UNREADABLE:
             return []
+        index = found.content_block_index or 0
         match headers.get(":event-type"):
             case "contentBlockDelta" if found.delta is not None:
-                return self._delta(found.content_block_index, found.delta)
+                return self._delta(index, found.delta)
             case "contentBlockStart" if found.start is not None:
                 call = found.start.tool_use
-                if call is None:
+                if call is None or index in self._calls:
                     return []
-                number = self._calls[found.content_block_index] = len(self._calls)
+                number = self._calls[index] = len(self._calls)
                 return [events.CallBegun(number, call.tool_use_id or "", call.name or "")]
             case "messageStop":
                 return [events.Finished(FINISH.get(found.stop_reason or "", STOP))]
@@ -209,7 +213,7 @@ class ConverseDecoder:
         if delta.text is not None:
             return [events.TextDelta(delta.text)]
         if delta.tool_use is not None and index in self._calls:
-            piece = _text(delta.tool_use.input)
+            piece = inner_json(delta.tool_use.input)
             return [events.CallDelta(self._calls[index], piece)] if piece else []
         thought = delta.reasoning_content
         if thought is None:
@@ -220,11 +224,6 @@ class ConverseDecoder:
             return [events.ThinkingSigned(thought.signature, block=index)]
         redacted = mark(MAKER, thought.redacted_content or "")
         return [events.ThinkingSigned(redacted=redacted, block=index)] if redacted else []
-
-
-def _text(raw: Raw) -> str:
-    found: Any = msgspec.json.decode(given(raw) or b'""')
-    return found if isinstance(found, str) else _encode(found).decode()
 
 
 def _failed(headers: dict[str, str], payload: bytes) -> Event:

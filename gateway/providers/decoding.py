@@ -1,5 +1,6 @@
 """What decoders of event streams share: cutting into events, and noting what a stream comes to."""
 
+import msgspec
 from msgspec import Raw
 
 from gateway.core import events
@@ -13,6 +14,7 @@ from gateway.providers.errors import UNREADABLE
 
 # Text kept for a count where no usage arrives; past it whoever counts is asked to take it.
 KEPT_BYTES = 16 * 1024
+_LAST = (events.Ended, events.Failed)
 
 
 class SseDecoder:
@@ -54,7 +56,7 @@ class SseDecoder:
             found = self.read(event)
         except UNREADABLE:
             return []  # not a shape we know, and no reason to end
-        self._over = bool(found) and isinstance(found[-1], events.Ended | events.Failed)
+        self._over = bool(found) and isinstance(found[-1], _LAST)
         return found
 
     def read(self, event: SseEvent) -> list[Event]:
@@ -72,6 +74,15 @@ def raw_text(raw: Raw) -> str:
     msgspec does not look inside the strings it skips, so what is not UTF-8 comes to light here.
     """
     return bytes(given(raw) or b"").decode(errors="replace")
+
+
+def inner_json(raw: Raw) -> str:
+    """Return JSON that stands in a string, as a call's arguments mostly do, or by itself."""
+    text = raw_text(raw)
+    try:
+        return msgspec.json.decode(text or '""', type=str)
+    except msgspec.ValidationError:
+        return text
 
 
 class Noted:

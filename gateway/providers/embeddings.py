@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.errors import ApiError
+from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.messages import Fit
 from gateway.core.request import Request
 from gateway.core.usage import Usage
@@ -61,4 +61,9 @@ def encode_vectors(vectors: list[Vector], request: Request, usage: Usage | None)
 
 def _base64(vector: Vector) -> str:
     """Write a vector as OpenAI does: 32-bit floats, little-endian."""
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    try:
+        packed = struct.pack(f"<{len(vector)}f", *vector)
+    except OverflowError:
+        message = "the reply holds numbers that no vector has"
+        raise UpstreamError(Failure.PROTOCOL, message) from None
+    return base64.b64encode(packed).decode()

@@ -6,7 +6,7 @@ import msgspec
 
 # What decoding bytes of an upstream can raise: msgspec lets the last two through.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_NAMES = ("message", "error", "detail", "msg", "Message", "title", "error_message")
+_NAMES = ("message", "error", "errors", "detail", "msg", "Message", "title", "error_message")
 
 
 def error_message(body: bytes) -> str | None:
@@ -22,7 +22,7 @@ def error_message(body: bytes) -> str | None:
 
 
 def _message(found: Any, depth: int) -> str | None:
-    """`error.message`, `error` as text, `message`, `detail` as text or list, a list of errors."""
+    """`error.message`, `error` as text, `message`, `detail` as text or list, lists of errors."""
     if depth > 4:
         return None
     if isinstance(found, str):

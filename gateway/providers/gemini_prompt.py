@@ -18,6 +18,7 @@ from gateway.core.messages import (
     Thinking,
     ToolCall,
     ToolResult,
+    alternating,
     unmark,
 )
 from gateway.providers.anthropic_prompt import arguments_of
@@ -36,15 +37,16 @@ UNSIGNED = "skip_thought_signature_validator"
 
 def write(prompt: Prompt, model: str, fit: Fit) -> Json:
     """Return a request's fields."""
+    turns = alternating(prompt.messages)
     names = {
         part.id: part.name
-        for message in prompt.messages
+        for message in turns
         for part in message.parts
         if isinstance(part, ToolCall)
     }
     generation = int(found[1]) if (found := _GENERATION.search(model)) else 0
     contents = []
-    for message in prompt.messages:
+    for message in turns:
         parts = _parts(message, names, generation, fit)
         if parts:
             role = "model" if message.role == ASSISTANT else "user"
@@ -111,7 +113,7 @@ def _leave(prompt: Prompt, fit: Fit) -> None:
     if prompt.choices > 1:
         fit.refuse("choices")
     if prompt.parallel is False:
-        fit.refuse("parallel")
+        fit.leave_out("parallel")  # a wish: whoever calls a tool can answer two calls, too
     for field in ("verbosity", "user", "metadata", "service_tier"):
         if getattr(prompt, field):
             fit.leave_out(field)
@@ -176,7 +178,7 @@ def _result(part: ToolResult, names: dict[str, str]) -> Json:
     text = "\n".join([one.text for one in part.parts if isinstance(one, Text)])
     try:
         found = msgspec.json.decode(text) if text else {}
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         found = None
     response: Any = found if isinstance(found, dict) else {"result": text}
     if part.is_error:

@@ -1,7 +1,7 @@
 """Gemini's replies and streams, read into the hub's values and events."""
 
 import re
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import msgspec
@@ -26,11 +26,10 @@ from gateway.core.messages import (
 from gateway.core.raw import NOTHING, given
 from gateway.core.sse import SseEvent
 from gateway.core.usage import Usage
-from gateway.providers.decoding import SseDecoder
+from gateway.providers.decoding import SseDecoder, raw_text
 from gateway.providers.errors import UNREADABLE
 
 MAKER = "gemini"
-_encode = msgspec.json.Encoder().encode
 
 FINISH = {"MAX_TOKENS": LENGTH} | dict.fromkeys(
     (
@@ -74,7 +73,7 @@ class WireUsage(msgspec.Struct, gc=False, rename="camel"):
 class PartialArg(msgspec.Struct, gc=False, rename="camel"):
     """A piece of a call's arguments."""
 
-    json_path: str = "$"
+    json_path: str | None = None
     string_value: str | None = None
     number_value: int | float | None = None
     bool_value: bool | None = None
@@ -115,36 +114,38 @@ class Content(msgspec.Struct, gc=False):
 class TokenLogprob(msgspec.Struct, gc=False, rename="camel"):
     """A token and how likely it was."""
 
-    token: str = ""
-    log_probability: float = 0.0
+    token: str | None = None
+    log_probability: float | None = None
 
 
 class TopCandidates(msgspec.Struct, gc=False):
     """The likeliest tokens at a place."""
 
-    candidates: list[TokenLogprob] = []
+    candidates: list[TokenLogprob] | None = None
 
 
 class LogprobsResult(msgspec.Struct, gc=False, rename="camel"):
     """`logprobsResult`."""
 
-    chosen_candidates: list[TokenLogprob] = []
-    top_candidates: list[TopCandidates] = []
+    chosen_candidates: list[TokenLogprob] | None = None
+    top_candidates: list[TopCandidates] | None = None
 
     def as_chat(self) -> Raw:
         """Write them as chat completions does."""
-        found = []
-        for i, chosen in enumerate(self.chosen_candidates):
-            top = self.top_candidates[i].candidates if i < len(self.top_candidates) else []
-            found.append(
-                {**_logprob(chosen), "top_logprobs": [_logprob(candidate) for candidate in top]}
-            )
+        found, tops = [], self.top_candidates or []
+        for i, chosen in enumerate(self.chosen_candidates or ()):
+            top = (tops[i].candidates if i < len(tops) else None) or ()
+            found.append({**_logprob(chosen), "top_logprobs": [_logprob(one) for one in top]})
         return Raw(_encode(found))
 
 
 def _logprob(one: TokenLogprob) -> dict[str, Any]:
-    spelled = list(one.token.encode())
-    return {"token": one.token, "logprob": one.log_probability, "bytes": spelled}
+    token = one.token or ""
+    return {
+        "token": token,
+        "logprob": one.log_probability or 0.0,
+        "bytes": list(token.encode()),
+    }
 
 
 class Candidate(msgspec.Struct, gc=False, rename="camel"):
@@ -230,7 +231,7 @@ def _parts(answer: Answer) -> tuple[tuple[Part, ...], str]:
 
 
 def _call(call: FunctionCall, number: int, answer: Answer, signature: str) -> ToolCall:
-    arguments = bytes(given(call.args) or b"{}").decode()
+    arguments = raw_text(call.args) or "{}"
     return ToolCall(
         call.id or _call_id(answer.response_id, number), call.name or "", arguments, signature
     )
@@ -262,12 +263,9 @@ class GeminiDecoder(SseDecoder):
         self._thoughts = 0
         self._thinking = False
 
-    def take(self, event: SseEvent) -> list[Event]:
+    def read(self, event: SseEvent) -> list[Event]:
         """Return what an event says."""
-        try:
-            answer = _decode(event.data)
-        except UNREADABLE:
-            return []
+        answer = _decode(event.data)
         if answer.error is not None:
             return [events.Failed(event.data.decode(errors="replace"))]
         found: list[Event] = []
@@ -303,7 +301,7 @@ class GeminiDecoder(SseDecoder):
                     self._thinking = False
                     found.append(events.TextDelta(part.text, logprobs))
                     logprobs = None
-        if candidate.finish_reason is not None:
+        if candidate.finish_reason:
             found += self._end_call()
             reason = _finish(candidate.finish_reason, self._calls > 0)
             found.append(events.Finished(reason))
@@ -343,29 +341,45 @@ class GeminiDecoder(SseDecoder):
         return [*super().end(), *self._end_call()]
 
 
-_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\['((?:[^'\\]|\\.)*)'\]|\[\"((?:[^\"\\]|\\.)*)\"\]")
-MAX_ITEMS = 10_000
+class _Growing:
+    """Text that comes in pieces. Joined once: adding to a text copies all of it each time."""
+
+    def __init__(self, piece: str) -> None:
+        self.pieces = [piece]
+
+
+def _joined(text: Any) -> str:
+    return "".join(text.pieces)
+
+
+_encode = msgspec.json.Encoder(enc_hook=_joined).encode
+_STEP = re.compile(
+    r"\.([^.\[\]]+)|\[(\d{1,9})\]|\['((?:[^'\\]|\\.)*)'\]|\[\"((?:[^\"\\]|\\.)*)\"\]"
+)
+MAX_STEPS = 100  # what is nested deeper could not be written as JSON either
+MAX_GAP = 10  # items of a list come one after the other; who leaves some out means nulls
 
 
 def _put(arguments: Any, piece: PartialArg) -> None:
     """Put a value where its path says; text is added to the text that is there."""
-    steps: list[str | int] = [
-        int(found[2]) if found[2] else found[1] or found[3] or found[4] or ""
-        for found in _STEP.finditer(piece.json_path)
-    ]
+    found = list(islice(_STEP.finditer(piece.json_path or ""), MAX_STEPS + 1))
+    steps = [int(one[2]) if one[2] else one[1] or one[3] or one[4] or "" for one in found]
+    if not 0 < len(steps) <= MAX_STEPS:
+        return
     place = arguments
     for step, following in pairwise(steps):
         empty: Any = [] if isinstance(following, int) else {}
         place = _enter(place, step, empty)
-    if not steps or place is None:
-        return
     last, value = steps[-1], piece.value
     old = _enter(place, last, None)
-    _set(place, last, old + value if isinstance(old, str) and isinstance(value, str) else value)
+    if isinstance(value, str) and isinstance(old, _Growing):
+        old.pieces.append(value)
+    else:
+        _set(place, last, _Growing(value) if isinstance(value, str) else value)
 
 
 def _enter(place: Any, step: str | int, empty: Any) -> Any:
-    if isinstance(step, int) and isinstance(place, list) and step < MAX_ITEMS:
+    if isinstance(step, int) and isinstance(place, list) and step <= len(place) + MAX_GAP:
         place += [None] * (step + 1 - len(place))
         if place[step] is None:
             place[step] = empty

@@ -185,9 +185,11 @@ class OpenAIStream:
 
     def _plain_line_ends(self, data: bytes) -> bytes:
         """Make every line end a LF; a CR ends a line at once, a LF right behind it is its half."""
-        if self._after_cr:
-            data = data.removeprefix(b"\n") if data else data
-        self._after_cr = data.endswith(b"\r")
+        if self._after_cr and data:
+            self._after_cr = False
+            data = data.removeprefix(b"\n")
+        if data:
+            self._after_cr = data.endswith(b"\r")
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _whole_events(self, data: bytes) -> bytes:
@@ -237,7 +239,7 @@ class OpenAIStream:
     def _take_chunk(self, chunk: Chunk, event: bytes) -> bool:
         if chunk.choices:
             for choice in chunk.choices:
-                if choice.finish_reason is not None:
+                if choice.finish_reason:  # some say "" while they go on
                     self.finished = True
                 if (text := choice.generated()) is not None:
                     self._text.append(text)

@@ -37,8 +37,8 @@ from gateway.core.sse import SseEvent
 from gateway.core.target import Target
 from gateway.core.usage import Usage
 from gateway.providers.adapter import Endpoint
-from gateway.providers.chat import bearer, effort
-from gateway.providers.decoding import NativeStream, SseDecoder
+from gateway.providers.chat import bearer, effort, end_user
+from gateway.providers.decoding import NativeStream, SseDecoder, inner_json
 from gateway.providers.errors import UNREADABLE
 
 _encode = msgspec.json.Encoder().encode
@@ -85,7 +85,7 @@ class WireUsage(msgspec.Struct, gc=False):
 class ContentPart(msgspec.Struct, gc=False):
     """A part of a message or of a summary."""
 
-    type: str = ""
+    type: str | None = None
     text: str | None = None
     refusal: str | None = None
     logprobs: Raw = NOTHING
@@ -94,11 +94,11 @@ class ContentPart(msgspec.Struct, gc=False):
 class Item(msgspec.Struct, gc=False):
     """An output item."""
 
-    type: str = ""
+    type: str | None = None
     id: str | None = None
     call_id: str | None = None
     name: str | None = None
-    arguments: Any = None  # text; of some of the provider's own tools an object
+    arguments: Raw = NOTHING  # text; some servers send an object
     content: list[ContentPart] | None = None
     summary: list[ContentPart] | None = None
     encrypted_content: str | None = None
@@ -110,26 +110,31 @@ class Incomplete(msgspec.Struct, gc=False):
     reason: str | None = None
 
 
-class Response(msgspec.Struct, gc=False):
-    """A whole response, or what a stream's first and last events have of it."""
+class Head(msgspec.Struct, gc=False):
+    """What a stream's first and last events are read for."""
 
-    id: str = ""
-    model: str = ""
-    status: str | None = None
-    output: list[Item] | None = None
+    id: str | None = None
+    model: str | None = None
     incomplete_details: Incomplete | None = None
     usage: WireUsage | None = None
+
+
+class Response(Head, gc=False):
+    """A whole response."""
+
+    status: str | None = None
+    output: list[Item] | None = None
     error: Any = None
 
 
 class StreamEvent(msgspec.Struct, gc=False):
     """An event of any type."""
 
-    type: str = ""
-    output_index: int = 0
+    type: str | None = None
+    output_index: int | None = None
     delta: Any = None
     item: Item | None = None
-    response: Response | None = None
+    response: Head | None = None
     logprobs: Raw = NOTHING
 
 
@@ -203,7 +208,7 @@ class ResponsesConversation:
             "top_logprobs": prompt.logprobs,
             "text": text or None,
             "reasoning": reasoning or None,
-            "safety_identifier": prompt.user or None,
+            "safety_identifier": end_user(prompt),
             "metadata": prompt.metadata,
             "service_tier": prompt.service_tier or None,
             "stream": True if prompt.stream else None,
@@ -228,15 +233,15 @@ class ResponsesConversation:
         """Read a whole reply."""
         try:
             response = _decode_response(body)
+            parts = _parts(response)
         except UNREADABLE as error:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
         if response.status == "failed" or response.error is not None:
             raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
-        parts = _parts(response)
         called = any(isinstance(part, ToolCall) for part in parts)
         return Reply(
-            id=response.id,
-            model=response.model,
+            id=response.id or "",
+            model=response.model or "",
             parts=parts,
             finish=_finish(response, called),
             usage=response.usage.counted() if response.usage is not None else None,
@@ -364,7 +369,7 @@ def _parts(response: Response) -> tuple[Part, ...]:
                 )
             case "function_call":
                 call_id = item.call_id or item.id or ""
-                found.append(ToolCall(call_id, item.name or "", str(item.arguments or "{}")))
+                found.append(ToolCall(call_id, item.name or "", inner_json(item.arguments) or "{}"))
     return tuple(found)
 
 
@@ -372,7 +377,7 @@ def _logprobs(raw: Raw) -> Raw | None:
     return None if bytes(raw) == b"[]" else given(raw)
 
 
-def _finish(response: Response, called: bool) -> str:
+def _finish(response: Head, called: bool) -> str:
     details = response.incomplete_details
     if details is not None and details.reason in _INCOMPLETE:
         return _INCOMPLETE[details.reason]
@@ -388,13 +393,10 @@ class ResponsesDecoder(SseDecoder):
         self._shown: set[int] = set()  # items of which there were deltas
         self._begun = False
 
-    def take(self, event: SseEvent) -> list[Event]:
+    def read(self, event: SseEvent) -> list[Event]:
         """Return what an event says."""
-        try:
-            found = _decode_event(event.data)
-        except UNREADABLE:
-            return []
-        place = found.output_index
+        found = _decode_event(event.data)
+        place = found.output_index or 0
         match found.type:
             case "response.output_text.delta" if isinstance(found.delta, str):
                 self._shown.add(place)
@@ -408,14 +410,15 @@ class ResponsesDecoder(SseDecoder):
                 return [events.ThinkingDelta(text, place)]
             case "response.function_call_arguments.delta" if place in self._calls:
                 self._shown.add(place)
-                return [events.CallDelta(self._calls[place], str(found.delta or ""))]
+                text = found.delta if isinstance(found.delta, str) else ""
+                return [events.CallDelta(self._calls[place], text)]
             case "response.output_item.added" if found.item is not None:
                 return self._added(place, found.item)
             case "response.output_item.done" if found.item is not None:
                 return self._done(place, found.item)
             case "response.created" if found.response is not None and not self._begun:
                 self._begun = True
-                return [events.Begun(found.response.id, found.response.model)]
+                return [events.Begun(found.response.id or "", found.response.model or "")]
             case "response.completed" | "response.incomplete" if found.response is not None:
                 return self._ended(found.response)
             case "response.failed" | "error":
@@ -423,7 +426,7 @@ class ResponsesDecoder(SseDecoder):
         return []
 
     def _added(self, place: int, item: Item) -> list[Event]:
-        if item.type != "function_call":
+        if item.type != "function_call" or place in self._calls:
             return []
         number = self._calls[place] = len(self._calls)
         return [events.CallBegun(number, item.call_id or item.id or "", item.name or "")]
@@ -437,13 +440,17 @@ class ResponsesDecoder(SseDecoder):
             return [events.ThinkingSigned(redacted=secret, block=place)]
         if place in self._shown:
             return []
-        if item.type == "function_call" and item.arguments and place in self._calls:
-            return [events.CallDelta(self._calls[place], str(item.arguments))]
+        if item.type == "function_call":
+            found = self._added(place, item)  # where nobody said so before
+            if arguments := inner_json(item.arguments):
+                self._shown.add(place)
+                found.append(events.CallDelta(self._calls[place], arguments))
+            return found
         if item.type == "message":
             return [events.TextDelta(part.text) for part in item.content or () if part.text]
         return []
 
-    def _ended(self, response: Response) -> list[Event]:
+    def _ended(self, response: Head) -> list[Event]:
         found: list[Event] = []
         if response.usage is not None:
             found.append(events.Used(response.usage.counted()))

@@ -23,6 +23,7 @@ from gateway.providers.errors import UNREADABLE, error_message
 from gateway.providers.gemini_wire import GeminiDecoder
 from gateway.providers.paths import segment
 
+MAX_TOKENS = 10**12  # a figure above is none
 ENVELOPE_VERSION = "vertex-2023-10-16"
 _encode = msgspec.json.Encoder().encode
 
@@ -130,7 +131,7 @@ class VertexEmbedding:
             if one.embeddings.statistics is not None
         ]
         known = [count for count in counts if count is not None]
-        usage = Usage(int(sum(known))) if known else None
+        usage = Usage(int(min(sum(known), MAX_TOKENS))) if known else None
         return encode_vectors([one.embeddings.values for one in found], request, usage), usage
 
 

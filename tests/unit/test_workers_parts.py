@@ -189,8 +189,13 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     assert caught.value.field == "server.state_dir"
 
 
-def test_a_sockets_path_fits_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_a_sockets_path_fits_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="sluice-") as directory:  # pytest's own is too deep
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        _check_paths(Path(directory))
+
+
+def _check_paths(tmp_path: Path) -> None:
     name = "redis.sock"
     fits = Path("/" + "d" * (MAX_SOCKET_PATH - len(name) - 2))
     assert socket_path(fits, name) == f"{fits}/{name}"
