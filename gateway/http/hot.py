@@ -36,13 +36,14 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def secret_of(headers: CIMultiDictProxy[str]) -> str | None:
-    """Return the key a client presents, in any of the three usual places."""
+    """Return the key a client presents, in any of the usual places."""
     bearer = headers.get("Authorization")
     if bearer is not None:
         scheme, _, secret = bearer.partition(" ")
         if scheme.lower() == "bearer":
             return secret.strip()
-    return headers.get("x-api-key") or headers.get("api-key")
+    found = headers.get("x-api-key") or headers.get("api-key")
+    return found or headers.get("x-goog-api-key")  # Google's SDK, under /providers/
 
 
 class HotRoutes:

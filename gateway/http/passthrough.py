@@ -8,6 +8,7 @@ import logging
 import ssl
 from collections.abc import AsyncIterator
 from functools import cache
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import web
@@ -76,10 +77,8 @@ class PassthroughRoutes:
             passage.end(error.status, record.ERROR, error.code)
             raise
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            late = isinstance(error, TimeoutError)
-            code = "deadline_exceeded" if late else "upstream_failed"
-            told = ApiError(code, f"{name}: {type(error).__name__}")
-            passage.end(told.status, record.ERROR, code)
+            told = _told(name, error)
+            passage.end(told.status, record.ERROR, told.code)
             raise told from None
         except Exception:
             passage.end(500, record.ERROR, "internal_error")
@@ -150,10 +149,12 @@ class PassthroughRoutes:
     async def _headers(
         self, request: web.Request, passage: Passage, name: str, path: str, body: bytes | None
     ) -> dict[str, str]:
+        named = {name.strip().lower() for name in request.headers.get("connection", "").split(",")}
         found = {
             header: value
             for header, value in request.headers.items()
-            if header.lower() not in _NOT_SENT and not header.lower().startswith("x-forwarded-")
+            if header.lower() not in _NOT_SENT | named
+            and not header.lower().startswith("x-forwarded-")
         }
         given = {header.lower() for header in found}
         found |= {
@@ -162,6 +163,8 @@ class PassthroughRoutes:
             if header.lower() not in given
         }
         found["Accept-Encoding"] = "identity"
+        if body is None and request.content_length is not None and request.can_read_body:
+            found["Content-Length"] = str(request.content_length)  # not all take chunks
         route = passage.call.route
         if route is not None and route.signer is not None:
             full = _full_path(route.target, path)
@@ -176,8 +179,11 @@ class PassthroughRoutes:
         size, most = 0, self._config.server.max_upload_size
         idle = self._config.server.request_timeout
         while True:
-            async with asyncio.timeout(idle):
-                part = await request.content.readany()
+            try:
+                async with asyncio.timeout(idle):
+                    part = await request.content.readany()
+            except TimeoutError:
+                raise ApiError("request_timeout", "The body did not arrive in time.") from None
             if not part:
                 return
             size += len(part)
@@ -200,11 +206,20 @@ class PassthroughRoutes:
         return session
 
 
+def _told(name: str, error: Exception) -> ApiError:
+    """Return what the client is told; aiohttp wraps what went wrong with the body being sent."""
+    if isinstance(error.__cause__, ApiError):
+        return error.__cause__
+    code = "deadline_exceeded" if isinstance(error, TimeoutError) else "upstream_failed"
+    return ApiError(code, f"{name}: {type(error).__name__}")
+
+
 def _rest(request: web.Request) -> str:
     """Return the path behind the provider's name as the client wrote it, with its query."""
     raw = request.raw_path.partition("#")[0]
     path = raw[raw.index("/providers/") + len("/providers/") :].partition("/")[2]
-    if any(part in ("..", ".", "%2e%2e", "%2e") for part in path.lower().split("?")[0].split("/")):
+    plain = unquote(path.partition("?")[0]).replace("\\", "/")
+    if any(part in ("..", ".") for part in plain.split("/")):
         raise ApiError("not_found", "A path does not go upwards.")
     return path
 

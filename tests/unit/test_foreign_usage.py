@@ -1,0 +1,340 @@
+"""Usage found by its shape in answers nobody understands: whole, in every split, byte by byte."""
+
+import json
+import random
+import tracemalloc
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.usage import Usage
+from gateway.providers.foreign_usage import MAX_SEEN_BYTES, ForeignUsage
+from tests.golden.recordings import NEEDS_RECORDINGS, RECORDINGS, Recording, read
+from tests.golden.replay import frames
+from tests.support.readings import cut, sse
+from tests.support.upstream import completion, delta, usage
+
+MEBIBYTE = 1024 * 1024
+SEEN = ("messages", "chat", "completions", "responses", "gemini", "converse", "cohere")
+# A reply that failed is read up to there; the client has all of it, and the provider its figures.
+READ = [one for one in RECORDINGS if one.api in SEEN and not read(one).failed]
+
+
+def counted(*pieces: bytes) -> Usage | None:
+    """What is found in an answer that comes in these pieces."""
+    seen = ForeignUsage()
+    for piece in pieces:
+        seen.feed(piece)
+    return seen.result()
+
+
+def whole(content: Any) -> bytes:
+    """A body, as most servers write it."""
+    return json.dumps(content).encode()
+
+
+# -- what providers sent ---------------------------------------------------------------------------
+
+
+@cache
+def expected(recording: Recording) -> tuple[bytes, Usage | None]:
+    """A recording's bytes, and what an independent reading finds in it."""
+    return b"".join(frames(recording)), read(recording).usage
+
+
+@NEEDS_RECORDINGS
+@pytest.mark.parametrize("recording", READ, ids=lambda one: one.name)
+def test_a_recording_by_events_and_whole(recording: Recording) -> None:
+    data, used = expected(recording)
+    assert counted(data) == used
+    assert counted(*frames(recording)) == used
+
+
+@NEEDS_RECORDINGS
+@pytest.mark.parametrize("api", sorted(SEEN))
+def test_a_recording_byte_by_byte(api: str) -> None:
+    found = [one for one in READ if one.api == api]
+    for recording in (min(found, key=size), min((r for r in found if r.stream), key=size)):
+        data, used = expected(recording)
+        assert used is not None
+        assert counted(*(data[i : i + 1] for i in range(len(data)))) == used, recording.name
+
+
+def size(recording: Recording) -> int:
+    """How much there is of a recording that has usage."""
+    data, used = expected(recording)
+    return len(data) if used is not None else MAX_SEEN_BYTES
+
+
+@NEEDS_RECORDINGS
+@given(st.data())
+def test_any_split_of_any_recording(data: st.DataObject) -> None:
+    recording = data.draw(st.sampled_from(READ))
+    content, used = expected(recording)
+    places = data.draw(st.lists(st.integers(0, len(content)), max_size=12))
+    assert counted(*cut(content, *places)) == used
+
+
+@NEEDS_RECORDINGS
+def test_a_spliced_stream_counts_what_the_provider_said_last() -> None:
+    (spliced,) = [r for r in RECORDINGS if "spliced-message-start" in r.name]
+    assert counted(*frames(spliced)) == Usage(prompt_tokens=17, completion_tokens=65)
+
+
+# -- shapes ----------------------------------------------------------------------------------------
+
+IMAGES = {
+    "created": 1,
+    "data": [{"b64_json": "AAAA"}],
+    "usage": {
+        "input_tokens": 50,
+        "input_tokens_details": {"text_tokens": 10, "image_tokens": 40},
+        "output_tokens": 4160,
+        "total_tokens": 4210,
+    },
+}
+TRANSCRIPT = {
+    "text": "hello",
+    "usage": {
+        "type": "tokens",
+        "input_tokens": 14,
+        "input_token_details": {"text_tokens": 0, "audio_tokens": 14},
+        "output_tokens": 45,
+        "total_tokens": 59,
+    },
+}
+GOOGLE = {
+    "candidates": [],
+    "usageMetadata": {
+        "promptTokenCount": 9,
+        "candidatesTokenCount": 4,
+        "thoughtsTokenCount": 2,
+        "cachedContentTokenCount": 3,
+    },
+}
+ANTHROPIC = {
+    "type": "message",
+    "usage": {
+        "input_tokens": 5,
+        "cache_creation_input_tokens": 2,
+        "cache_read_input_tokens": 3,
+        "output_tokens": 4,
+    },
+}
+EMBEDDED = {"object": "list", "data": [], "usage": {"prompt_tokens": 8, "total_tokens": 8}}
+AWS = {"output": {}, "usage": {"inputTokens": 30, "outputTokens": 6, "totalTokens": 36}}
+SHAPES = [
+    (completion("hello", usage(7, 5, cached=3, reasoning=2)), Usage(7, 3, 0, 5, 2)),
+    (EMBEDDED, Usage(8)),
+    (IMAGES, Usage(50, completion_tokens=4160)),
+    (TRANSCRIPT, Usage(14, completion_tokens=45)),
+    (ANTHROPIC, Usage(10, 3, 2, 4)),
+    (GOOGLE, Usage(9, 3, 0, 6, 2)),
+    (AWS, Usage(30, completion_tokens=6)),
+]
+
+
+@pytest.mark.parametrize(("content", "used"), SHAPES)
+def test_a_body(content: Any, used: Usage) -> None:
+    assert counted(whole(content)) == used
+    assert counted(b" \r\n\t", json.dumps(content, indent=4).encode(), b"\n") == used
+    assert counted(b"\xef\xbb", b"\xbf" + whole(content)) == used
+    assert counted(sse(content)) == used
+
+
+def test_a_stream_of_googles_that_is_no_event_stream() -> None:
+    parts = [
+        {**GOOGLE, "usageMetadata": {"promptTokenCount": 9}},
+        {**GOOGLE, "usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": 4}},
+    ]
+    assert counted(json.dumps(parts, indent=2).encode()) == Usage(9, completion_tokens=4)
+
+
+USED = {**delta(None), "choices": [], "usage": usage(7, 5)}
+FIRST = [b": a comment\n\n", b"id: 1\n", b"retry: 3000\n\n", b"event: x\n", b"\n\n", b"\r\n", b" "]
+
+
+@pytest.mark.parametrize("first", [*FIRST, b"\xef\xbb\xbf"])
+def test_a_stream_begins_in_many_ways(first: bytes) -> None:
+    data = first.strip(b" ") + sse(delta("one")) + sse(USED) + sse("[DONE]")
+    assert counted(data) == Usage(7, completion_tokens=5)
+    assert counted(*(data[i : i + 1] for i in range(len(data)))) == Usage(7, completion_tokens=5)
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"])
+def test_a_last_event_without_its_empty_line(end: bytes) -> None:
+    assert counted(sse(delta("one")), sse(USED).rstrip(b"\n") + end) == Usage(7, 0, 0, 5)
+
+
+def test_the_last_figure_of_each_kind_counts() -> None:
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}}
+    end = {"type": "message_delta", "usage": {"input_tokens": None, "output_tokens": 7}}
+    assert counted(sse(start), sse(end)) == Usage(9, completion_tokens=7)
+    assert counted(sse(start)) == Usage(9, completion_tokens=1)
+
+
+SILENT = [
+    b"",
+    b" ",
+    b"null",
+    b"[]",
+    b"[1, 2]",
+    b"{",
+    b'{"usage": null}',
+    b'{"usage": 7}',
+    b'{"usage": {}}',
+    b'{"usage": []}',
+    b'{"usage": {"type": "duration", "seconds": 3}}',
+    b'{"usage": {"prompt_tokens": "many"}}',
+    b'{"usage": {"prompt_tokens": {}}}',
+    b'{"usage": {"prompt_tokens": 1.5}}',
+    b'{"usage": {"input_tokens": 1, "input_tokens_details": 7}}',
+    b'{"usage": {"prompt_tokens": 1}} {"usage": {"prompt_tokens": 2}}',
+    b'{"usage": {"prompt_tokens": 1}',
+    b'{"usage": {"\xff": 1}}',
+    b'{"usage": ' + b"[" * 100_000,
+    b'data: {"usage": {"prompt_tokens": []}}\n\n',
+    b"data: \xff\xfe usage\n\n",
+    b'{"message": "usage", "response": [], "usageMetadata": 3}',
+    b'{"choices": [{"text": "\\"usage\\": {\\"prompt_tokens\\": 5}"}]}',
+    b'{"data": [{"usage": {"prompt_tokens": 5}}]}',
+    b"ID3\x04 usage",
+    b"dear usage,\n\nhow are you",
+    b"\x00\x00\x00\x18ftypmp42",
+    b"\x00" * 100,
+]
+
+
+@pytest.mark.parametrize("data", SILENT)
+def test_an_answer_that_does_not_say_is_no_error(data: bytes) -> None:
+    assert counted(data) is None
+    assert counted(*(data[i : i + 1] for i in range(min(len(data), 1000)))) is None
+
+
+@given(st.lists(st.binary(max_size=200), max_size=8))
+def test_nothing_that_a_provider_sends_fails_a_settlement(pieces: list[bytes]) -> None:
+    counted(*pieces)
+    counted(b"data: ", *pieces)
+    counted(b'{"usage": ', *pieces)
+
+
+Figures = st.dictionaries(
+    st.sampled_from(
+        [
+            *("prompt_tokens", "completion_tokens", "total_tokens", "input_tokens"),
+            *("output_tokens", "cache_read_input_tokens", "inputTokens", "outputTokens"),
+            *("promptTokenCount", "prompt_tokens_details", "input_tokens_details", "tokens"),
+        ]
+    ),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+        max_leaves=4,
+    ),
+)
+
+
+@given(Figures)
+def test_no_figures_fail_a_settlement(figures: dict[str, Any]) -> None:
+    counted(whole({"usage": figures}))
+    counted(sse({"message": {"usage": figures}}), sse({"usage": figures}))
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+def peak(pieces: list[bytes], times: int, last: bytes = b"") -> tuple[Usage | None, int]:
+    """What is found in an answer of many pieces, and the most memory that it took."""
+    seen = ForeignUsage()
+    tracemalloc.start()
+    try:
+        for _ in range(times):
+            for piece in pieces:
+                seen.feed(piece)
+        seen.feed(last)
+        return seen.result(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+PICTURE = b"A" * (64 * 1024)
+
+
+def test_a_body_of_50_megabytes_is_not_held_and_its_usage_found_at_the_end() -> None:
+    ending = b'"}], "usage": ' + whole(IMAGES["usage"]) + b', "size": "1024x1024"}\n'
+    seen = ForeignUsage()
+    seen.feed(b'{"created": 1, "data": [{"b64_json": "')
+    tracemalloc.start()
+    try:
+        for _ in range(800):
+            seen.feed(PICTURE)
+        for i in range(0, len(ending), 7):
+            seen.feed(ending[i : i + 7])
+        assert seen.result() == Usage(50, completion_tokens=4160)
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_SEEN_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+HUGE = b'{"data": "' + b"x" * (MAX_SEEN_BYTES + 10)
+NOT_AT_ITS_TOP = [
+    b'", "inner": {"usage": {"prompt_tokens": 5}}}',
+    b'"}, {"usage": {"prompt_tokens": 5}}]',
+    b'", "list": [{"usage": {"prompt_tokens": 5}}]}',
+    b'", "usage": {"prompt_tokens": 5}',
+    b'", "usage": {"prompt_tokens": 5}} trailing',
+    b'\\"usage\\": {\\"prompt_tokens\\": 5}"}',
+    b'"}',
+]
+
+
+@pytest.mark.parametrize("ending", NOT_AT_ITS_TOP)
+def test_in_a_huge_body_only_the_answers_own_usage_counts(ending: bytes) -> None:
+    assert counted(HUGE, ending) is None
+
+
+def test_what_is_left_out_of_a_huge_body_makes_no_other_body_of_the_rest() -> None:
+    large = b"x" * (MAX_SEEN_BYTES + 10)
+    parts = [
+        b'{"text": "',
+        large + b'", "inner": {"text": "',
+        b'", "usage": {"prompt_tokens": 5}',
+        b', "text": "' + large + b'"}',
+        b"}",
+    ]
+    assert json.loads(b"".join(parts))["inner"]["usage"] == {"prompt_tokens": 5}
+    assert counted(*parts) is None
+
+
+def test_a_download_is_not_held() -> None:
+    content = [random.Random(1).randbytes(64 * 1024)]
+    for first in (b"\x89PNG", b"%PDF", b"ID3", b"\xff\xf3", b"PK", b"\x00\x00\x00\x18ftyp"):
+        found, most = peak([first, *content], 100)
+        assert found is None
+        assert most < MEBIBYTE, first
+
+
+def test_an_event_that_never_ends_is_not_held() -> None:
+    found, most = peak([b"data: ", PICTURE], 800)
+    assert found is None
+    assert most < 4 * MAX_SEEN_BYTES
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("over", [-100, -8, 0, 1, 65_536])
+def test_an_event_that_is_too_large_does_not_hide_the_next(over: int, end: bytes) -> None:
+    """It is an image, mostly: the usage stands in the event behind it."""
+    image = b"data: " + b"A" * (MAX_SEEN_BYTES + over) + end
+    last = sse({"type": "image_generation.completed", "usage": IMAGES["usage"]})
+    data = image + last.replace(b"\n\n", end)
+    for step in (65_536, 100_003):
+        pieces = [data[i : i + step] for i in range(0, len(data), step)]
+        assert counted(*pieces) == Usage(50, completion_tokens=4160)
+
+
+@pytest.mark.parametrize("over", range(-8, 4))
+def test_an_event_that_is_too_large_by_a_little_and_never_ends(over: int) -> None:
+    assert counted(b"data: ", b"A" * (MAX_SEEN_BYTES + over)) is None
