@@ -4,10 +4,15 @@ import msgspec
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Token counts; cached and cache-write are part of the prompt, reasoning of the completion."""
+    """Token counts; cached, cache-write and the first audio are part of the prompt.
+
+    Reasoning and the second audio are part of the completion.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    audio_prompt_tokens: int = 0
+    audio_completion_tokens: int = 0

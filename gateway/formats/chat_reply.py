@@ -62,15 +62,18 @@ def encode(reply: Reply, meta: Meta) -> bytes:
 
 def usage(used: Usage) -> Json:
     """Write a usage object."""
+    prompt = {"cached_tokens": used.cached_tokens, "cache_write_tokens": used.cache_write_tokens}
+    completion = {"reasoning_tokens": used.reasoning_tokens}
+    if used.audio_prompt_tokens:
+        prompt["audio_tokens"] = used.audio_prompt_tokens
+    if used.audio_completion_tokens:
+        completion["audio_tokens"] = used.audio_completion_tokens
     return {
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,
         "total_tokens": used.prompt_tokens + used.completion_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": used.cached_tokens,
-            "cache_write_tokens": used.cache_write_tokens,
-        },
-        "completion_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
+        "prompt_tokens_details": prompt,
+        "completion_tokens_details": completion,
     }
 
 

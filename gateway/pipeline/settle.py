@@ -2,6 +2,8 @@
 
 from time import monotonic
 
+import msgspec
+
 from gateway.core import record
 from gateway.core.operations import Operation
 from gateway.core.record import RequestRecord
@@ -62,7 +64,7 @@ def _sane(usage: Usage) -> Usage:
     written = usage.cache_write_tokens
     if min(prompt, completion, cached, reasoning, written) >= 0 and prompt + completion < MOST:
         return usage
-    return Usage(*[min(max(n, 0), MOST) for n in (prompt, cached, written, completion, reasoning)])
+    return Usage(*[min(max(n, 0), MOST) for n in msgspec.structs.astuple(usage)])
 
 
 def settle(services: Services, call: Call) -> None:

@@ -49,6 +49,8 @@ RATE_KEYS = {
     "cache_write": ("cache_write_mtok", "input_mtok"),
     "output": ("output_mtok",),
     "reasoning": ("output_reasoning_mtok", "output_mtok"),
+    "audio_input": ("input_audio_mtok", "input_mtok"),
+    "audio_output": ("output_audio_mtok", "output_mtok"),
 }
 REQUEST_KEY = "requests_kcount"  # dollars per thousand requests
 METERED_KEYS = {REQUEST_KEY}.union(*RATE_KEYS.values())

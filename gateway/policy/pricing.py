@@ -49,6 +49,8 @@ class Rates(msgspec.Struct, frozen=True, array_like=True, gc=False):
     cache_write: int
     output: int
     reasoning: int
+    audio_input: int
+    audio_output: int
 
 
 class Tier(Rates, frozen=True, array_like=True, gc=False):
@@ -60,7 +62,7 @@ class Tier(Rates, frozen=True, array_like=True, gc=False):
 class Price(Rates, frozen=True, array_like=True, gc=False):
     """What a model costs: the rates up to the first tier, nano-dollars a request, ascending tiers.
 
-    `unmetered` names what the provider also bills and the gateway does not count (audio, searches,
+    `unmetered` names what the provider also bills and the gateway does not count (searches,
     one-hour cache writes ...): where it is not empty, rates of 0 do not mean free.
     """
 
@@ -86,6 +88,8 @@ class Price(Rates, frozen=True, array_like=True, gc=False):
             cache_write=prompt if cache_write_per_mtok is None else nano_usd(cache_write_per_mtok),
             output=output,
             reasoning=output,
+            audio_input=prompt,
+            audio_output=output,
             request=nano_usd(per_request),
             version="config",
         )
@@ -129,15 +133,20 @@ def cost_components(price: Price, usage: Usage) -> CostComponents:
     written = min(max(usage.cache_write_tokens, 0), prompt - cached)
     completion = max(usage.completion_tokens, 0)
     reasoning = min(max(usage.reasoning_tokens, 0), completion)
+    plain, answered = prompt - cached - written, completion - reasoning
+    heard = min(max(usage.audio_prompt_tokens, 0), plain)
+    spoken = min(max(usage.audio_completion_tokens, 0), answered)
     rates: Rates = price
     for tier in price.tiers:
         if prompt > tier.above:
             rates = tier
     return CostComponents(
-        (prompt - cached - written) * rates.input,
+        (plain - heard) * rates.input + heard * rates.audio_input,
         cached * rates.cached,
         written * rates.cache_write,
-        (completion - reasoning) * rates.output + reasoning * rates.reasoning,
+        (answered - spoken) * rates.output
+        + spoken * rates.audio_output
+        + reasoning * rates.reasoning,
         price.request * FEMTO_PER_NANO,
     )
 
@@ -239,7 +248,7 @@ class Provider(msgspec.Struct, frozen=True, array_like=True):
     resells: tuple[str, ...]  # providers whose models it also sells
 
 
-class Table(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Table(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """What the file holds. Raise the tag with every change of layout: it refuses older files."""
 
     version: str

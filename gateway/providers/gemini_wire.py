@@ -47,6 +47,13 @@ FINISH = {"MAX_TOKENS": LENGTH} | dict.fromkeys(
 )
 
 
+class ModalityCount(msgspec.Struct, gc=False, rename="camel"):
+    """How many of the tokens are text, pictures, sound."""
+
+    modality: str | None = None
+    token_count: int | None = None
+
+
 class WireUsage(msgspec.Struct, gc=False, rename="camel"):
     """`usageMetadata`."""
 
@@ -55,6 +62,8 @@ class WireUsage(msgspec.Struct, gc=False, rename="camel"):
     cached_content_token_count: int | None = None
     candidates_token_count: int | None = None
     thoughts_token_count: int | None = None
+    prompt_tokens_details: list[ModalityCount] | None = None
+    candidates_tokens_details: list[ModalityCount] | None = None
 
     def counted(self) -> Usage | None:
         """Convert to the gateway's counts; None where there are none."""
@@ -67,7 +76,13 @@ class WireUsage(msgspec.Struct, gc=False, rename="camel"):
             0,
             (self.candidates_token_count or 0) + thoughts,
             thoughts,
+            _audio(self.prompt_tokens_details),
+            _audio(self.candidates_tokens_details),
         )
+
+
+def _audio(details: list[ModalityCount] | None) -> int:
+    return sum(one.token_count or 0 for one in details or () if one.modality == "AUDIO")
 
 
 class PartialArg(msgspec.Struct, gc=False, rename="camel"):

@@ -16,12 +16,14 @@ class PromptDetails(msgspec.Struct, gc=False):
 
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None  # OpenRouter's, for Anthropic's models
+    audio_tokens: int | None = None
 
 
 class CompletionDetails(msgspec.Struct, gc=False):
     """`usage.completion_tokens_details`."""
 
     reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
 
 
 class WireUsage(msgspec.Struct, gc=False):
@@ -39,15 +41,17 @@ class WireUsage(msgspec.Struct, gc=False):
         """Convert to the gateway's counts."""
         prompt, completion = self.prompt_tokens or 0, self.completion_tokens or 0
         cached, written = self.prompt_cache_hit_tokens or self.cached_tokens or 0, 0
+        heard = reasoning = spoken = 0
         if self.prompt_tokens_details is not None:
             cached = self.prompt_tokens_details.cached_tokens or cached
             written = self.prompt_tokens_details.cache_write_tokens or 0
-        reasoning = 0
+            heard = self.prompt_tokens_details.audio_tokens or 0
         if self.completion_tokens_details is not None:
             reasoning = self.completion_tokens_details.reasoning_tokens or 0
+            spoken = self.completion_tokens_details.audio_tokens or 0
             if reasoning and self.total_tokens == prompt + completion + reasoning:
                 completion += reasoning  # xAI reports it beside the completion, and bills both
-        return Usage(prompt, cached, written, completion, reasoning)
+        return Usage(prompt, cached, written, completion, reasoning, heard, spoken)
 
 
 class Function(msgspec.Struct, gc=False):

@@ -61,6 +61,9 @@ def library_microusd(price: library.ModelPrice, usage: Usage) -> int:
         cache_write_tokens=usage.cache_write_tokens,
         output_tokens=usage.completion_tokens,
         output_reasoning_tokens=usage.reasoning_tokens,
+        input_audio_tokens=usage.audio_prompt_tokens,
+        output_audio_tokens=usage.audio_completion_tokens,
+        cache_audio_read_tokens=0,
     )
     usd = price.calc_price(counted)["total_price"]
     return int((usd * 10**6).to_integral_value(ROUND_HALF_UP))
@@ -81,6 +84,7 @@ def boundary_usages(price: Price) -> list[Usage]:
         for prompt in (0, 1, 25, 9_999, 1_000_000, *thresholds)
         for usage in (
             Usage(prompt, prompt // 3, prompt // 5, 777, 333),
+            Usage(prompt, prompt // 3, prompt // 5, 777, 333, prompt // 4, 400),
             Usage(prompt, cached_tokens=prompt),
             Usage(prompt, cache_write_tokens=prompt),
         )
@@ -107,7 +111,10 @@ def test_any_usage_costs_what_the_library_says(data: st.DataObject, index: int) 
     cached = data.draw(st.integers(0, prompt))
     written = data.draw(st.integers(0, prompt - cached))
     completion = data.draw(st.integers(0, 200_000))
-    usage = Usage(prompt, cached, written, completion, data.draw(st.integers(0, completion)))
+    thought = data.draw(st.integers(0, completion))
+    heard = data.draw(st.integers(0, prompt - cached - written))
+    spoken = data.draw(st.integers(0, completion - thought))
+    usage = Usage(prompt, cached, written, completion, thought, heard, spoken)
     assert cost_microusd(price, usage) == library_microusd(reference, usage)
 
 
@@ -116,8 +123,8 @@ def test_few_rates_are_finer_than_a_nano_dollar() -> None:
 
 
 def test_a_tier_applies_to_the_whole_request_beyond_its_threshold() -> None:
-    tier = Tier(6 * 10**9, 6 * 10**8, 75 * 10**8, 225 * 10**8, 225 * 10**8, above=200_000)
-    price = Price(3 * 10**9, 3 * 10**8, 375 * 10**7, 15 * 10**9, 15 * 10**9, tiers=(tier,))
+    tier = Tier(6 * 10**9, 6 * 10**8, 75 * 10**8, 225 * 10**8, 225 * 10**8, 0, 0, above=200_000)
+    price = Price(3 * 10**9, 3 * 10**8, 375 * 10**7, 15 * 10**9, 15 * 10**9, 0, 0, tiers=(tier,))
     assert cost_microusd(price, Usage(200_000, completion_tokens=100)) == 600_000 + 1_500
     assert cost_microusd(price, Usage(200_001, completion_tokens=100)) == 1_200_006 + 2_250
     # Cached tokens count towards the threshold, completion tokens do not.
@@ -178,10 +185,12 @@ def test_a_request_fee_is_charged_once() -> None:
         (Usage(10, cached_tokens=25), Usage(10, cached_tokens=10)),
         (Usage(10, 6, 6), Usage(10, 6, 4)),
         (Usage(completion_tokens=4, reasoning_tokens=9), Usage(0, 0, 0, 4, 4)),
+        (Usage(10, 6, 1, 4, 3, 9, 9), Usage(10, 6, 1, 4, 3, 3, 1)),
+        (Usage(10, 0, 0, 4, 0, -9, -9), Usage(10, 0, 0, 4)),
     ],
 )
 def test_impossible_counts_are_clamped(impossible: Usage, clamped: Usage) -> None:
-    price = Price(10**9, 10**8, 2 * 10**9, 4 * 10**9, 3 * 10**9)
+    price = Price(10**9, 10**8, 2 * 10**9, 4 * 10**9, 3 * 10**9, 5 * 10**9, 6 * 10**9)
     assert cost_components(price, impossible) == cost_components(price, clamped)
 
 
@@ -196,6 +205,8 @@ def test_configured_rates() -> None:
         cache_write=150_000_000,
         output=600_000_000,
         reasoning=600_000_000,
+        audio_input=150_000_000,
+        audio_output=600_000_000,
         version="config",
     )
     free = Price.from_rates(0, 0, 0, 0)
