@@ -167,7 +167,7 @@ RESTING: dict[str, Behaviour] = {
     "k-429": refusing("1", 429),
     "k-after": refusing("1", 429, Retry_After="30"),
     "k-long": refusing("1", 429, Retry_After="999999"),
-    "k-date": refusing("1", 429, Retry_After=formatdate(time.time() + 60, usegmt=True)),
+    "k-date": refusing("1", 429, Retry_After=formatdate(time.time() + 3600, usegmt=True)),
 }
 STREAMED = {f"{name}-s": RESTING[name] for name in ("k-401", "k-429", "k-after")}
 KEYED = (

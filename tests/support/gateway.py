@@ -95,7 +95,8 @@ class Gateway:
         """The request records logged so far; waits until there are `count`."""
         deadline = time.monotonic() + seconds
         while True:
-            lines = [json.loads(x) for x in self.log_file.read_text().splitlines() if x]
+            whole, _, _ = self.log_file.read_text().rpartition("\n")  # the last may be half there
+            lines = [json.loads(line) for line in whole.splitlines() if line]
             found = [line for line in lines if line["event"] == "request"]
             if len(found) >= count or time.monotonic() > deadline:
                 return found
