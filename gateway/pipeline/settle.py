@@ -12,7 +12,7 @@ from gateway.pipeline.call import NO_USAGE, Call
 from gateway.pipeline.lanes import Answer
 from gateway.pipeline.services import Services
 from gateway.policy.limits import CONCURRENCY, MONEY, TOKENS
-from gateway.policy.pricing import cost_components, cost_microusd, in_microusd
+from gateway.policy.pricing import cost_components, in_microusd, rounded
 from gateway.policy.tokens import count_tokens
 from gateway.store.lease import Return, Settlement
 from gateway.store.requests import values
@@ -51,10 +51,11 @@ def measure(call: Call, answer: Answer | None = None) -> None:
     if price is None:
         call.cost_microusd, call.price_version = 0, ""
     else:
-        call.cost_microusd = cost_microusd(price, call.usage)
+        components = cost_components(price, call.usage)
+        call.cost_microusd = rounded(components)
         call.price_version = price.version
         if call.cost_microusd:
-            call.cost = in_microusd(cost_components(price, call.usage))
+            call.cost = in_microusd(components)
 
 
 def _sane(usage: Usage) -> Usage:

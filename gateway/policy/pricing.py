@@ -153,7 +153,12 @@ def cost_components(price: Price, usage: Usage) -> CostComponents:
 
 def cost_microusd(price: Price, usage: Usage) -> int:
     """Return the cost in micro-dollars, rounded once, half up."""
-    return (sum(cost_components(price, usage)) + FEMTO_PER_MICRO // 2) // FEMTO_PER_MICRO
+    return rounded(cost_components(price, usage))
+
+
+def rounded(components: CostComponents) -> int:
+    """Return the sum in micro-dollars, rounded half up."""
+    return (sum(components) + FEMTO_PER_MICRO // 2) // FEMTO_PER_MICRO
 
 
 def in_microusd(components: CostComponents) -> Cost:
