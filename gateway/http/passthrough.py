@@ -5,29 +5,39 @@ Off the hot path: aiohttp's client carries it. What the gateway counts, `pipelin
 
 import asyncio
 import logging
+import re
+import socket
 import ssl
-from collections.abc import AsyncIterator
+import struct
+import zlib
+from collections.abc import AsyncIterator, Set
 from functools import cache
-from urllib.parse import unquote
 
 import aiohttp
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from gateway.config.schema import Config
+from gateway.config.schema import Server
 from gateway.core import record
-from gateway.core.errors import ApiError
+from gateway.core.errors import ApiError, UpstreamError
 from gateway.core.target import Target
-from gateway.http.hot import secret_of
+from gateway.http.body import declared_length, read_body, too_slow
+from gateway.http.hot import CONTINUE, secret_of
+from gateway.http.protocol import SERVER
 from gateway.http.request_head import MAX_TRACE_CHARS
 from gateway.pipeline.answer import common_headers
 from gateway.pipeline.passthrough import Passage, begin
 from gateway.pipeline.services import Services
+from gateway.policy.retry import client_error
 
 logger = logging.getLogger("sluice.http")
 
 CHUNK_BYTES = 64 * 1024
-MAX_CONNECTIONS = 1000
+# Not TRACE: it shows what was sent, and with it the provider's key. aiohttp adds HEAD to GET.
+METHODS = ("GET", "OPTIONS", "PUT", "PATCH", "DELETE", "POST")
 # RFC 9110 section 7.6.1, and what is the gateway's own business on either side.
 _HOP_BY_HOP = frozenset(
     (
@@ -38,8 +48,16 @@ _HOP_BY_HOP = frozenset(
 _NOT_SENT = _HOP_BY_HOP | {
     *("host", "authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie"),
     *("content-length", "accept-encoding", "expect", "forwarded", "x-real-ip"),
+    # Some servers act on these instead of the request line, which is what was authorised.
+    *("x-http-method-override", "x-http-method", "x-method-override"),
+    *("x-original-url", "x-rewrite-url"),
 }
-_NOT_SHOWN = _HOP_BY_HOP | {"set-cookie", "content-encoding", "content-length", "server", "date"}
+# The last two speak of the host that a client sees, which is ours.
+_NOT_SHOWN = _HOP_BY_HOP | {
+    *("set-cookie", "server", "date", "alt-svc", "strict-transport-security")
+}
+_OURS = ("x-forwarded-", "x-sluice-")
+_JSON = re.compile(r"[/+](?:x-)?json(?![a-z])", re.IGNORECASE)  # by all its names; not JSON lines
 
 
 class PassthroughRoutes:
@@ -47,12 +65,12 @@ class PassthroughRoutes:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._config: Config = services.config
-        self._sessions: dict[str | None, aiohttp.ClientSession] = {}
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     def routes(self) -> list[web.AbstractRouteDef]:
         """Return the routes."""
-        return [web.route("*", "/providers/{name}/{path:.*}", self.handle)]
+        path = "/providers/{name}/{path:.*}"
+        return [web.route(one, path, self.handle, expect_handler=_not_yet) for one in METHODS]
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
@@ -62,166 +80,269 @@ class PassthroughRoutes:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Pass a request on, and the answer back."""
-        name, path = request.match_info["name"], _rest(request)
-        body = await self._json(request)
-        trace = request.headers.get("traceparent", "")[:MAX_TRACE_CHARS]
-        secret = secret_of(request.headers)
-        passage = await begin(self._services, secret, name, path, body, trace, request.method)
-        answered = web.StreamResponse()
+        name, path, headers = request.match_info["name"], _rest(request), request.headers
+        upload = Upload(request, self._services.config.server)
+        trace = headers.get("traceparent", "")[:MAX_TRACE_CHARS]
+        passage = await begin(
+            self._services, secret_of(headers), name, path, upload.hold, trace, request.method
+        )
         try:
-            answered = await self._pass(request, passage, name, path, body)
+            return await self._pass(request, passage, upload, path)
         except asyncio.CancelledError:
-            passage.end(answered.status, record.DISCONNECTED)
+            passage.end(0, record.DISCONNECTED)
             raise
-        except ApiError as error:
-            passage.end(error.status, record.ERROR, error.code)
-            raise
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            told = _told(name, error)
+        except (ApiError, UpstreamError, aiohttp.ClientError, OSError) as error:
+            told = upload.refused or _told(name, error)
             passage.end(told.status, record.ERROR, told.code)
+            await passage.settled()
             raise told from None
         except Exception:
             passage.end(500, record.ERROR, "internal_error")
             raise
-        passage.end(
-            answered.status,
-            record.ERROR if answered.status >= 500 else record.OK,
-            f"upstream_{answered.status}" if answered.status >= 400 else "",
-        )
-        return answered
-
-    async def _json(self, request: web.Request) -> bytes | None:
-        """Return a JSON body, to read the model's name from; others are not held."""
-        if request.content_type != "application/json" or not request.can_read_body:
-            return None
-        most = self._config.server.max_request_size
-        if (request.content_length or 0) > most:
-            raise ApiError("request_too_large", f"A JSON body is larger than {most} bytes.")
-        data = bytearray()
-        async with asyncio.timeout(self._config.server.request_timeout):
-            async for part in request.content.iter_chunked(CHUNK_BYTES):
-                data += part
-                if len(data) > most:
-                    raise ApiError("request_too_large", f"A JSON body is larger than {most} bytes.")
-        return bytes(data)
 
     async def _pass(
-        self, request: web.Request, passage: Passage, name: str, path: str, body: bytes | None
+        self, request: web.Request, passage: Passage, upload: "Upload", path: str
     ) -> web.StreamResponse:
         target = passage.target
-        headers = await self._headers(request, passage, name, path, body)
-        data: bytes | AsyncIterator[bytes] | None = body
-        if body is None and request.can_read_body:
-            data = self._upload(request)
-        async with self._client(target.origin.unix_path).request(
+        origin, times = target.origin, target.deadlines
+        async with self._session(target).request(
             request.method,
             _url(target, path),
-            headers=headers,
-            data=data,
+            headers=await self._headers(request, passage, upload, path),
+            data=upload.data,
             allow_redirects=False,
-            timeout=_timeout(target),
-            proxy=target.origin.proxy,
-            ssl=True if target.origin.ca_file is None else _trusting(target.origin.ca_file),
+            timeout=aiohttp.ClientTimeout(
+                total=times.total, sock_connect=times.connect, sock_read=times.first_byte
+            ),
+            proxy=origin.proxy,
+            ssl=True if origin.ca_file is None else _trusting(origin.ca_file),
         ) as reply:
-            answer = web.StreamResponse(status=reply.status, reason=reply.reason)
-            for header, value in reply.headers.items():
-                if header.lower() not in _NOT_SHOWN:
-                    answer.headers.add(header, value)
-            answer.headers["x-sluice-provider"] = name
-            for line in common_headers(passage.call).decode().splitlines():
-                header, _, value = line.partition(": ")
-                answer.headers[header] = value
+            if reply.status < 200:
+                raise ApiError("upstream_failed", f"{target.provider}: an upgrade, unasked")
+            passage.call.reply_at = self._services.loop.time()
+            if reply.connection is not None and reply.connection.protocol is not None:
+                reply.connection.protocol.read_timeout = None  # from here on it is `_relay`'s
+                reply.connection.protocol.start_timeout()
+            answer = _answer(reply, passage)
             await answer.prepare(request)
             try:
-                async for part in reply.content.iter_any():
-                    passage.see(part)
-                    await answer.write(part)
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                await _relay(reply, answer, passage, times.idle)
+            except ConnectionResetError:  # aiohttp's word for a client that is gone
+                passage.end(0, record.DISCONNECTED)
+            except (aiohttp.ClientError, OSError) as error:
                 # The head is out: only a connection that breaks off says that this is not all.
-                logger.warning("%s: an answer broke off: %s", name, type(error).__name__)
-                passage.break_off()
+                name = type(error).__name__
+                logger.warning("%s: an answer broke off: %s", target.provider, name)
+                passage.end(reply.status, record.ERROR, "stream_interrupted")
                 if request.transport is not None:
-                    request.transport.abort()
-                return answer
-            await answer.write_eof()
+                    _reset(request.transport)
             return answer
 
     async def _headers(
-        self, request: web.Request, passage: Passage, name: str, path: str, body: bytes | None
-    ) -> dict[str, str]:
-        named = {name.strip().lower() for name in request.headers.get("connection", "").split(",")}
-        found = {
-            header: value
-            for header, value in request.headers.items()
-            if header.lower() not in _NOT_SENT | named
-            and not header.lower().startswith("x-forwarded-")
-        }
-        given = {header.lower() for header in found}
-        found |= {
-            header: value
-            for header, value in self._services.catalogue.authorization(name)
-            if header.lower() not in given
-        }
+        self, request: web.Request, passage: Passage, upload: "Upload", path: str
+    ) -> CIMultiDict[str]:
+        target = passage.target
+        found = CIMultiDict(_end_to_end(request.headers, _NOT_SENT))
+        operators = {name.lower() for name, _ in target.headers}
+        for name, value in passage.authorization:
+            if name not in found or name.lower() in operators:
+                found[name] = value
         found["Accept-Encoding"] = "identity"
-        if body is None and request.content_length is not None and request.can_read_body:
-            found["Content-Length"] = str(request.content_length)  # not all take chunks
+        if upload.unpacked:
+            found.popall("Content-Encoding", None)
+        if upload.length is not None:
+            found["Content-Length"] = upload.length
         route = passage.call.route
         if route is not None and route.signer is not None:
-            full = _full_path(route.target, path)
-            lines = await route.signer.headers(route.target.origin.authority, full, body or b"")
-            for line in lines.decode("latin-1").splitlines():
-                header, _, value = line.partition(": ")
-                found[header] = value
+            full, body = _full_path(target, path), upload.held or b""
+            lines = await route.signer.headers(target.origin.authority, full, body)
+            found.update(_lines(lines))
         return found
 
-    async def _upload(self, request: web.Request) -> AsyncIterator[bytes]:
-        """Pass a body on as it comes."""
-        size, most = 0, self._config.server.max_upload_size
-        idle = self._config.server.request_timeout
-        while True:
-            try:
-                async with asyncio.timeout(idle):
-                    part = await request.content.readany()
-            except TimeoutError:
-                raise ApiError("request_timeout", "The body did not arrive in time.") from None
-            if not part:
-                return
-            size += len(part)
-            if size > most:
-                raise ApiError("request_too_large", f"The body is larger than {most} bytes.")
-            yield part
-
-    def _client(self, socket: str | None) -> aiohttp.ClientSession:
-        """Return the session for a Unix socket, or for everywhere else."""
-        session = self._sessions.get(socket)
+    def _session(self, target: Target) -> aiohttp.ClientSession:
+        """Return a provider's connections."""
+        session = self._sessions.get(target.provider)
         if session is None:
+            origin = target.origin
             connector: aiohttp.BaseConnector
-            if socket is None:
-                connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS)
+            if origin.unix_path is None:
+                connector = aiohttp.TCPConnector(limit=origin.max_connections)
             else:
-                connector = aiohttp.UnixConnector(socket, limit=MAX_CONNECTIONS)
-            session = self._sessions[socket] = aiohttp.ClientSession(
-                connector=connector, auto_decompress=False, read_bufsize=CHUNK_BYTES
+                connector = aiohttp.UnixConnector(origin.unix_path, limit=origin.max_connections)
+            session = self._sessions[target.provider] = aiohttp.ClientSession(
+                connector=connector,
+                auto_decompress=False,
+                read_bufsize=CHUNK_BYTES,
+                cookie_jar=aiohttp.DummyCookieJar(),  # one client's are not another's
+                skip_auto_headers=("Accept", "Content-Type", "User-Agent"),
             )
         return session
 
 
+class Upload:
+    """A request's body: JSON is held, to see what it asks; all else is passed on as it comes.
+
+    `refused`: why it was not passed on to its end.
+    """
+
+    def __init__(self, request: web.Request, server: Server) -> None:
+        self._request, self._message, self._server = request, request._message, server
+        kinds = [kind.partition(";")[0] for kind in request.headers.getall("Content-Type", ())]
+        self._json = any(map(_JSON.search, kinds))
+        self.held: bytes | None = None
+        self.refused: ApiError | None = None
+
+    @property
+    def unpacked(self) -> bool:
+        """Tell whether aiohttp has undone the body's coding."""
+        return self._message.compression is not None
+
+    @property
+    def length(self) -> str | None:
+        """Return the length of what is passed on, where that is known: not all take chunks."""
+        if self.held is not None or self.unpacked or not self._request.can_read_body:
+            return None
+        return self._message.headers.get("Content-Length")
+
+    @property
+    def data(self) -> bytes | AsyncIterator[bytes] | None:
+        """Return what to send."""
+        if self.held is not None:
+            return self.held
+        return self._parts() if self._request.can_read_body else None
+
+    async def hold(self) -> bytes | None:
+        """Read a body if it is JSON; a client that waits to be asked for it is. Raises ApiError."""
+        request, server = self._request, self._server
+        if not request.can_read_body:
+            return None
+        most = server.max_request_size if self._json else server.max_upload_size
+        if declared_length(self._message) > most:
+            raise _too_large(most)
+        if "Expect" in request.headers and request.transport is not None:
+            request.transport.write(CONTINUE)
+        if self._json:
+            try:
+                self.held = await read_body(
+                    self._message, request.content, most, server.request_timeout
+                )
+            except (RequestPayloadError, HttpProcessingError, zlib.error):
+                raise _malformed() from None
+        return self.held
+
+    async def _parts(self) -> AsyncIterator[bytes]:
+        """Pass a body on; why it cannot be is noted, as aiohttp tells every error its own way."""
+        size, most, idle = 0, self._server.max_upload_size, self._server.request_timeout
+        try:
+            while True:
+                async with asyncio.timeout(idle):
+                    part = await self._request.content.readany()
+                if not part:
+                    return
+                size += len(part)
+                if size > most:
+                    raise _too_large(most)
+                yield part
+        except ApiError as error:
+            self.refused = error
+            raise
+        except TimeoutError:
+            self.refused = too_slow(idle)
+            raise
+        except (RequestPayloadError, HttpProcessingError, zlib.error):
+            self.refused = _malformed()
+            raise
+
+
+async def _relay(
+    reply: aiohttp.ClientResponse, answer: web.StreamResponse, passage: Passage, idle: float
+) -> None:
+    """Pass an answer back, to its end. What it came to is settled before the client sees that."""
+    left = answer.content_length
+    while True:
+        async with asyncio.timeout(idle):  # aiohttp's own does not see a body that lost its framing
+            part = await reply.content.readany()
+        if not part:
+            break
+        passage.see(part)
+        if left is not None:
+            left -= len(part)
+            if left == 0:
+                await _finish(passage, reply.status)
+        await answer.write(part)
+    await _finish(passage, reply.status)
+    await answer.write_eof()
+
+
+async def _finish(passage: Passage, status: int) -> None:
+    outcome = record.ERROR if status >= 500 else record.OK
+    passage.end(status, outcome, f"upstream_{status}" if status >= 400 else "")
+    await passage.settled()
+
+
+def _answer(reply: aiohttp.ClientResponse, passage: Passage) -> web.StreamResponse:
+    """Return the answer's head."""
+    answer = web.StreamResponse(status=reply.status, reason=reply.reason)
+    answer.headers.extend(_end_to_end(reply.headers, _NOT_SHOWN))
+    answer.headers["Server"] = SERVER
+    answer.headers["x-sluice-provider"] = passage.target.provider
+    answer.headers.update(_lines(common_headers(passage.call)))
+    return answer
+
+
+def _end_to_end(headers: CIMultiDictProxy[str], left_out: Set[str]) -> list[tuple[str, str]]:
+    """Return the fields that concern more than one connection (RFC 9110 section 7.6.1)."""
+    listed = ",".join(headers.getall("Connection", ())).lower()
+    hidden = left_out | {name.strip() for name in listed.split(",")}
+    return [
+        (name, value)
+        for name, value in headers.items()
+        if name.lower() not in hidden and not name.lower().startswith(_OURS)
+    ]
+
+
+def _lines(block: bytes) -> dict[str, str]:
+    """Read header lines of our own."""
+    pairs = [line.partition(": ") for line in block.decode("latin-1").splitlines()]
+    return {name: value for name, _, value in pairs}
+
+
 def _told(name: str, error: Exception) -> ApiError:
-    """Return what the client is told; aiohttp wraps what went wrong with the body being sent."""
-    if isinstance(error.__cause__, ApiError):
-        return error.__cause__
+    """Return what a client is told of an error."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UpstreamError):
+        return client_error(error, name)
     code = "deadline_exceeded" if isinstance(error, TimeoutError) else "upstream_failed"
     return ApiError(code, f"{name}: {type(error).__name__}")
 
 
+def _reset(transport: asyncio.Transport) -> None:
+    """Break a connection off: a close alone would be the end of a body in HTTP/1.0."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError("request_too_large", f"The request's body is larger than {most} bytes.")
+
+
+def _malformed() -> ApiError:
+    return ApiError("invalid_http", "The request's body is malformed.")
+
+
+async def _not_yet(request: web.Request) -> None:
+    """Let a client that waits to be asked for its body wait until it is known: see `hold`."""
+
+
 def _rest(request: web.Request) -> str:
-    """Return the path behind the provider's name as the client wrote it, with its query."""
-    raw = request.raw_path.partition("#")[0]
-    path = raw[raw.index("/providers/") + len("/providers/") :].partition("/")[2]
-    plain = unquote(path.partition("?")[0]).replace("\\", "/")
-    if any(part in ("..", ".") for part in plain.split("/")):
-        raise ApiError("not_found", "A path does not go upwards.")
-    return path
+    """Return what stands behind the provider's name as the client wrote it, with its query."""
+    target = request.raw_path.partition("#")[0]
+    if not target.startswith("/"):  # the absolute form, RFC 9112 section 3.2.2
+        target = "/" + target.partition("://")[2].partition("/")[2]
+    return target.split("/", 3)[3]
 
 
 def _full_path(target: Target, path: str) -> str:
@@ -237,13 +358,6 @@ def _url(target: Target, path: str) -> URL:
     origin = target.origin
     text = f"{origin.scheme}://{origin.authority}{_full_path(target, path)}"
     return URL(text, encoded=True)  # as the client wrote it
-
-
-def _timeout(target: Target) -> aiohttp.ClientTimeout:
-    times = target.deadlines
-    return aiohttp.ClientTimeout(
-        total=times.total, sock_connect=times.connect, sock_read=max(times.first_byte, times.idle)
-    )
 
 
 @cache

@@ -1,7 +1,10 @@
-"""Usage in answers that nobody here understands: found by its shape, in JSON or in events."""
+"""Usage in answers that nobody here understands: found by its shape, in JSON or in events.
+
+Also what was written in events, for a stream that does not say or does not come to its end.
+"""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -22,21 +25,31 @@ from gateway.providers.errors import UNREADABLE
 # Of a body that is larger, as images are, only the end is kept.
 MAX_SEEN_BYTES = 4 * 1024 * 1024
 END_BYTES = 64 * 1024
-_MARKS = (b"sage",)  # usage, usageMetadata
+MAX_TEXT_CHARS = 1024 * 1024  # more than any model writes at once
+_MARKS = (b"sage", b"delta", b"candidates", b'"text"')  # usage, usageMetadata, and text
 _NAMES = (b'"usage"', b'"usageMetadata"')
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # before the first word; a byte order mark may come in pieces
 
 
 class _Found(msgspec.Struct):
-    """Where usage may stand; in `delta` Cohere has it."""
+    """Where usage and text may stand; in `delta` Cohere has both."""
 
     usage: msgspec.Raw = msgspec.Raw(b"")
     usageMetadata: msgspec.Raw = msgspec.Raw(b"")
     message: Any = None
     response: Any = None
     delta: Any = None
+    choices: Any = None
+    candidates: Any = None
 
 
+# What a model writes, in events of OpenAI's, Anthropic's, Google's, Cohere's.
+_WRITTEN = frozenset(
+    (
+        *("content", "text", "reasoning_content", "reasoning", "thinking", "refusal"),
+        *("arguments", "partial_json", "tool_plan"),
+    )
+)
 _SHAPES: tuple[tuple[str, Any], ...] = (
     ("prompt_tokens", openai_wire.WireUsage),
     ("cache_read_input_tokens", anthropic_wire.WireUsage),
@@ -59,6 +72,8 @@ class ForeignUsage:
         self._events, self._messages = SseReader(), AwsReader()
         self._body, self._cut = bytearray(), False
         self._found: dict[str, Any] = {}
+        self._text: list[str] = []
+        self._text_chars = 0
 
     def feed(self, data: bytes) -> None:
         """Look at a part."""
@@ -77,14 +92,12 @@ class ForeignUsage:
         self._take_body()
         for name, shape in _SHAPES:
             if name in self._found:
-                try:
-                    counted: Usage | None = msgspec.convert(
-                        self._found, shape, strict=False
-                    ).counted()
-                except (*UNREADABLE, OverflowError):
-                    return None
-                return counted
+                return _counted(self._found, shape)
         return None
+
+    def text(self) -> str:
+        """Return what was written in a stream, as far as is known."""
+        return "".join(self._text)
 
     def _reading(self, first: bytes) -> Callable[[bytes], None]:
         """Choose by an answer's first byte how to look at it."""
@@ -118,7 +131,16 @@ class ForeignUsage:
 
     def _see(self, event: SseEvent) -> None:
         if any(mark in event.data for mark in _MARKS):
-            self._take(event.data)
+            with contextlib.suppress(RecursionError):
+                for found in self._take(event.data):
+                    self._hear(found)
+
+    def _hear(self, found: _Found) -> None:
+        delta = {"text": found.delta} if isinstance(found.delta, str) else found.delta
+        for text in _written((delta, found.choices, found.candidates)):
+            if self._text_chars + len(text) <= MAX_TEXT_CHARS:
+                self._text.append(text)
+                self._text_chars += len(text)
 
     def _take_body(self) -> None:
         body = bytes(self._body)
@@ -131,14 +153,16 @@ class ForeignUsage:
             if at >= 0:  # what is JSON from there to the end is the answer's own, and no part's
                 self._take(b"{" + body[at:])
 
-    def _take(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> list[_Found]:
         """Remember the figures: in a stream the last of each kind counts."""
         try:
             found = _decode(data)
-            for one in found if isinstance(found, list) else (found,):
+            parts = found if isinstance(found, list) else [found]
+            for one in parts:
                 self._note(one)
         except UNREADABLE:
-            return
+            return []
+        return parts
 
     def _note(self, found: _Found) -> None:
         for raw in (found.usage, found.usageMetadata):
@@ -151,6 +175,28 @@ class ForeignUsage:
     def _update(self, figures: Any) -> None:
         if isinstance(figures, dict):
             self._found |= {name: value for name, value in figures.items() if value is not None}
+
+
+def _written(value: Any) -> Iterator[str]:
+    """Find the text in a part of an event, however it is nested."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if isinstance(inner, str) and name in _WRITTEN:
+                yield inner
+            else:
+                yield from _written(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _written(inner)
+
+
+def _counted(figures: dict[str, Any], shape: Any) -> Usage | None:
+    """Return figures of a shape as the gateway counts; None where they cannot be."""
+    try:
+        usage: Usage | None = msgspec.convert(figures, shape, strict=False).counted()
+    except (*UNREADABLE, OverflowError):
+        return None
+    return usage
 
 
 def _ignore(data: bytes) -> None:

@@ -108,7 +108,9 @@ async def test_a_bad_configuration_is_refused_and_the_old_one_goes_on(upstream: 
         rewrite(gateway, good)
         await reload(gateway)
         assert (await once(gateway.port)).status == 200
-        assert not set(before) & set(gateway.worker_pids)
+        async with asyncio.timeout(10):  # the old ones may still be on their way out
+            while set(before) & set(gateway.worker_pids):
+                await asyncio.sleep(0.05)
 
 
 async def test_a_changed_configuration_takes_effect(upstream: Upstream) -> None:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.usage import Usage
@@ -70,6 +70,7 @@ def size(recording: Recording) -> int:
 
 
 @NEEDS_RECORDINGS
+@settings(deadline=None)
 @given(st.data())
 def test_any_split_of_any_recording(data: st.DataObject) -> None:
     recording = data.draw(st.sampled_from(READ))
@@ -214,6 +215,7 @@ def test_an_answer_that_does_not_say_is_no_error(data: bytes) -> None:
     assert counted(*(data[i : i + 1] for i in range(min(len(data), 1000)))) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=200), max_size=8))
 def test_nothing_that_a_provider_sends_fails_a_settlement(pieces: list[bytes]) -> None:
     counted(*pieces)
@@ -237,10 +239,74 @@ Figures = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(Figures)
 def test_no_figures_fail_a_settlement(figures: dict[str, Any]) -> None:
     counted(whole({"usage": figures}))
     counted(sse({"message": {"usage": figures}}), sse({"usage": figures}))
+
+
+# -- text, for a stream that does not say ----------------------------------------------------------
+
+
+def written(*pieces: bytes) -> str:
+    """What is seen to be written in an answer that comes in these pieces."""
+    seen = ForeignUsage()
+    for piece in pieces:
+        seen.feed(piece)
+    seen.result()
+    return seen.text()
+
+
+CALL = {"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a":'}}
+TEXTS: list[tuple[Any, str]] = [
+    (delta("one"), "one"),
+    (delta(None, "stop"), ""),
+    (USED, ""),
+    ({"choices": [{"index": 0, "text": "one", "finish_reason": None}]}, "one"),
+    ({"choices": [{"delta": {"reasoning_content": "hm", "content": None}}]}, "hm"),
+    ({"choices": [{"delta": {"tool_calls": [CALL]}}]}, '{"a":'),
+    ({"choices": [{"delta": {"content": [{"type": "text", "text": "one"}]}}]}, "one"),
+    ({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "one"}}, "one"),
+    ({"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}}, "hm"),
+    ({"type": "content_block_delta", "delta": {"partial_json": '{"a"'}}, '{"a"'),
+    ({"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, ""),
+    ({"type": "response.output_text.delta", "delta": "one"}, "one"),
+    ({"type": "response.output_text.done", "text": "one"}, ""),
+    ({"type": "response.completed", "response": {"output": [{"text": "delta"}]}}, ""),
+    ({"candidates": [{"content": {"role": "model", "parts": [{"text": "one"}]}}]}, "one"),
+    ({"type": "content-delta", "delta": {"message": {"content": {"text": "one"}}}}, "one"),
+    ({"choices": "delta", "candidates": [7, None, ["text"]], "delta": 1.5}, ""),
+]
+
+
+@pytest.mark.parametrize(("content", "text"), TEXTS)
+def test_what_an_event_adds_to_the_text(content: Any, text: str) -> None:
+    assert written(sse(content)) == text
+    assert written(whole(content)) == "", "a whole answer tells its usage, or is not counted"
+
+
+@NEEDS_RECORDINGS
+@pytest.mark.parametrize(
+    "recording", [one for one in READ if one.stream and one.api != "converse"], ids=lambda x: x.name
+)
+def test_what_a_recording_writes(recording: Recording) -> None:
+    said = read(recording)
+    assert len(written(*frames(recording))) >= len(said.text + said.reasoning)
+
+
+def test_no_depth_of_nesting_fails_a_settlement() -> None:
+    for depth in (*range(600, 1100), 100_000):  # somewhere there Python has enough
+        for name in (b"choices", b"usage"):
+            nested = b'{"%b": %b1%b, "x": "delta"}' % (name, b"[" * depth, b"]" * depth)
+            assert counted(b"data: " + nested + b"\n\n") is None
+            assert counted(nested) is None
+
+
+def test_text_is_bounded() -> None:
+    event = sse(delta("x" * 100_000))
+    text = written(*[event] * 30)
+    assert 900_000 < len(text) <= MEBIBYTE
 
 
 # -- bounds ----------------------------------------------------------------------------------------
