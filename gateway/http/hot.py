@@ -42,8 +42,8 @@ def secret_of(headers: CIMultiDictProxy[str]) -> str | None:
         scheme, _, secret = bearer.partition(" ")
         if scheme.lower() == "bearer":
             return secret.strip()
-    found = headers.get("x-api-key") or headers.get("api-key")
-    return found or headers.get("x-goog-api-key")  # Google's SDK, under /providers/
+    google = headers.get("x-goog-api-key")  # its SDK, under /providers/
+    return headers.get("x-api-key") or headers.get("api-key", google)
 
 
 class HotRoutes:

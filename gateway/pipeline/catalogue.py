@@ -12,7 +12,6 @@ from gateway.core.errors import ConfigError
 from gateway.core.operations import Operation
 from gateway.core.target import Deadlines, Origin, Target
 from gateway.pipeline.targets import (
-    Headers,
     Way,
     base_url_of,
     check_provider,
@@ -135,15 +134,6 @@ class Catalogue:
         if not model.isprintable() or len(model) > MAX_MODEL_CHARS:
             return None
         return self._remember(name, provider, model)
-
-    def authorization(self, provider: str) -> Headers:
-        """Return the headers with which a provider is asked."""
-        found = self._config.providers[provider]
-        target = self._target(schema.Target(provider, ""), found, keys_of(found)[0][0])
-        adapter = PROVIDERS[found.kind].adapter_for(target)
-        assert adapter.conversation is not None
-        headers = adapter.conversation.endpoint(target, stream=False).headers
-        return tuple([(n, value) for n, value in headers if n.lower() != "content-type"])
 
     def may_label(self, model: str) -> bool:
         """Tell whether counters may carry a name that a client made up: the first few may."""
