@@ -22,10 +22,14 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     labels: tuple[str, ...] = ()
 
     def limits_for(self, model: str) -> tuple[Limit, ...]:
-        """Return all limits that apply to a request for a model."""
+        """Return all limits that apply to a request for a model.
+
+        A pattern means a model by its name alone, too, where it is asked for as `provider/name`.
+        """
         found = self.limits
         for pattern, limits in self.by_model:
-            if fnmatchcase(model, pattern):
+            bare = model.partition("/")[2]
+            if fnmatchcase(model, pattern) or (bare and fnmatchcase(bare, pattern)):
                 found += limits
         return found
 

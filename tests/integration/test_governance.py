@@ -243,3 +243,11 @@ async def test_a_request_that_fails_gives_its_reservation_back(upstream: Upstrea
         slots = held(gateway, "{acme}:key:k:concurrency")
     assert statuses == [502] * 3
     assert (budget["spent"], budget["reserved"], slots["in_use"]) == (0, 0, 0)
+
+
+async def test_a_limit_for_a_model_holds_by_its_provider_s_name_too(upstream: Upstream) -> None:
+    limits = {"per_model": {"gpt-4o-mini": {"rpm": 2}}}
+    with running(governed(upstream.url, key=limits)) as gateway:
+        names = ("p0/gpt-4o-mini", "p0/gpt-4o-mini", "p0/gpt-4o-mini", "p0/gpt-4o")
+        statuses = [(await post(gateway.url, model=name))[0] for name in names]
+    assert statuses == [200, 200, 429, 200]
