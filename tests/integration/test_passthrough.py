@@ -1402,7 +1402,14 @@ async def test_an_error_of_theirs_is_the_clients(
     assert record["outcome"] == ("error" if status >= 500 else "ok")
 
 
-@pytest.mark.parametrize("packed", [gzip.compress(b"hello " * 100), zlib.compress(b"hello " * 100)])
+@pytest.mark.parametrize(
+    "packed",
+    # A gzip header holds the time: it must not be in the test's name, which is the same everywhere.
+    [
+        pytest.param(gzip.compress(b"hello " * 100), id="gzip"),
+        pytest.param(zlib.compress(b"hello " * 100), id="zlib"),
+    ],
+)
 async def test_a_body_that_is_packed_though_nobody_asked(passing: Passing, packed: bytes) -> None:
     coding = "gzip" if packed.startswith(b"\x1f") else "deflate"
 
