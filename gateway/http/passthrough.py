@@ -26,10 +26,11 @@ from gateway.core.errors import ApiError, UpstreamError
 from gateway.core.target import Target
 from gateway.http.body import declared_length, read_body, too_slow
 from gateway.http.hot import CONTINUE, secret_of
+from gateway.http.mask import Mask
 from gateway.http.protocol import SERVER
 from gateway.http.request_head import MAX_TRACE_CHARS
-from gateway.pipeline.answer import common_headers
-from gateway.pipeline.passthrough import Passage, begin
+from gateway.pipeline.answer import common_headers, error_headers
+from gateway.pipeline.passthrough import Passage, begin, new_call
 from gateway.pipeline.services import Services
 from gateway.policy.retry import client_error
 
@@ -51,12 +52,16 @@ _NOT_SENT = _HOP_BY_HOP | {
     # Some servers act on these instead of the request line, which is what was authorised.
     *("x-http-method-override", "x-http-method", "x-method-override"),
     *("x-original-url", "x-rewrite-url"),
+    # A client's signature, where the gateway signs itself.
+    *("x-amz-date", "x-amz-security-token", "x-amz-content-sha256"),
 }
 # The last two speak of the host that a client sees, which is ours.
 _NOT_SHOWN = _HOP_BY_HOP | {
     *("set-cookie", "server", "date", "alt-svc", "strict-transport-security")
 }
 _OURS = ("x-forwarded-", "x-sluice-")
+# What a handler has of the request's id, and gives for the head of an error.
+REQUEST_ID, OUR_HEADERS = "sluice.request_id", "sluice.headers"
 _JSON = re.compile(r"[/+](?:x-)?json(?![a-z])", re.IGNORECASE)  # by all its names; not JSON lines
 
 
@@ -83,9 +88,12 @@ class PassthroughRoutes:
         name, path, headers = request.match_info["name"], _rest(request), request.headers
         upload = Upload(request, self._services.config.server)
         trace = headers.get("traceparent", "")[:MAX_TRACE_CHARS]
-        passage = await begin(
-            self._services, secret_of(headers), name, path, upload.hold, trace, request.method
-        )
+        call = new_call(request[REQUEST_ID], secret_of(headers), trace)
+        try:
+            passage = await begin(self._services, call, name, path, upload.hold, request.method)
+        except ApiError as error:
+            request[OUR_HEADERS] = _lines(error_headers(call, error))
+            raise
         try:
             return await self._pass(request, passage, upload, path)
         except asyncio.CancelledError:
@@ -120,6 +128,7 @@ class PassthroughRoutes:
             if reply.status < 200:
                 raise ApiError("upstream_failed", f"{target.provider}: an upgrade, unasked")
             passage.call.reply_at = self._services.loop.time()
+            passage.answered(reply.status, _as_bytes(reply.headers))
             if reply.connection is not None and reply.connection.protocol is not None:
                 reply.connection.protocol.read_timeout = None  # from here on it is `_relay`'s
                 reply.connection.protocol.start_timeout()
@@ -141,7 +150,9 @@ class PassthroughRoutes:
     async def _headers(
         self, request: web.Request, passage: Passage, upload: "Upload", path: str
     ) -> CIMultiDict[str]:
-        target = passage.target
+        target, signer = passage.target, passage.signer
+        if signer is not None and signer.signs_body:
+            await upload.gather()
         found = CIMultiDict(_end_to_end(request.headers, _NOT_SENT))
         operators = {name.lower() for name, _ in target.headers}
         for name, value in passage.authorization:
@@ -152,10 +163,9 @@ class PassthroughRoutes:
             found.popall("Content-Encoding", None)
         if upload.length is not None:
             found["Content-Length"] = upload.length
-        route = passage.call.route
-        if route is not None and route.signer is not None:
+        if signer is not None:
             full, body = _full_path(target, path), upload.held or b""
-            lines = await route.signer.headers(target.origin.authority, full, body)
+            lines = await signer.headers(request.method, target.origin.authority, full, body)
             found.update(_lines(lines))
         return found
 
@@ -222,13 +232,22 @@ class Upload:
         if "Expect" in request.headers and request.transport is not None:
             request.transport.write(CONTINUE)
         if self._json:
-            try:
-                self.held = await read_body(
-                    self._message, request.content, most, server.request_timeout
-                )
-            except (RequestPayloadError, HttpProcessingError, zlib.error):
-                raise _malformed() from None
+            await self.gather()
         return self.held
+
+    async def gather(self) -> None:
+        """Hold the body, whatever it is. Raises ApiError."""
+        request, server, most = self._request, self._server, self._server.max_request_size
+        if self.held is not None or not request.can_read_body:
+            return
+        if declared_length(self._message) > most:
+            raise _too_large(most)
+        try:
+            self.held = await read_body(
+                self._message, request.content, most, server.request_timeout
+            )
+        except (RequestPayloadError, HttpProcessingError, zlib.error):
+            raise _malformed() from None
 
     async def _parts(self) -> AsyncIterator[bytes]:
         """Pass a body on; why it cannot be is noted, as aiohttp tells every error its own way."""
@@ -258,18 +277,20 @@ async def _relay(
     reply: aiohttp.ClientResponse, answer: web.StreamResponse, passage: Passage, idle: float
 ) -> None:
     """Pass an answer back, to its end. What it came to is settled before the client sees that."""
-    left = answer.content_length
+    left, mask = answer.content_length, Mask(passage.secrets)
     while True:
         async with asyncio.timeout(idle):  # aiohttp's own does not see a body that lost its framing
             part = await reply.content.readany()
-        if not part:
-            break
-        passage.see(part)
+        shown = mask.feed(part) if part else mask.rest()
+        passage.see(shown)
         if left is not None:
-            left -= len(part)
+            left -= len(shown)
             if left == 0:
                 await _finish(passage, reply.status)
-        await answer.write(part)
+        if shown:
+            await answer.write(shown)
+        if not part:
+            break
     await _finish(passage, reply.status)
     await answer.write_eof()
 
@@ -283,7 +304,9 @@ async def _finish(passage: Passage, status: int) -> None:
 def _answer(reply: aiohttp.ClientResponse, passage: Passage) -> web.StreamResponse:
     """Return the answer's head."""
     answer = web.StreamResponse(status=reply.status, reason=reply.reason)
-    answer.headers.extend(_end_to_end(reply.headers, _NOT_SHOWN))
+    mask = Mask(passage.secrets)
+    passed = _end_to_end(reply.headers, _NOT_SHOWN)
+    answer.headers.extend([(name, mask.text(value)) for name, value in passed])
     answer.headers["Server"] = SERVER
     answer.headers["x-sluice-provider"] = passage.target.provider
     answer.headers.update(_lines(common_headers(passage.call)))
@@ -299,6 +322,10 @@ def _end_to_end(headers: CIMultiDictProxy[str], left_out: Set[str]) -> list[tupl
         for name, value in headers.items()
         if name.lower() not in hidden and not name.lower().startswith(_OURS)
     ]
+
+
+def _as_bytes(headers: CIMultiDictProxy[str]) -> dict[bytes, bytes]:
+    return {k.lower().encode(): v.encode(errors="surrogateescape") for k, v in headers.items()}
 
 
 def _lines(block: bytes) -> dict[str, str]:

@@ -15,7 +15,7 @@ from gateway.core.operations import PATHS
 from gateway.formats import messages_reply, openai
 from gateway.http.admin import AdminRoutes
 from gateway.http.hot import secret_of
-from gateway.http.passthrough import PassthroughRoutes
+from gateway.http.passthrough import OUR_HEADERS, REQUEST_ID, PassthroughRoutes
 from gateway.http.protocol import SERVER
 from gateway.observe.exposition import exposition
 from gateway.observe.recorder import Recorder
@@ -142,7 +142,7 @@ class PlainRoutes:
 
 @web.middleware
 async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
-    call_id = request_id()
+    call_id = request[REQUEST_ID] = request_id()
     try:
         response = await handler(request)
     except ApiError as error:
@@ -216,4 +216,5 @@ def _error(error: ApiError, request: web.Request, call_id: str) -> web.Response:
         response.headers["retry-after"] = str(max(1, ceil(error.retry_after)))
     if error.retryable is False:
         response.headers["x-should-retry"] = "false"
+    response.headers.update(request.get(OUR_HEADERS, {}))
     return response

@@ -128,7 +128,7 @@ async def _more_headers(
     found = [(name, given.get(name) or default) for name, default in passed_on]
     lines = b"".join([f"{n}: {value}\r\n".encode("latin-1") for n, value in found if value])
     if route.signer is not None:
-        lines += await route.signer.headers(route.target.origin.authority, path, body)
+        lines += await route.signer.headers("POST", route.target.origin.authority, path, body)
     return lines
 
 
@@ -199,18 +199,19 @@ def _decompressed(reply: Reply) -> bytes:
 
 def redacted(text: str, route: Route) -> str:
     """Take the gateway's own credentials out of what a provider says: some quote them in errors."""
-    for secret in _secrets(route):
+    for secret in secrets_of(route):
         text = text.replace(secret, "[key]")
     return text
 
 
 def _redacted_bytes(body: bytes, route: Route) -> bytes:
-    for secret in _secrets(route):
+    for secret in secrets_of(route):
         body = body.replace(secret.encode(), b"[key]")
     return body
 
 
-def _secrets(route: Route) -> tuple[str, ...]:
+def secrets_of(route: Route) -> tuple[str, ...]:
+    """Return what a target's provider is asked with."""
     key = route.target.api_key
     own = (key,) if key else ()
     return own if route.signer is None else (*own, *route.signer.secrets)

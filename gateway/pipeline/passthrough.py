@@ -4,50 +4,49 @@ The gateway understands nothing of them but the models they name and the usage, 
 """
 
 import asyncio
-import json
-import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from itertools import pairwise, takewhile
+from time import time
 from typing import Any
-from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
 from gateway.core import record
 from gateway.core.errors import ApiError, StoreError
-from gateway.core.ids import request_id
 from gateway.core.operations import Operation
 from gateway.core.request import Request
 from gateway.core.target import Target
 from gateway.formats.body import estimate_prompt
+from gateway.pipeline.ask import secrets_of
 from gateway.pipeline.call import Call, Headers
-from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.catalogue import Catalogue, Route, Served
 from gateway.pipeline.lanes import Answer
+from gateway.pipeline.named_models import (
+    MAX_SHOWN_CHARS,
+    NO_MODEL,
+    authorize,
+    in_path,
+    names_of,
+    plain_name,
+    segments_of,
+)
 from gateway.pipeline.serve import admit, authenticate
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure, settle
-from gateway.policy.access import Principal, may_use
+from gateway.policy.access import Principal
+from gateway.policy.pricing import Price
+from gateway.policy.retry import retry_after
+from gateway.policy.rotation import resting_seconds
 from gateway.policy.tokens import count_tokens
 from gateway.providers.errors import UNREADABLE
 from gateway.providers.foreign_usage import ForeignUsage
+from gateway.upstream.credentials import Signer
 from gateway.upstream.exchange import Flow
 
-NO_MODEL = "*"
 MAX_TOKENS, MAX_CHOICES = 2**31, 128  # of what a request may ask, as in the dialects we know
-MAX_SHOWN_CHARS = 256
-LARGE_BODY_BYTES = 64 * 1024  # reading that name by name takes some milliseconds
-# A path may be decoded again by each server that it passes.
-MAX_ENCODINGS = 3
-
-# What stands before a model's name in a path, in lower case: Google's, Bedrock's, Azure's.
-_COLLECTIONS = frozenset(("models", "tunedmodels", "model", "deployments", "engines"))
-_METHOD = re.compile(r":[a-z][A-Za-z]+\Z")  # Google's are a part of the name's segment
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
-# What names a model in JSON, in lower case, or models to fall back to (OpenRouter, LiteLLM).
-_MEMBERS = frozenset(("model", "models", "model_id", "modelid", "fallbacks"))
-# What was said, and what only its reader understands: nobody acts on a name in there.
-_CONTENT = frozenset(("messages", "contents", "metadata"))
+# What shows what is there, and generates nothing.
+_READING = frozenset(("GET", "HEAD", "OPTIONS"))
+_NOTHING = Price.from_rates(0, 0)
 
 Read = Callable[[], Awaitable[bytes | None]]
 
@@ -121,6 +120,26 @@ class Passage:
         headers = route.adapter.conversation.endpoint(route.target, stream=False).headers
         return tuple([(n, value) for n, value in headers if n.lower() != "content-type"])
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Return what the provider may quote, and the client should not see."""
+        assert self._call.route is not None
+        return secrets_of(self._call.route)
+
+    @property
+    def signer(self) -> Signer | None:
+        """Return what signs its requests, where its key is not all."""
+        assert self._call.route is not None
+        return self._call.route.signer
+
+    def answered(self, status: int, headers: dict[bytes, bytes]) -> None:
+        """Know how the provider has answered: a key that it refuses rests, if there are others."""
+        route = self._call.route
+        assert route is not None
+        seconds = resting_seconds(status, retry_after(headers, time()))
+        if route.rotation is not None and seconds is not None:
+            route.rotation.rest(route.number, self._services.loop.time(), seconds)
+
     def see(self, data: bytes) -> None:
         """Look at a part of the answer."""
         if self._counts:
@@ -160,38 +179,36 @@ def _wake(future: "asyncio.Future[None]") -> None:
         future.set_result(None)
 
 
+def new_call(call_id: str, secret: str | None, trace: str) -> Call:
+    """Return the state of a request that begins now."""
+    began = asyncio.get_running_loop().time()
+    return Call(call_id, Operation.PASSTHROUGH, b"", secret, Elsewhere(), began, trace)
+
+
 async def begin(
-    services: Services,
-    secret: str | None,
-    provider: str,
-    path: str,
-    read: Read,
-    trace: str,
-    method: str,
+    services: Services, call: Call, provider: str, path: str, read: Read, method: str
 ) -> Passage:
     """Admit a request; `read` returns its JSON, None where it has none, and is asked last.
 
     Raises ApiError, StoreError.
     """
-    clock, operation = asyncio.get_running_loop().time, Operation.PASSTHROUGH
-    call = Call(request_id(), operation, b"", secret, Elsewhere(), clock(), trace)
     try:
         await authenticate(services, call)
         assert call.principal is not None
-        segments = _segments(path)
+        segments = segments_of(path)
         if services.catalogue.passage(provider, NO_MODEL) is None:
             message = f"No provider named {provider[:MAX_SHOWN_CHARS]!a} is passed through."
             raise ApiError("not_found", message)
         body = await read()
-        asked, named = _read(body), _in_path(segments)
+        asked, named = _read(body), in_path(segments)
         if {NO_MODEL, f"{provider}/{NO_MODEL}"}.isdisjoint(call.principal.models):
-            await _authorize(services.catalogue, call.principal, provider, path, body)
+            await authorize(services.catalogue, call.principal, provider, path, body)
         # A provider that has the name in the path acts on that, whatever the body says.
-        model = named[0] if named else _name(asked.model)
+        model = named[0] if named else plain_name(asked.model)
         served = services.catalogue.passage(provider, model or NO_MODEL)
         if served is None:
             raise ApiError("invalid_value", "That is no model's name.", param="model")
-        call.model, call.route = served, served.routes[0]
+        call.model, call.route = _turn(served, services.loop.time(), free=method in _READING)
         call.request = _request(
             asked, served.name, body, generates=bool(model and method == "POST")
         )
@@ -201,9 +218,19 @@ async def begin(
         _note(call, error)
         settle(services, call)
         raise
-    call.attempts, call.sent_at = 1, clock()
+    call.attempts, call.sent_at = 1, services.loop.time()
     # Other methods show again what was counted when it was made.
     return Passage(services, call, counts=method == "POST")
+
+
+def _turn(served: Served, now: float, *, free: bool) -> tuple[Served, Route]:
+    """Return the model and the route to it by the key whose turn it is; reading costs nothing."""
+    route = served.routes[0]
+    if route.rotation is not None:
+        route = route.others[route.rotation.order(now)[0]]
+    if free:
+        route = msgspec.structs.replace(route, price=_NOTHING)
+    return msgspec.structs.replace(served, routes=(route,)), route
 
 
 def _note(call: Call, error: BaseException) -> None:
@@ -217,110 +244,6 @@ def _note(call: Call, error: BaseException) -> None:
         call.outcome = record.DISCONNECTED
     else:
         call.status, call.error = 500, "internal_error"
-
-
-# -- which models are meant ------------------------------------------------------------------------
-
-
-async def _authorize(
-    catalogue: Catalogue, principal: Principal, provider: str, path: str, body: bytes | None
-) -> None:
-    """Let a key that is restricted ask only for what it may use. Raises ApiError.
-
-    Which name a provider acts on is not known here. So every one counts, wherever it stands, and
-    one must stand where providers look for it: in the path, or else in the body's own `model`.
-    """
-    segments = _segments(path)
-    named = _in_path(segments)
-    asked = [value for key, value in parse_qsl(path.partition("?")[2]) if key.lower() in _MEMBERS]
-    try:
-        large = body is not None and len(body) > LARGE_BODY_BYTES
-        own, inner = await asyncio.to_thread(_in_body, body) if large else _in_body(body)
-    except (ValueError, RecursionError):
-        own, inner = [None], []  # unreadable to us, and perhaps not to the provider
-    if not _is_plain(segments):
-        own = [None]
-    wanted = [_name(one) for one in (*named, *own, *asked, *inner)]
-    for model in wanted if named or own else [NO_MODEL]:
-        if not any(may_use(principal, name) for name in _names(catalogue, provider, model)):
-            shown = f"{provider}/{model or NO_MODEL}"[:MAX_SHOWN_CHARS]
-            raise ApiError("model_not_allowed", f"This key may not use {shown!a}.", param="model")
-
-
-def _names(catalogue: Catalogue, provider: str, model: str) -> tuple[str, ...]:
-    """Return what a provider's model is called here: not by a name that leads elsewhere."""
-    if not model:
-        return ()
-    full = f"{provider}/{model}"
-    served = catalogue.resolve(model)
-    if served is None or any(
-        (route.target.provider, route.target.model) == (provider, model) for route in served.routes
-    ):
-        return full, model
-    return (full,)
-
-
-def _segments(path: str) -> list[str]:
-    """Return a path's segments, decoded as any server behind may. Raises ApiError."""
-    plain, encodings = path.partition("?")[0].split("/"), 0
-    while (decoded := [unquote(one) for one in plain]) != plain and encodings <= MAX_ENCODINGS:
-        plain, encodings = decoded, encodings + 1
-    segments = [one.replace("\\", "/") for one in plain]
-    parts = {part.partition(";")[0] for one in segments for part in one.split("/")}
-    if not parts.isdisjoint((".", "..")) or encodings > MAX_ENCODINGS:
-        raise ApiError("not_found", "A path does not go upwards.")
-    if any(_CONTROLS.search(one) for one in segments):
-        raise ApiError("not_found", "A path has no such characters.")
-    return [one.partition(";")[0] for one in segments]
-
-
-def _in_path(segments: list[str]) -> list[str]:
-    """Return the models that a path names."""
-    kept = [one for one in takewhile(lambda one: not {"?", "#"} & set(one), segments) if one]
-    found = [(before.lower(), name) for before, name in pairwise(kept)]
-    return [
-        _METHOD.sub("", name) if before.endswith("models") else name
-        for before, name in found
-        if before in _COLLECTIONS
-    ]
-
-
-def _is_plain(segments: list[str]) -> bool:
-    """Tell whether a path names models only where `_in_path` finds them.
-
-    Not where a slash is encoded in front of or behind what a name follows, nor where a method is
-    called of something that we do not know.
-    """
-    hidden = [part.lower() for one in segments if "/" in one for part in one.split("/")]
-    return _COLLECTIONS.isdisjoint(hidden) and (":" not in segments[-1] or bool(_in_path(segments)))
-
-
-def _in_body(body: bytes | None) -> tuple[list[Any], list[str]]:
-    """Return what JSON names as its model, each time it does, and all it names anywhere.
-
-    Raises ValueError, RecursionError.
-    """
-    if body is None:
-        return [], []
-    # An object is a tuple, a list a list. A function of ours in between lets other threads run.
-    whole = json.loads(body, object_pairs_hook=lambda members: tuple(members))
-    own = [value for key, value in whole if key == "model"] if isinstance(whole, tuple) else []
-    found: list[Any] = []
-    waiting = [whole] if isinstance(whole, tuple | list) else []
-    while waiting:
-        one = waiting.pop()
-        members = one if isinstance(one, tuple) else [("", value) for value in one]
-        for key, value in members:
-            if key.lower() in _MEMBERS:
-                found += value if isinstance(value, list) else [value]
-            if isinstance(value, tuple | list) and key not in _CONTENT:
-                waiting.append(value)
-    return own, [name for name in found if isinstance(name, str)]
-
-
-def _name(value: Any) -> str:
-    """Return a model's name without Google's collection; empty where it is none."""
-    return value.removeprefix("models/") if isinstance(value, str) else ""
 
 
 # -- what it may come to ---------------------------------------------------------------------------
@@ -359,6 +282,6 @@ def _count(value: Any, most: int) -> int:
 
 def _limited(catalogue: Catalogue, principal: Principal, provider: str, model: str) -> Principal:
     """Return a key's holder with the limits of all the names that a model has."""
-    names = _names(catalogue, provider, model) or (f"{provider}/{NO_MODEL}",)
+    names = names_of(catalogue, provider, model) or (f"{provider}/{NO_MODEL}",)
     limits = dict.fromkeys(limit for name in names for limit in principal.limits_for(name))
     return msgspec.structs.replace(principal, limits=tuple(limits), by_model=())

@@ -1,5 +1,7 @@
 """What decoders of event streams share: cutting into events, and noting what a stream comes to."""
 
+from abc import ABC, abstractmethod
+
 import msgspec
 from msgspec import Raw
 
@@ -17,7 +19,7 @@ KEPT_BYTES = 16 * 1024
 _LAST = (events.Ended, events.Failed)
 
 
-class SseDecoder:
+class SseDecoder(ABC):
     """Reads a stream of server-sent events into the hub's; a provider says what each one is."""
 
     content_type = EVENT_STREAM
@@ -59,9 +61,9 @@ class SseDecoder:
         self._over = bool(found) and isinstance(found[-1], _LAST)
         return found
 
+    @abstractmethod
     def read(self, event: SseEvent) -> list[Event]:
         """Return what an event says. May raise what decoding it raises."""
-        raise NotImplementedError
 
 
 def _too_large() -> UpstreamError:

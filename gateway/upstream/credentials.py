@@ -1,12 +1,10 @@
-"""What is added to requests when they are sent: AWS's signatures, and access tokens that expire.
+"""What is added to requests when they are sent: access tokens that expire, or AWS's signatures.
 
-Nothing of it is on the event loop's time: large bodies are hashed, and keys used, in threads;
-tokens are fetched by aiohttp and renewed before they expire.
+Nothing of it is on the event loop's time: keys are used in threads; tokens are fetched by aiohttp
+and renewed before they expire.
 """
 
 import asyncio
-import hashlib
-import hmac
 import json
 import logging
 import re
@@ -20,16 +18,16 @@ import aiohttp
 import msgspec
 from msgspec import Meta
 
-from gateway.config.schema import Aws, Entra, Provider
+from gateway.config.schema import Entra, Provider
 from gateway.core.errors import ConfigError, Failure, UpstreamError
 from gateway.providers.errors import UNREADABLE
+from gateway.upstream.aws_signature import AwsSigner
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 logger = logging.getLogger("sluice.credentials")
 
-LARGE_BODY_BYTES = 64 * 1024  # hashing that takes 0.1 ms
 TIMEOUT = aiohttp.ClientTimeout(total=10)
 RENEWED_BEFORE_SECONDS = 300.0
 TRIED_AGAIN_SECONDS = 5.0
@@ -46,10 +44,15 @@ _ERROR_CODE = re.compile(r"[a-z_]{1,40}")  # RFC 6749 section 5.2
 
 
 class Signer(Protocol):
-    """Adds header lines, each with its CRLF. Raises UpstreamError."""
+    """Adds header lines, each with its CRLF. Raises UpstreamError.
 
-    async def headers(self, authority: str, path: str, body: bytes) -> bytes:
-        """Return what goes with a POST of a body."""
+    `signs_body`: it must see a request whole.
+    """
+
+    signs_body: bool
+
+    async def headers(self, method: str, authority: str, path: str, body: bytes) -> bytes:
+        """Return what goes with a request."""
         ...
 
     @property
@@ -92,102 +95,14 @@ def check_signing(provider: Provider, field: str) -> None:
             raise ConfigError(message, field=f"{field}.credentials") from None
 
 
-class AwsSigner:
-    """AWS Signature Version 4.
-
-    https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
-    """
-
-    def __init__(
-        self, keys: Aws, region: str, service: str, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._keys, self._region, self._service, self._clock = keys, region, service, clock
-        self._day_key: tuple[str, bytes] = ("", b"")
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """Return the keys."""
-        keys = self._keys
-        return (keys.secret_key, *([keys.session_token] if keys.session_token else []))
-
-    async def headers(self, authority: str, path: str, body: bytes) -> bytes:
-        """Sign a POST."""
-        if len(body) > LARGE_BODY_BYTES:
-            digest = await asyncio.to_thread(_sha256, body)
-        else:
-            digest = _sha256(body)
-        return self.sign(authority, path, digest)
-
-    def sign(self, authority: str, path: str, digest: str) -> bytes:
-        """Return the header lines for a body's SHA-256."""
-        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(self._clock()))
-        signed = {"host": authority, "x-amz-date": moment}
-        if self._keys.session_token:
-            signed["x-amz-security-token"] = self._keys.session_token
-        names = ";".join(sorted(signed))
-        bare, _, query = path.partition("?")
-        canonical = "\n".join(
-            (
-                "POST",
-                _canonical_path(bare),
-                _canonical_query(query),
-                *[f"{name}:{signed[name]}" for name in sorted(signed)],
-                "",
-                names,
-                digest,
-            )
-        )
-        scope = f"{moment[:8]}/{self._region}/{self._service}/aws4_request"
-        text = "\n".join(("AWS4-HMAC-SHA256", moment, scope, _sha256(canonical.encode())))
-        signature = _hmac(self._key(moment[:8]), text).hex()
-        credential = f"Credential={self._keys.access_key}/{scope}"
-        lines = [
-            f"Authorization: AWS4-HMAC-SHA256 {credential}, SignedHeaders={names}, "
-            f"Signature={signature}",
-            *[f"{name}: {value}" for name, value in signed.items() if name != "host"],
-        ]
-        return "".join([f"{line}\r\n" for line in lines]).encode("latin-1")
-
-    def _key(self, day: str) -> bytes:
-        if self._day_key[0] != day:
-            key = f"AWS4{self._keys.secret_key}".encode()
-            for part in (day, self._region, self._service, "aws4_request"):
-                key = _hmac(key, part)
-            self._day_key = (day, key)
-        return self._day_key[1]
-
-
-def _canonical_path(path: str) -> str:
-    """Encode a path again (only S3 wants it once), without its empty and dot segments."""
-    kept: list[str] = []
-    for segment in path.split("/"):
-        if segment == "..":
-            del kept[-1:]
-        elif segment not in ("", "."):
-            kept.append(segment)
-    end = "/" if kept and path.endswith("/") else ""
-    return quote(f"/{'/'.join(kept)}{end}", safe="/-_.~")
-
-
-def _canonical_query(query: str) -> str:
-    pairs = sorted(pair.partition("=")[::2] for pair in query.split("&")) if query else []
-    return "&".join([f"{name}={value}" for name, value in pairs])
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _hmac(key: bytes, text: str) -> bytes:
-    return hmac.digest(key, text.encode(), hashlib.sha256)
-
-
 # Fetches a token: (token, seconds that it is good for). Raises UpstreamError, or what aiohttp does.
 TokenSource = Callable[[aiohttp.ClientSession], Awaitable[tuple[str, float]]]
 
 
 class BearerToken:
     """An access token, fetched by whoever comes first, renewed in good time by one of the rest."""
+
+    signs_body = False
 
     def __init__(self, source: TokenSource, clock: Callable[[], float] = time.monotonic) -> None:
         self._source, self._clock = source, clock
@@ -200,7 +115,7 @@ class BearerToken:
         """Return the token, if there is one."""
         return (self._token,) if self._token else ()
 
-    async def headers(self, authority: str, path: str, body: bytes) -> bytes:
+    async def headers(self, method: str, authority: str, path: str, body: bytes) -> bytes:
         """Return the token as a header. Raises UpstreamError where there is none.
 
         After a failure all are told the same for a while: the endpoint is not asked every time.

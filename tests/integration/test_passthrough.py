@@ -34,9 +34,9 @@ HASTY = {"connect": 1, "first_byte": 0.5, "idle": 0.5, "total": 1.5}
 MOST_JSON, MOST_UPLOAD = 256 * 1024, 2 * 1024 * 1024
 REQUEST_SECONDS = 1.5
 HAIKU = "anthropic.claude-3-haiku-20240307-v1:0"
-NARROW, FLASH, METERED, TOKENS, SINGLE, BUDGET, HOUSE = (
+NARROW, FLASH, METERED, TOKENS, SINGLE, BUDGET, HOUSE, LIMITED = (
     f"sk-{name}-key"
-    for name in ("narrow", "flash", "metered", "tokens", "single", "budget", "house")
+    for name in ("narrow", "flash", "metered", "tokens", "single", "budget", "house", "limited")
 )
 KEYS: list[dict[str, Any]] = [
     {"name": "k", "tenant": "acme", "sha256": digest(KEY)},
@@ -48,6 +48,7 @@ KEYS: list[dict[str, Any]] = [
     {"name": "flash", "sha256": digest(FLASH), "models": ["gemini/*"]},
     {"name": "metered", "sha256": digest(METERED), "rpm": 2},
     {"name": "tokens", "tenant": "counted", "sha256": digest(TOKENS), "tpm": 2000},
+    {"name": "limited", "sha256": digest(LIMITED), "rpm": 1},
     {"name": "single", "sha256": digest(SINGLE), "concurrency": 1},
     {"name": "budget", "sha256": digest(BUDGET), "budget": {"usd": 1, "per": "day"}},
     {
@@ -1039,6 +1040,19 @@ async def test_what_is_over_is_given_back_before_the_client_knows(
         assert reply.status == {"empty": 204, "fails": 502}.get(how, 200)
 
 
+async def test_a_refusal_says_which_request_it_was_and_where_the_limits_stand(
+    passing: Passing,
+) -> None:
+    replies = [await passing.ask("GET", "openai/files", key=LIMITED) for _ in range(2)]
+    assert [reply.status for reply in replies] == [200, 429]
+    for reply in replies:
+        assert reply.headers["x-ratelimit-limit-requests"] == "1"
+        assert reply.headers["x-ratelimit-remaining-requests"] == "0"
+    assert 0 < int(replies[1].headers["retry-after-ms"]) <= 60_000
+    records = await passing.records(2)
+    assert [r["id"] for r in records] == [reply.headers["x-request-id"] for reply in replies]
+
+
 async def test_limits_of_a_model_hold_by_both_its_names(passing: Passing) -> None:
     models = (PRICED_MODEL, PRICED_MODEL, "gpt-4o", "gpt-4o")
     statuses = [(await passing.post(CHAT, {"model": x}, key=HOUSE)).status for x in models]
@@ -1046,15 +1060,18 @@ async def test_limits_of_a_model_hold_by_both_its_names(passing: Passing) -> Non
 
 
 async def test_a_budget_covers_only_what_has_a_price(passing: Passing) -> None:
+    for method in ("GET", "OPTIONS"):  # what generates nothing costs nothing
+        reply = await passing.ask(method, "openai/v1/files", key=BUDGET)
+        assert reply.status == 200
     for method, path, body in (
-        ("GET", "openai/v1/files", b""),
+        ("DELETE", "openai/v1/files/1", b""),
         ("POST", "openai/v1/files", b"--x--"),
         ("POST", CHAT, b'{"model": "no-such-model"}'),
         ("POST", "named/v1/chat/completions", b'{"model": "gpt-4o-mini"}'),
     ):
         reply = await passing.ask(method, path, JSON, body=body, key=BUDGET)
         assert (reply.status, reply.error["code"]) == (403, "price_unknown"), path
-    assert passing.received == []
+    assert [one.method for one in passing.received] == ["GET", "OPTIONS"]
     assert (await passing.post(CHAT, {"model": PRICED_MODEL}, key=BUDGET)).status == 200
     dear = {"model": PRICED_MODEL, "max_tokens": 10_000_000}
     reply = await passing.post(CHAT, dear, key=BUDGET)
@@ -1785,7 +1802,7 @@ async def test_a_worker_that_stops_finishes_a_download(passing: Passing) -> None
 
     passing.provider.reset(steps)
     with draining(passing, grace=20) as gateway:
-        refused = await ask(gateway.port, head_of(path="/providers/p0/files", method="GET"))
+        refused = await ask(gateway.port, head_of(path="/providers/p0/files", method="DELETE"))
         assert (refused.status, refused.error["code"]) == (403, "price_unknown")
         async with connected(gateway.port) as wire:
             await begun(wire)

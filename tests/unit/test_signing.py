@@ -37,12 +37,11 @@ from gateway.core.operations import Operation
 from gateway.pipeline.catalogue import Catalogue, Route
 from gateway.policy.pricing import PriceTable, Table
 from gateway.upstream import credentials
+from gateway.upstream.aws_signature import LARGE_BODY_BYTES, AwsSigner
 from gateway.upstream.credentials import (
     GOOGLE_SCOPE,
-    LARGE_BODY_BYTES,
     LONGEST_SECONDS,
     TRIED_AGAIN_SECONDS,
-    AwsSigner,
     BearerToken,
     EntraSource,
     MetadataSource,
@@ -75,19 +74,29 @@ def lines_of(head: bytes) -> dict[str, str]:
 
 
 def ours(
-    keys: Aws, path: str, body: bytes, region: str = "eu-central-1", moment: float = SUITE_MOMENT
+    keys: Aws,
+    path: str,
+    body: bytes,
+    region: str = "eu-central-1",
+    moment: float = SUITE_MOMENT,
+    method: str = "POST",
 ) -> dict[str, str]:
     signer = AwsSigner(keys, region, "bedrock", lambda: moment)
-    return lines_of(signer.sign(HOST, path, hashlib.sha256(body).hexdigest()))
+    return lines_of(signer.sign(method, HOST, path, hashlib.sha256(body).hexdigest()))
 
 
 def theirs(
-    keys: Aws, path: str, body: bytes, region: str = "eu-central-1", moment: float = SUITE_MOMENT
+    keys: Aws,
+    path: str,
+    body: bytes,
+    region: str = "eu-central-1",
+    moment: float = SUITE_MOMENT,
+    method: str = "POST",
 ) -> str:
     """The signature that botocore makes."""
     found = Credentials(keys.access_key, keys.secret_key, keys.session_token)
     auth = SigV4Auth(found, "bedrock", region)
-    request = AWSRequest("POST", f"https://{HOST}{path}", data=body)
+    request = AWSRequest(method, f"https://{HOST}{path}", data=body)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(moment))
     request.context["timestamp"] = stamp
     request.headers["X-Amz-Date"] = stamp
@@ -125,7 +134,7 @@ async def test_signatures_are_those_that_aws_publishes(
 ) -> None:
     keys = Aws(SUITE.access_key, SUITE.secret_key, token)
     signer = AwsSigner(keys, "us-east-1", "service", lambda: SUITE_MOMENT)
-    found = lines_of(await signer.headers("example.amazonaws.com", path, b""))
+    found = lines_of(await signer.headers("POST", "example.amazonaws.com", path, b""))
     names = "host;x-amz-date" + (";x-amz-security-token" if token else "")
     assert found.pop("authorization") == (
         "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, "
@@ -178,17 +187,18 @@ SECRETS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_siz
     keys=st.builds(Aws, SECRETS, SECRETS, st.none() | SECRETS),
     region=st.sampled_from(["us-east-1", "ap-southeast-2", "us-gov-west-1", "cn-north-1"]),
     moment=st.floats(min_value=0, max_value=4e9),
+    method=st.sampled_from(["POST", "GET", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]),
 )
 def test_any_path_and_body_are_signed_as_botocore_does(
-    path: str, query: str, body: bytes, keys: Aws, region: str, moment: float
+    path: str, query: str, body: bytes, keys: Aws, region: str, moment: float, method: str
 ) -> None:
-    assert_signed_alike(path + query, body, keys=keys, region=region, moment=moment)
+    assert_signed_alike(path + query, body, keys=keys, region=region, moment=moment, method=method)
 
 
 async def test_a_large_body_is_signed_as_a_small_one() -> None:
     signer = AwsSigner(SUITE, "eu-central-1", "bedrock", lambda: SUITE_MOMENT)
     for size in (0, LARGE_BODY_BYTES, LARGE_BODY_BYTES + 1, 5 * LARGE_BODY_BYTES):
-        found = lines_of(await signer.headers(HOST, "/model/m/converse", b"x" * size))
+        found = lines_of(await signer.headers("POST", HOST, "/model/m/converse", b"x" * size))
         expected = theirs(SUITE, "/model/m/converse", b"x" * size)
         assert found["authorization"].endswith(f"Signature={expected}")
 
@@ -198,7 +208,7 @@ def test_the_key_of_a_day_is_not_used_on_the_next() -> None:
     moments = iter([midnight - 1, midnight, midnight - 0.5])
     signer = AwsSigner(SUITE, "eu-central-1", "bedrock", lambda: next(moments))
     for moment in (midnight - 1, midnight, midnight - 0.5):
-        head = lines_of(signer.sign(HOST, "/", hashlib.sha256(b"").hexdigest()))
+        head = lines_of(signer.sign("POST", HOST, "/", hashlib.sha256(b"").hexdigest()))
         assert head["authorization"].endswith(theirs(SUITE, "/", b"", moment=moment))
 
 
@@ -234,7 +244,7 @@ class Source:
 
 async def shown(token: BearerToken) -> str:
     async with asyncio.timeout(5):
-        head = await token.headers("h", "/", b"")
+        head = await token.headers("POST", "h", "/", b"")
     return head.decode().removeprefix("Authorization: Bearer ").removesuffix("\r\n")
 
 
@@ -341,7 +351,9 @@ async def test_whoever_leaves_takes_nothing_from_the_others(
         source.trouble = trouble
         token = BearerToken(source, Clock())
         source.gate.clear()
-        first, *others = [asyncio.create_task(token.headers("h", "/", b"")) for _ in range(3)]
+        first, *others = [
+            asyncio.create_task(token.headers("POST", "h", "/", b"")) for _ in range(3)
+        ]
         await settle()
         first.cancel()
         await settle()
@@ -354,7 +366,7 @@ async def test_whoever_leaves_takes_nothing_from_the_others(
 
         source.gate.clear()  # now all of them leave, and the fetch goes on for nobody
         lonely = BearerToken(source, Clock())
-        task = asyncio.create_task(lonely.headers("h", "/", b""))
+        task = asyncio.create_task(lonely.headers("POST", "h", "/", b""))
         await settle()
         task.cancel()
         await settle()
@@ -751,7 +763,7 @@ async def sent(route: Route | None) -> tuple[str, str, dict[str, str]]:
     way = route.ways[Operation.CHAT]
     lines = way.head.decode().split("\r\n")[1:]
     if route.signer is not None:
-        more = await route.signer.headers(route.target.origin.authority, way.path, b"")
+        more = await route.signer.headers("POST", route.target.origin.authority, way.path, b"")
         lines += more.decode().split("\r\n")
     pairs = [line.partition(": ") for line in lines]
     kept = ("authorization", "api-key", "x-amz-security-token", "x-goog-api-key")

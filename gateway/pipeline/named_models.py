@@ -1,0 +1,128 @@
+"""Which models a request to a provider's own API names, wherever it does, and whether it may."""
+
+import asyncio
+import json
+import re
+from itertools import pairwise, takewhile
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from gateway.core.errors import ApiError
+from gateway.pipeline.catalogue import Catalogue
+from gateway.policy.access import Principal, may_use
+
+NO_MODEL = "*"
+MAX_SHOWN_CHARS = 256
+LARGE_BODY_BYTES = 64 * 1024  # reading that name by name takes some milliseconds
+# A path may be decoded again by each server that it passes.
+MAX_ENCODINGS = 3
+
+# What stands before a model's name in a path, in lower case: Google's, Bedrock's, Azure's.
+_COLLECTIONS = frozenset(("models", "tunedmodels", "model", "deployments", "engines"))
+_METHOD = re.compile(r":[a-z][A-Za-z]+\Z")  # Google's are a part of the name's segment
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+# What names a model in JSON, in lower case, or models to fall back to (OpenRouter, LiteLLM).
+_MEMBERS = frozenset(("model", "models", "model_id", "modelid", "fallbacks"))
+# What was said, and what only its reader understands: nobody acts on a name in there.
+_CONTENT = frozenset(("messages", "contents", "metadata"))
+
+
+async def authorize(
+    catalogue: Catalogue, principal: Principal, provider: str, path: str, body: bytes | None
+) -> None:
+    """Let a key that is restricted ask only for what it may use. Raises ApiError.
+
+    Which name a provider acts on is not known here. So every one counts, wherever it stands, and
+    one must stand where providers look for it: in the path, or else in the body's own `model`.
+    """
+    segments = segments_of(path)
+    named = in_path(segments)
+    asked = [value for key, value in parse_qsl(path.partition("?")[2]) if key.lower() in _MEMBERS]
+    try:
+        large = body is not None and len(body) > LARGE_BODY_BYTES
+        own, inner = await asyncio.to_thread(_in_body, body) if large else _in_body(body)
+    except (ValueError, RecursionError):
+        own, inner = [None], []  # unreadable to us, and perhaps not to the provider
+    if not _is_plain(segments):
+        own = [None]
+    wanted = [plain_name(one) for one in (*named, *own, *asked, *inner)]
+    for model in wanted if named or own else [NO_MODEL]:
+        if not any(may_use(principal, name) for name in names_of(catalogue, provider, model)):
+            shown = f"{provider}/{model or NO_MODEL}"[:MAX_SHOWN_CHARS]
+            raise ApiError("model_not_allowed", f"This key may not use {shown!a}.", param="model")
+
+
+def names_of(catalogue: Catalogue, provider: str, model: str) -> tuple[str, ...]:
+    """Return what a provider's model is called here: not by a name that leads elsewhere."""
+    if not model:
+        return ()
+    full = f"{provider}/{model}"
+    served = catalogue.resolve(model)
+    if served is None or any(
+        (route.target.provider, route.target.model) == (provider, model) for route in served.routes
+    ):
+        return full, model
+    return (full,)
+
+
+def segments_of(path: str) -> list[str]:
+    """Return a path's segments, decoded as any server behind may. Raises ApiError."""
+    plain, encodings = path.partition("?")[0].split("/"), 0
+    while (decoded := [unquote(one) for one in plain]) != plain and encodings <= MAX_ENCODINGS:
+        plain, encodings = decoded, encodings + 1
+    segments = [one.replace("\\", "/") for one in plain]
+    parts = {part.partition(";")[0] for one in segments for part in one.split("/")}
+    if not parts.isdisjoint((".", "..")) or encodings > MAX_ENCODINGS:
+        raise ApiError("not_found", "A path does not go upwards.")
+    if any(_CONTROLS.search(one) for one in segments):
+        raise ApiError("not_found", "A path has no such characters.")
+    return [one.partition(";")[0] for one in segments]
+
+
+def in_path(segments: list[str]) -> list[str]:
+    """Return the models that a path names."""
+    kept = [one for one in takewhile(lambda one: not {"?", "#"} & set(one), segments) if one]
+    found = [(before.lower(), name) for before, name in pairwise(kept)]
+    return [
+        _METHOD.sub("", name) if before.endswith("models") else name
+        for before, name in found
+        if before in _COLLECTIONS
+    ]
+
+
+def _is_plain(segments: list[str]) -> bool:
+    """Tell whether a path names models only where `in_path` finds them.
+
+    Not where a slash is encoded in front of or behind what a name follows, nor where a method is
+    called of something that we do not know.
+    """
+    hidden = [part.lower() for one in segments if "/" in one for part in one.split("/")]
+    return _COLLECTIONS.isdisjoint(hidden) and (":" not in segments[-1] or bool(in_path(segments)))
+
+
+def _in_body(body: bytes | None) -> tuple[list[Any], list[str]]:
+    """Return what JSON names as its model, each time it does, and all it names anywhere.
+
+    Raises ValueError, RecursionError.
+    """
+    if body is None:
+        return [], []
+    # An object is a tuple, a list a list. A function of ours in between lets other threads run.
+    whole = json.loads(body, object_pairs_hook=lambda members: tuple(members))
+    own = [value for key, value in whole if key == "model"] if isinstance(whole, tuple) else []
+    found: list[Any] = []
+    waiting = [whole] if isinstance(whole, tuple | list) else []
+    while waiting:
+        one = waiting.pop()
+        members = one if isinstance(one, tuple) else [("", value) for value in one]
+        for key, value in members:
+            if key.lower() in _MEMBERS:
+                found += value if isinstance(value, list) else [value]
+            if isinstance(value, tuple | list) and key not in _CONTENT:
+                waiting.append(value)
+    return own, [name for name in found if isinstance(name, str)]
+
+
+def plain_name(value: Any) -> str:
+    """Return a model's name without Google's collection; empty where it is none."""
+    return value.removeprefix("models/") if isinstance(value, str) else ""
