@@ -191,6 +191,10 @@ def finish(config: Config, listen: Listen = ANYWHERE) -> Config:
             if target.provider not in config.providers:
                 field = f"models.{name}.targets[{i}].provider"
                 raise ConfigError(f"no provider is named {target.provider!r}", field=field)
+        canaries = [target.canary for target in model.targets if target.canary is not None]
+        if len(canaries) == len(model.targets) or sum(canaries) > 100:
+            message = "canaries need a target beside them, and have 100 percent at the most"
+            raise ConfigError(message, field=f"models.{name}.targets")
     enabled = config.auth.enabled
     if enabled is None:
         enabled = bool(keys) or config.auth.admin_key is not None

@@ -235,10 +235,23 @@ class Provider(Section, frozen=True):
     ca_file: str | None = None
 
 
+class When(Section, frozen=True):
+    """Which requests a target takes: tokens of the prompt (estimated), what is in it, labels."""
+
+    min_tokens: Count | None = None
+    max_tokens: Count | None = None
+    tools: bool | None = None
+    images: bool | None = None
+    stream: bool | None = None
+    labels: dict[Label, Label] = {}
+
+
 class Target(Section, frozen=True):
     """One provider that can serve a model, under its own name for it; lower priority first.
 
     Among those of one priority the model's strategy decides; `weight` is the share of each.
+    `canary`: it gets this percentage of the users before all others, and nobody else. `rpm`, `tpm`
+    and `concurrency` are what it is given at the most, by all workers together.
     """
 
     provider: str
@@ -246,12 +259,26 @@ class Target(Section, frozen=True):
     priority: Weight = 1
     weight: Weight = 1
     price: Price | None = None
+    when: When | None = None
+    tags: tuple[Label, ...] = ()
+    canary: Annotated[float, Meta(gt=0, le=100)] | None = None
+    rpm: Count | None = None
+    tpm: Count | None = None
+    concurrency: Count | None = None
+
+
+class Fallbacks(Section, frozen=True):
+    """Models to ask instead where a provider refuses a prompt: as too long, or by its policy."""
+
+    context_window: tuple[str, ...] = ()
+    content_policy: tuple[str, ...] = ()
 
 
 class Model(Section, frozen=True):
     """A name clients use. `max_output_tokens` is reserved where a request sets no maximum.
 
-    `unsupported` goes above what its provider says.
+    `unsupported` goes above what its provider says. `affinity`: the same session, or else the same
+    beginning of a prompt, goes to the same target, whose cache knows it.
     """
 
     targets: Annotated[tuple[Target, ...], Meta(min_length=1)]
@@ -259,6 +286,8 @@ class Model(Section, frozen=True):
     price: Price | None = None
     max_output_tokens: Count | None = None
     unsupported: Literal["refuse", "drop"] | None = None
+    affinity: Literal["none", "session", "prompt"] = "none"
+    fallbacks: Fallbacks = Fallbacks()
 
 
 class Retries(Section, frozen=True):

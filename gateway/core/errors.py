@@ -106,6 +106,7 @@ class Failure(Enum):
     RESET = "reset"  # the connection ended before the reply did
     PROTOCOL = "protocol"  # not HTTP/1.1, or past a cap
     BUSY = "busy"  # the pool's bounds are reached
+    FULL = "full"  # the target has had what it is to have of requests or tokens
     STATUS = "status"  # a reply that says it failed
     STREAM_ERROR = "stream_error"  # an error event inside a stream
     STREAM_CUT = "stream_cut"  # a stream that ended without its end

@@ -10,6 +10,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from multidict import CIMultiDictProxy
 
 from gateway.core.errors import ApiError, StoreError
+from gateway.core.hints import NAMES, Hints
 from gateway.core.ids import request_id
 from gateway.core.operations import ANTHROPIC, Operation
 from gateway.formats import FORMATS
@@ -69,7 +70,7 @@ class HotRoutes:
             started,
             head.trace,
             head.passed_on,
-            head.timeout,
+            head.hints,
         )
         protocol.call = call
         try:
@@ -148,7 +149,7 @@ class HotRoutes:
             started,
             trace,
             _passed_on(request),
-            headers.get("x-sluice-timeout", "")[:MAX_PASSED_CHARS],
+            _hints(request),
         )
         await self._serve_shielded(protocol, call)
         if not client.sent and (not client.keep_alive or protocol.has_next):
@@ -184,6 +185,11 @@ class HotRoutes:
         transport = request.protocol.transport
         if transport is not None and declared_length(request.message) <= self.max_body_bytes:
             transport.write(CONTINUE)
+
+
+def _hints(request: HotRequest) -> Hints:
+    found = [request.headers.get(name, "")[:MAX_PASSED_CHARS] for name in NAMES]
+    return Hints(*[value if value.isascii() and value.isprintable() else "" for value in found])
 
 
 def _passed_on(request: HotRequest) -> tuple[tuple[str, str], ...]:

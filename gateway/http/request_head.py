@@ -9,6 +9,7 @@ from functools import lru_cache
 import httptools
 import msgspec
 
+from gateway.core.hints import NAMES, NO_HINTS, Hints
 from gateway.core.operations import ANTHROPIC, PATHS, Operation
 
 MAX_HEAD_BYTES = 8190
@@ -24,6 +25,7 @@ MAX_REMEMBERED = 256  # of 8 KB at the most
 _UNUSUAL = frozenset(
     (b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"sec-websocket-key")
 )
+_HINTS = frozenset([name.encode() for name in NAMES])
 
 
 class RequestHead(msgspec.Struct, frozen=True, gc=False):
@@ -34,7 +36,7 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     length: int
     trace: str = ""
     passed_on: tuple[tuple[str, str], ...] = ()
-    timeout: str = ""
+    hints: Hints = NO_HINTS
 
 
 class _Reader:
@@ -90,8 +92,10 @@ def request_head(data: bytes) -> RequestHead | None:
         passed_on = tuple(
             [(n, _header(headers[n.encode()])) for n in PASSED_ON if n.encode() in headers]
         )
-    timeout = _header(headers.get(b"x-sluice-timeout", b""))
-    return RequestHead(operation, _secret(headers), int(length), trace, passed_on, timeout)
+    hints = NO_HINTS
+    if not _HINTS.isdisjoint(headers):
+        hints = Hints(*[_header(headers.get(name.encode(), b"")) for name in NAMES])
+    return RequestHead(operation, _secret(headers), int(length), trace, passed_on, hints)
 
 
 def _header(value: bytes) -> str:

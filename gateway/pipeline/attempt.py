@@ -11,15 +11,19 @@ from math import inf
 from time import monotonic
 
 from gateway.core.errors import ApiError, Failure, UpstreamError
+from gateway.core.hints import TIMEOUT
 from gateway.core.operations import Operation
 from gateway.core.record import AttemptRecord
 from gateway.formats import FORMATS
 from gateway.pipeline.answer import common_headers, served_headers
 from gateway.pipeline.ask import MAX_SHOWN_CHARS, ask, redacted
-from gateway.pipeline.call import Call, Deliver
-from gateway.pipeline.catalogue import Route
+from gateway.pipeline.call import NO_USAGE, Call, Deliver
+from gateway.pipeline.catalogue import Route, Served
+from gateway.pipeline.quota import Quota
+from gateway.pipeline.select import Selection, select
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import count_prompt, measure
+from gateway.policy.refusal import refusal_of
 from gateway.policy.retry import (
     Next,
     client_error,
@@ -31,71 +35,99 @@ from gateway.policy.retry import (
 from gateway.policy.rotation import resting_seconds
 from gateway.policy.routing import plan
 
-TIMEOUT_HEADER = "x-sluice-timeout"
 MICROSECONDS = 1_000_000
 
 
 async def attempt(services: Services, call: Call) -> Deliver:
-    """Return what delivers the answer. Raises UpstreamError or ApiError when all targets failed."""
-    assert call.model is not None
-    rules = services.retries
+    """Return what delivers the answer. Raises UpstreamError or ApiError when all targets failed.
+
+    What another model may take, being too long for this one or against its provider's policy, goes
+    to the models that the configuration names for that.
+    """
+    served = call.model
+    assert served is not None
     until = call.started_at + _allowed(call, services.config.server.timeouts.total)
-    call.model.budget.earn()
-    course = _Course(services, call, until)
-    for tried in range(1 + rules.attempts):
-        if tried and not await course.waited(tried - 1):
-            break
-        deliver = await course.ask_all()
-        if deliver is not None:
-            return deliver
-        if not course.passing:
-            break
-    return course.give_up()
+    first = _Course(services, call, served, until)
+    deliver = await first.run()
+    if deliver is None and served.fallbacks and first.failure is not None:
+        kind = refusal_of(first.failure)
+        for name in served.fallbacks.get(kind, ()) if kind is not None else ():
+            other = services.catalogue.resolve(name)
+            if other is not None:
+                deliver = await _Course(services, call, other, until).run()
+            if deliver is not None:
+                break
+    return first.give_up() if deliver is None else deliver
 
 
 def _allowed(call: Call, most: float) -> float:
     """Return how long a request may take: the client may ask for less than is configured."""
-    if not call.timeout:
+    if not call.hints.timeout:
         return most
     try:
-        seconds = float(call.timeout)
+        seconds = float(call.hints.timeout)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < inf:
-        message = f"Invalid value for '{TIMEOUT_HEADER}': expected seconds above 0."
-        raise ApiError("invalid_value", message, param=TIMEOUT_HEADER)
+        message = f"Invalid value for '{TIMEOUT}': expected seconds above 0."
+        raise ApiError("invalid_value", message, param=TIMEOUT)
     return min(seconds, most)
 
 
 class _Course:
-    """One request's way along its targets: what failed, and whether that may pass."""
+    """One request's way along a model's targets: what failed, and whether that may pass."""
 
-    def __init__(self, services: Services, call: Call, until: float) -> None:
-        self._services, self._call, self._until = services, call, until
-        self._failure: UpstreamError | None = None
+    def __init__(self, services: Services, call: Call, served: Served, until: float) -> None:
+        self._services, self._call, self._served, self._until = services, call, served, until
+        self.failure: UpstreamError | None = None
+        self._failed: Route | None = None
         self._misfit: ApiError | None = None
-        self.passing = False
+        self._passing = False
+        self._selection: Selection | None = None
 
-    async def waited(self, tried: int) -> bool:
+    async def run(self) -> Deliver | None:
+        """Ask the targets, and ask them again where that may help; None where none answers."""
+        served, rules = self._served, self._services.retries
+        served.budget.earn()
+        for tried in range(1 + rules.attempts):
+            if tried and not await self._waited(tried - 1):
+                break
+            deliver = await self._ask_all()
+            if deliver is not None:
+                return deliver
+            if not self._passing:
+                break
+        return None
+
+    async def _waited(self, tried: int) -> bool:
         """Wait before all targets are asked again; False where that is too long, or too much."""
-        failure, call = self._failure, self._call
-        assert failure is not None
-        assert call.model is not None
-        wait = wait_seconds(failure, tried, self._services.retries, random.random)
-        if wait is None or monotonic() + wait >= self._until or not call.model.budget.spend():
+        assert self.failure is not None
+        wait = wait_seconds(self.failure, tried, self._services.retries, random.random)
+        if wait is None or monotonic() + wait >= self._until or not self._served.budget.spend():
             return False
         await asyncio.sleep(wait)
         return True
 
-    async def ask_all(self) -> Deliver | None:
+    def _planned(self, now: float) -> list[Route]:
+        """Return the targets in the order to ask. Raises ApiError where none takes the request."""
+        served, call = self._served, self._call
+        routes, canary, pin, panic = served.routes, None, b"", self._services.config.breaker.panic
+        if served.selective or call.hints.tags:
+            if self._selection is None:
+                self._selection = select(call, served, random.random)
+            canary, routes, pin = self._selection
+        order = plan(routes, served.strategy, now, random.random, panic, pin)
+        if canary is not None:
+            # One that is ejected comes last, as any other.
+            order = (canary, *order) if canary.state.breaker.allows(now) else (*order, canary)
+        return [route for route in order if call.operation in route.ways]
+
+    async def _ask_all(self) -> Deliver | None:
         """Ask the targets one after the other; None where none of them answers."""
-        call, self.passing = self._call, False
-        served = call.model
-        assert served is not None
-        now, panic = monotonic(), self._services.config.breaker.panic
+        call, served, self._passing = self._call, self._served, False
+        now = monotonic()
+        planned = self._planned(now)
         asked = 0
-        planned = plan(served.routes, served.strategy, now, random.random, panic)
-        planned = tuple([route for route in planned if call.operation in route.ways])
         for place, route in enumerate(planned):
             # Handing over to a target that is well costs nobody anything; another is a retry.
             if asked and not route.state.breaker.closed(now) and not served.budget.spend():
@@ -112,19 +144,23 @@ class _Course:
                     self._misfit = self._misfit or error
                     break
                 except UpstreamError as error:
-                    self._failure = error
+                    self.failure, self._failed = error, keyed
                     following = decide(error)
                     if _rests(keyed, error):
                         continue
                     if following is Next.GIVE_UP:
                         return None
-                    self.passing = self.passing or following is Next.RETRY
+                    self._passing = self._passing or following is Next.RETRY
                     break
         return None
 
     async def _try(self, route: Route) -> Deliver:
         """Ask one target, and remember how it did. Raises UpstreamError or ApiError."""
         call, state = self._call, route.state
+        quota = None
+        if route.limits:
+            quota = Quota(self._services, call, route)
+            await quota.take()
         call.attempts += 1
         call.route = route
         call.sent_at, call.reply_at, call.connect_s = monotonic(), 0.0, 0.0
@@ -149,6 +185,8 @@ class _Course:
             raise
         finally:
             state.in_flight -= 1
+            if quota is not None:
+                quota.give_back(_used(call))
         now = monotonic()
         breaker.succeeded(now)
         first = call.relay.first_event_at if call.relay is not None else call.reply_at
@@ -158,7 +196,9 @@ class _Course:
 
     def give_up(self) -> Deliver:
         """Answer with what went wrong last. Raises UpstreamError or ApiError."""
-        failure, call = self._failure, self._call
+        failure, call = self.failure, self._call
+        if self._failed is not None:
+            call.route = self._failed
         if failure is None:
             if self._misfit is not None:
                 raise self._misfit
@@ -168,6 +208,15 @@ class _Course:
         if is_clients_fault(failure):
             return _pass_on(call, failure)
         raise failure
+
+
+def _used(call: Call) -> int:
+    """Return the tokens that an attempt used, as far as that is known already."""
+    if call.usage is not NO_USAGE:
+        return call.usage.prompt_tokens + call.usage.completion_tokens
+    if call.relay is None or not call.relay.started or call.request is None:
+        return 0
+    return call.request.prompt_estimate + call.relay.delivered_tokens()
 
 
 def _learn(route: Route, error: UpstreamError) -> bool:

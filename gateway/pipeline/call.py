@@ -5,6 +5,7 @@ from typing import Protocol
 
 from gateway.core import record
 from gateway.core.errors import ApiError
+from gateway.core.hints import NO_HINTS, Hints
 from gateway.core.operations import Operation
 from gateway.core.record import AttemptRecord
 from gateway.core.request import Request
@@ -92,6 +93,7 @@ class Call:
         "error",
         "finished",
         "grants",
+        "hints",
         "holding",
         "id",
         "leased",
@@ -111,7 +113,6 @@ class Call:
         "sent_at",
         "started_at",
         "status",
-        "timeout",
         "trace",
         "tries",
         "unsure",
@@ -130,13 +131,13 @@ class Call:
         started_at: float,
         trace: str = "",
         passed_on: Headers = (),
-        timeout: str = "",
+        hints: Hints = NO_HINTS,
     ) -> None:
         self.id, self.operation, self.body, self.secret = call_id, operation, body, secret
         self.client, self.started_at, self.trace = client, started_at, trace
         self.passed_on = passed_on  # headers of the client's that its provider may want
         self.dropped: tuple[str, ...] = ()
-        self.timeout = timeout  # seconds, as the client wrote them
+        self.hints = hints
         self.principal: Principal | None = None
         self.request: Request | None = None
         self.model: Served | None = None

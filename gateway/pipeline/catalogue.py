@@ -21,11 +21,14 @@ from gateway.pipeline.targets import (
     ways_of,
 )
 from gateway.policy.breaker import Breaker, Rules
+from gateway.policy.limits import Limit, Rates, limits
 from gateway.policy.pricing import Price, PriceTable, Schedule
 from gateway.policy.retry import Budget
 from gateway.policy.rotation import Rotation
 from gateway.policy.routing import UNKNOWN_PRICE, TargetState
+from gateway.policy.selection import Conditions
 from gateway.providers import PROVIDERS, Adapter
+from gateway.store import names
 from gateway.upstream.credentials import Signer, make_signer
 
 # Names made up by clients (`provider/anything`) that are compiled and kept.
@@ -53,6 +56,15 @@ class Route(msgspec.Struct, frozen=True):
     others: "tuple[Route, ...]" = ()
     weight: int = 1
     state: TargetState = msgspec.field(default_factory=lambda: TargetState(_untroubled()))
+    conditions: Conditions | None = None
+    tags: frozenset[str] = frozenset()
+    canary: float | None = None
+    limits: tuple[Limit, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Return what it is called: provider/model."""
+        return f"{self.target.provider}/{self.target.model}"
 
     @property
     def priority(self) -> int:
@@ -81,7 +93,11 @@ class Lister(msgspec.Struct, frozen=True):
 
 
 class Served(msgspec.Struct, frozen=True):
-    """A model name and its routes. `configured`: the operator named it (safe as a label)."""
+    """A model name and its routes. `configured`: the operator named it (safe as a label).
+
+    `selective`: not every request may go to every route, or not to any of them alike. `fallbacks`:
+    models by the kind of refusal (`policy.refusal`) for which they are asked.
+    """
 
     name: str
     routes: tuple[Route, ...]
@@ -90,6 +106,9 @@ class Served(msgspec.Struct, frozen=True):
     owner: str
     strategy: str = "priority"
     budget: Budget = msgspec.field(default_factory=lambda: Budget(0))
+    selective: bool = False
+    affinity: str = "none"
+    fallbacks: dict[str, tuple[str, ...]] = {}
 
 
 class Catalogue:
@@ -108,6 +127,7 @@ class Catalogue:
             check_provider(name, provider)
             self._signers[name] = make_signer(provider)
         self._models = {name: self._configured(name, m) for name, m in config.models.items()}
+        self._check_fallbacks()
 
     def resolve(self, model: str) -> Served | None:
         """Return what serves a model name: configured, `provider/model`, or claimed by one."""
@@ -219,7 +239,18 @@ class Catalogue:
             model.targets[0].provider,
             model.strategy,
             Budget(self._config.retries.budget),
+            model.affinity != "none" or any(map(_selective, model.targets)),
+            model.affinity,
+            msgspec.structs.asdict(model.fallbacks),
         )
+
+    def _check_fallbacks(self) -> None:
+        for name, served in self._models.items():
+            for kind, others in served.fallbacks.items():
+                for other in others:
+                    if other == name or self.resolve(other) is None:
+                        field = f"models.{name}.fallbacks.{kind}"
+                        raise ConfigError(f"{other!r} is no other model", field=field)
 
     def _route(self, wanted: schema.Target, model: schema.Model | None) -> Route:
         provider = self._config.providers[wanted.provider]
@@ -251,6 +282,10 @@ class Catalogue:
                 signer,
                 weight=wanted.weight,
                 state=state,
+                conditions=_conditions(wanted.when),
+                tags=frozenset(wanted.tags),
+                canary=wanted.canary,
+                limits=_limits(wanted),
             )
             for target, way in zip(targets, ways, strict=True)
         ]
@@ -314,6 +349,26 @@ class Catalogue:
 
 def _untroubled() -> Breaker:
     return Breaker(Rules(), random.random)
+
+
+def _selective(target: schema.Target) -> bool:
+    return bool(target.when or target.tags or target.canary)
+
+
+def _conditions(when: schema.When | None) -> Conditions | None:
+    if when is None:
+        return None
+    labels = tuple([f"{name}={value}" for name, value in when.labels.items()])
+    return Conditions(
+        when.min_tokens, when.max_tokens, when.tools, when.images, when.stream, labels
+    )
+
+
+def _limits(target: schema.Target) -> tuple[Limit, ...]:
+    """Return what a target is given at the most."""
+    rates = Rates(rpm=target.rpm, tpm=target.tpm, concurrency=target.concurrency)
+    prefix = names.limit_prefix(names.TARGETS_TENANT, f"{target.provider}/{target.model}")
+    return limits("target", prefix, rates)
 
 
 def _is_literal(pattern: str) -> bool:

@@ -9,6 +9,7 @@ from gateway.pipeline.services import Services
 from gateway.pipeline.settle import OTHER, UNPRICED, counts, parts
 from gateway.policy.limits import SLOTS
 from gateway.policy.pricing import cost_components, cost_microusd, in_microusd
+from gateway.store import names
 from gateway.store.lease import Holding, Return, Settlement
 from gateway.store.requests import values
 
@@ -20,10 +21,19 @@ async def reap(services: Services) -> None:
     """
     for tenant in await services.admission.tenants():
         for lease, holding in await services.admission.expired(tenant):
-            _abort(services, tenant, lease, holding or _NOTHING)
+            if tenant == names.TARGETS_TENANT:
+                _free(services, lease, holding or _NOTHING)
+            else:
+                _abort(services, tenant, lease, holding or _NOTHING)
 
 
 _NOTHING = Holding("unknown", OTHER, "", "", "chat", 0, 0, 0)
+
+
+def _free(services: Services, lease: str, holding: Holding) -> None:
+    """Give back what an attempt held of a target's limits; its request is accounted for itself."""
+    returns = tuple([Return(key, spec, amount, 0) for key, spec, amount in holding.holds])
+    services.admission.settle(Settlement(lease, names.TARGETS_TENANT, returns, (), (), ()))
 
 
 def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> None:

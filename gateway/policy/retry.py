@@ -27,10 +27,13 @@ HANDED_OVER = frozenset({401, 402, 403, 407, 408, 425, 429})
 # What may pass by itself: a moment later the same target may answer.
 _PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 529})
 _PASSING = frozenset(
-    {Failure.CONNECT, Failure.RESET, Failure.STREAM_ERROR, Failure.STREAM_CUT, Failure.BUSY}
+    (
+        *(Failure.CONNECT, Failure.RESET, Failure.STREAM_ERROR, Failure.STREAM_CUT),
+        *(Failure.BUSY, Failure.FULL),
+    )
 )
 # Not the target's doing: its breaker does not hear of them.
-_NOT_ITS_FAULT = frozenset({Failure.BUSY, Failure.TOTAL_TIMEOUT, Failure.SPENT})
+_NOT_ITS_FAULT = frozenset({Failure.BUSY, Failure.FULL, Failure.TOTAL_TIMEOUT, Failure.SPENT})
 
 
 class Rules(msgspec.Struct, frozen=True):
@@ -136,6 +139,9 @@ def client_error(error: UpstreamError, provider: str) -> ApiError:
         return ApiError("deadline_exceeded", f"{provider}: {error.message}")
     if error.failure is Failure.BUSY:
         return ApiError("overloaded", f"{provider}: {error.message}", retry_after=1)
+    if error.failure is Failure.FULL:
+        message = f"{provider}: {error.message}"
+        return ApiError("rate_limit_exceeded", message, retry_after=error.retry_after)
     if error.failure is Failure.STATUS and error.status == 429:
         message = f"{provider} is limiting the gateway's requests."
         return ApiError("rate_limit_exceeded", message, retry_after=error.retry_after)

@@ -1,10 +1,12 @@
 """Hot path: in which order a model's targets are asked. Pure; chance and time are given."""
 
 from collections.abc import Callable
+from functools import partial
 from math import exp, inf
 from typing import Protocol, TypeVar
 
 from gateway.policy.breaker import Breaker
+from gateway.policy.selection import draw
 
 # How fast an old latency is forgotten; a higher one counts at once (peak EWMA).
 DECAY_SECONDS = 10.0
@@ -59,16 +61,27 @@ class Candidate(Protocol):
         """Return what is known of it."""
         ...
 
+    @property
+    def name(self) -> str:
+        """Return what it is called."""
+        ...
+
 
 _C = TypeVar("_C", bound=Candidate)
 
 
 def plan(
-    targets: tuple[_C, ...], strategy: str, now: float, chance: Chance, panic: float = 0.5
+    targets: tuple[_C, ...],
+    strategy: str,
+    now: float,
+    chance: Chance,
+    panic: float = 0.5,
+    pin: bytes = b"",
 ) -> tuple[_C, ...]:
     """Return the targets in the order to try: by priority, and within one by the strategy.
 
-    Those that are ejected come last, unless more than a share `panic` of all is: then it is not
+    With a `pin`, who asks decides instead: the same target each time, as long as it is well. Those
+    that are ejected come last, unless more than a share `panic` of all is: then it is not
     them, and none is treated so.
     """
     if len(targets) == 1:
@@ -76,7 +89,7 @@ def plan(
     ejected = [target for target in targets if not target.state.breaker.allows(now)]
     if len(ejected) > panic * len(targets):
         ejected = []
-    order = _ORDERS[strategy]
+    order = partial(_pinned, pin) if pin else _ORDERS[strategy]
     found: list[_C] = []
     for rank in sorted({target.priority for target in targets}):
         group = [one for one in targets if one.priority == rank and one not in ejected]
@@ -93,6 +106,11 @@ def _weighted(group: list[_C], chance: Chance) -> list[_C]:
     """Draw without putting back (Efraimidis and Spirakis: the largest of u to the 1/w)."""
     keys = {id(one): chance() ** (1 / one.weight) for one in group}
     return sorted(group, key=lambda one: keys[id(one)], reverse=True)
+
+
+def _pinned(pin: bytes, group: list[_C], chance: Chance) -> list[_C]:
+    """Draw as by weight, but the same for the same pin."""
+    return sorted(group, key=lambda one: draw(pin, one.name) ** (1 / one.weight), reverse=True)
 
 
 def _by_latency(group: list[_C], chance: Chance) -> list[_C]:

@@ -15,6 +15,7 @@ KEYS_VERSION = "sluice:keys:version"  # raised with every change of a virtual ke
 WORKERS = "sluice:workers"  # live workers of all machines -> when last seen (Unix seconds)
 TARGETS = "sluice:targets"  # provider/model -> until when it is left alone (Unix ms)
 GATEWAY_LIMIT = "sluice:limit:gateway"  # the limits of everybody together
+TARGETS_TENANT = "~targets"  # holds the limits of targets; no tenant can be called so
 REQUESTS_KEPT = 10_000
 
 DAY_TTL_SECONDS = 400 * 86_400

@@ -27,6 +27,7 @@ class Ask:
     path: str = CHAT
     key: str = KEY
     leave_after: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -83,9 +84,10 @@ class Client:
         await self.connect()
         assert self.writer is not None
         data = ask.body if isinstance(ask.body, bytes) else json.dumps(ask.body).encode()
+        more = "".join([f"{name}: {value}\r\n" for name, value in ask.headers.items()])
         head = (
             f"POST {ask.path} HTTP/1.1\r\nHost: sluice\r\nAuthorization: Bearer {ask.key}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+            f"Content-Type: application/json\r\n{more}Content-Length: {len(data)}\r\n\r\n"
         )
         self.writer.write(head.encode() + data)
 

@@ -53,7 +53,7 @@ def test_a_status_that_is_the_clients_fault_goes_to_the_client(code: int) -> Non
 
 @pytest.mark.parametrize("failure", [f for f in Failure if f is not Failure.STATUS])
 def test_every_failure_but_the_total_deadline_goes_to_the_next(failure: Failure) -> None:
-    passing = ("CONNECT", "RESET", "STREAM_ERROR", "STREAM_CUT", "BUSY")
+    passing = ("CONNECT", "RESET", "STREAM_ERROR", "STREAM_CUT", "BUSY", "FULL")
     expected = Next.RETRY if failure.name in passing else Next.NEXT_TARGET
     if failure is Failure.TOTAL_TIMEOUT:
         expected = Next.GIVE_UP
@@ -76,6 +76,7 @@ def test_every_failure_but_the_total_deadline_goes_to_the_next(failure: Failure)
         (Failure.IDLE_TIMEOUT, "deadline_exceeded", 504),
         (Failure.TOTAL_TIMEOUT, "deadline_exceeded", 504),
         (Failure.BUSY, "overloaded", 503),
+        (Failure.FULL, "rate_limit_exceeded", 429),
     ],
 )
 def test_the_client_is_told_what_became_of_it(failure: Failure, code: str, status: int) -> None:
@@ -118,6 +119,11 @@ class Target(Struct, frozen=True):
     weight: int = 1
     unit_price: float = 1.0
     state: TargetState = field(default_factory=lambda: TargetState(Breaker(Rules(), lambda: 0.5)))
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"p{self.place}/m"
 
 
 STRATEGIES = ["priority", "weighted", "latency", "least-busy", "cost"]

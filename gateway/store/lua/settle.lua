@@ -8,7 +8,7 @@
 --           [stream field, ...], [settlement, ...]], a settlement being
 --           [lease id, [[limit number, reserved (of a rate), used], ...], [counter number, ...],
 --            [requests, errors, cache_hits, prompt, cached, completion, reasoning, cost_microusd],
---            [value, ...] of the stream's fields, marked]
+--            [value, ...] of the stream's fields, or nothing for what is no request, marked]
 --           limits count from 1; counters from 0, each of them two hashes: its day, its month
 -- returns   msgpack [1 or 0, ...]: whether each settlement was the one that counted
 --
@@ -63,10 +63,12 @@ for s, settlement in ipairs(settlements) do
       end
       for f, amount in ipairs(settlement[4]) do sum[f] = sum[f] + amount end
     end
-    for n, value in ipairs(settlement[5]) do
-      line[2 * n - 1], line[2 * n] = names[n], value
+    if #settlement[5] > 0 then
+      for n, value in ipairs(settlement[5]) do
+        line[2 * n - 1], line[2 * n] = names[n], value
+      end
+      redis.call('XADD', KEYS[3], 'MAXLEN', '~', kept, '*', unpack(line))
     end
-    redis.call('XADD', KEYS[3], 'MAXLEN', '~', kept, '*', unpack(line))
   else
     counted[s] = 0
   end
