@@ -28,6 +28,7 @@ from gateway.observe.scoreboard import Scoreboard
 from gateway.observe.traces import TraceExporter
 from gateway.observe.webhook import WebhookPoster, signing_key
 from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.copies import Copies
 from gateway.pipeline.health import Health
 from gateway.pipeline.keyring import Keyring
 from gateway.pipeline.reap import reap
@@ -108,6 +109,7 @@ class Gateway:
             emit=self._emit,
             append=partial(requests.append, self._client),
             ejected=self._health.ejected,
+            copies=Copies(),
         )
         self._traces = TraceExporter(config.tracing) if config.tracing.enabled else None
         self._readiness = Readiness(
@@ -177,6 +179,7 @@ class Gateway:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._services.copies.aclose()
         if self._hot is not None:
             await self._hot.aclose()
         if self.server is not None:

@@ -191,6 +191,9 @@ def finish(config: Config, listen: Listen = ANYWHERE) -> Config:
             if target.provider not in config.providers:
                 field = f"models.{name}.targets[{i}].provider"
                 raise ConfigError(f"no provider is named {target.provider!r}", field=field)
+        if model.shadow is not None and model.shadow.provider not in config.providers:
+            message = f"no provider is named {model.shadow.provider!r}"
+            raise ConfigError(message, field=f"models.{name}.shadow.provider")
         canaries = [target.canary for target in model.targets if target.canary is not None]
         if len(canaries) == len(model.targets) or sum(canaries) > 100:
             message = "canaries need a target beside them, and have 100 percent at the most"

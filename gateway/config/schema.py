@@ -274,6 +274,25 @@ class Fallbacks(Section, frozen=True):
     content_policy: tuple[str, ...] = ()
 
 
+class Hedge(Section, frozen=True):
+    """A second target is asked where the first has not begun `after` seconds, or after its p95."""
+
+    after: Literal["p95"] | Seconds = "p95"
+
+
+class Shadow(Section, frozen=True):
+    """A target that gets copies of requests; nobody waits for its answers.
+
+    `percent` of the requests, `concurrency` at once in a worker, and no more than the budget.
+    """
+
+    provider: str
+    model: str | None = None
+    percent: Annotated[float, Meta(gt=0, le=100)] = 100
+    concurrency: Count = 8
+    budget: Budget | None = None
+
+
 class Model(Section, frozen=True):
     """A name clients use. `max_output_tokens` is reserved where a request sets no maximum.
 
@@ -288,6 +307,8 @@ class Model(Section, frozen=True):
     unsupported: Literal["refuse", "drop"] | None = None
     affinity: Literal["none", "session", "prompt"] = "none"
     fallbacks: Fallbacks = Fallbacks()
+    hedge: Hedge | None = None
+    shadow: Shadow | None = None
 
 
 class Retries(Section, frozen=True):

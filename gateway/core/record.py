@@ -12,6 +12,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     """One attempt at one target. `failure` is empty where it answered; times are microseconds.
 
     `connect_us` is spent before the request was sent: waiting for a connection or making one.
+    `cost_microusd` is what an attempt cost that served nobody; it is in no counter.
     """
 
     provider: str
@@ -21,6 +22,7 @@ class AttemptRecord(msgspec.Struct, frozen=True, gc=False):
     connect_us: int
     first_byte_us: int
     duration_us: int
+    cost_microusd: int = 0
 
 
 class Cost(msgspec.Struct, frozen=True, gc=False):

@@ -13,8 +13,8 @@ import msgspec
 from gateway.core.errors import ApiError, Failure, StoreError, UpstreamError
 from gateway.core.usage import Usage
 from gateway.pipeline.call import Call
-from gateway.pipeline.catalogue import Served
 from gateway.pipeline.refusal import limit_error
+from gateway.pipeline.served import Served
 from gateway.pipeline.services import Services
 from gateway.policy.limits import MONEY
 from gateway.policy.pricing import cost_microusd

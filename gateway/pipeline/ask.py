@@ -14,8 +14,8 @@ from gateway.core.target import Deadlines
 from gateway.formats import Meta
 from gateway.pipeline.answer import served_headers
 from gateway.pipeline.call import Call, Deliver
-from gateway.pipeline.catalogue import Route
 from gateway.pipeline.lanes import Lane
+from gateway.pipeline.served import Route
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure
 from gateway.pipeline.targets import Headers

@@ -18,9 +18,10 @@ from gateway.formats import FORMATS
 from gateway.pipeline.answer import common_headers, served_headers
 from gateway.pipeline.ask import MAX_SHOWN_CHARS, ask, redacted
 from gateway.pipeline.call import NO_USAGE, Call, Deliver
-from gateway.pipeline.catalogue import Route, Served
+from gateway.pipeline.hedge import Race, delay
 from gateway.pipeline.quota import Quota
 from gateway.pipeline.select import Selection, select
+from gateway.pipeline.served import Route, Served
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import count_prompt, measure
 from gateway.policy.refusal import refusal_of
@@ -128,14 +129,20 @@ class _Course:
         now = monotonic()
         planned = self._planned(now)
         asked = 0
+        hedged: list[Route] = []
         for place, route in enumerate(planned):
+            if any(route is one for one in hedged):
+                continue
             # Handing over to a target that is well costs nobody anything; another is a retry.
             if asked and not route.state.breaker.closed(now) and not served.budget.spend():
                 continue
             asked += 1
             for keyed in _keyed(route, last=place == len(planned) - 1):
+                race = self._race(keyed, planned[place + 1 :], now)
                 try:
-                    return await self._try(keyed)
+                    if race is None:
+                        return await self._try(call, keyed)
+                    return await race.run()
                 except ApiError as error:
                     if error.code != "unsupported_parameter":
                         raise
@@ -145,8 +152,11 @@ class _Course:
                     break
                 except UpstreamError as error:
                     self.failure, self._failed = error, keyed
+                    if race is not None:
+                        hedged += race.hedged
+                        self._failed = race.failed
                     following = decide(error)
-                    if _rests(keyed, error):
+                    if _rests(keyed, error) and race is None:
                         continue
                     if following is Next.GIVE_UP:
                         return None
@@ -154,9 +164,20 @@ class _Course:
                     break
         return None
 
-    async def _try(self, route: Route) -> Deliver:
+    def _race(self, route: Route, others: list[Route], now: float) -> Race | None:
+        """Return a race against another target that is well, where the model is hedged."""
+        if self._served.hedge_after is None:
+            return None
+        seconds = delay(self._served.hedge_after, route)
+        well = [other for other in others if other.state.breaker.closed(now)]
+        if seconds is None or not well:
+            return None
+        (second, *_) = _keyed(well[0], last=True)
+        return Race(self._call, self._served.budget, self._try, (route, second, well[0]), seconds)
+
+    async def _try(self, call: Call, route: Route) -> Deliver:
         """Ask one target, and remember how it did. Raises UpstreamError or ApiError."""
-        call, state = self._call, route.state
+        state = route.state
         quota = None
         if route.limits:
             quota = Quota(self._services, call, route)

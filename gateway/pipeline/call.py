@@ -1,6 +1,7 @@
 """Hot path: the state of one request on its way. Owned by `serve`; nothing keeps it afterwards."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Protocol
 
 from gateway.core import record
@@ -10,7 +11,7 @@ from gateway.core.operations import Operation
 from gateway.core.record import AttemptRecord
 from gateway.core.request import Request
 from gateway.core.usage import Usage
-from gateway.pipeline.catalogue import Route, Served
+from gateway.pipeline.served import Route, Served
 from gateway.policy.access import Principal
 from gateway.policy.limits import Grant
 from gateway.store.lease import Holding, Verdict
@@ -32,12 +33,12 @@ class Allowance(relay.Allowance, Protocol):
 
 
 class Client(Protocol):
-    """The client's side of a request, as `http` implements it. Header blocks end in CRLF.
+    """The client's side of a request, as `http` implements it. Header blocks end in CRLF."""
 
-    `begun`: the head of an event stream has been sent.
-    """
-
-    begun: bool
+    @property
+    def begun(self) -> bool:
+        """Tell whether the head of an event stream has been sent."""
+        ...
 
     @property
     def connected(self) -> bool:
@@ -76,6 +77,13 @@ class Client(Protocol):
     def expect(self) -> None:
         """Know that a reply is on its way, though not yet written."""
         ...
+
+
+# What an attempt finds out.
+_OUTCOME = (
+    *("route", "relay", "dropped", "sent_at", "reply_at", "connect_s", "status", "finished"),
+    *("outcome", "error", "usage", "usage_source", "cost", "cost_microusd", "price_version"),
+)
 
 
 class Call:
@@ -156,3 +164,14 @@ class Call:
         self.outcome, self.error = record.OK, ""
         self.usage, self.usage_source = NO_USAGE, "none"
         self.cost, self.cost_microusd, self.price_version = record.FREE, 0, ""
+
+    def fork(self, client: Client, attempts: int) -> "Call":
+        """Return a call for one attempt at the same request, with a client of its own."""
+        other = copy(self)
+        other.client, other.tries, other.attempts = client, [], attempts
+        return other
+
+    def join(self, other: "Call") -> None:
+        """Take over what became of a fork."""
+        for name in _OUTCOME:
+            setattr(self, name, getattr(other, name))

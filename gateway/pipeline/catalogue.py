@@ -1,7 +1,6 @@
 """What the configuration offers, compiled: models, and for each the routes that can serve it."""
 
 import random
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
@@ -9,10 +8,10 @@ import msgspec
 
 from gateway.config import schema
 from gateway.core.errors import ConfigError
-from gateway.core.operations import Operation
 from gateway.core.target import Deadlines, Origin, Target
+from gateway.pipeline.rules import conditions_of, hedge_after, is_selective, limits_of
+from gateway.pipeline.served import Lister, Route, Served, Shadow
 from gateway.pipeline.targets import (
-    Way,
     base_url_of,
     check_provider,
     keys_of,
@@ -20,14 +19,15 @@ from gateway.pipeline.targets import (
     settings_of,
     ways_of,
 )
+from gateway.policy import limits as policy_limits
+from gateway.policy.access import Principal
 from gateway.policy.breaker import Breaker, Rules
-from gateway.policy.limits import Limit, Rates, limits
-from gateway.policy.pricing import Price, PriceTable, Schedule
+from gateway.policy.limits import Rates, check_period, limits
+from gateway.policy.pricing import Price, PriceTable, microusd
 from gateway.policy.retry import Budget
 from gateway.policy.rotation import Rotation
-from gateway.policy.routing import UNKNOWN_PRICE, TargetState
-from gateway.policy.selection import Conditions
-from gateway.providers import PROVIDERS, Adapter
+from gateway.policy.routing import TargetState
+from gateway.providers import PROVIDERS
 from gateway.store import names
 from gateway.upstream.credentials import Signer, make_signer
 
@@ -36,79 +36,7 @@ MAX_DYNAMIC_MODELS = 1000
 # Of these, how many get counters of their own, once a provider has answered for them.
 MAX_DYNAMIC_LABELS = 200
 MAX_MODEL_CHARS = 256
-
-
-class Route(msgspec.Struct, frozen=True):
-    """A target with all that can be prepared for it: its ways, and what it charges.
-
-    Of a provider with several keys each is a target of its own in `others`; `rotation` says whose
-    turn it is. `signer` adds what only the moment of sending knows.
-    """
-
-    target: Target
-    adapter: Adapter
-    ways: dict[Operation, Way]
-    price: Price | None
-    schedule: Schedule | None
-    signer: Signer | None = None
-    rotation: Rotation | None = None
-    number: int = 0
-    others: "tuple[Route, ...]" = ()
-    weight: int = 1
-    state: TargetState = msgspec.field(default_factory=lambda: TargetState(_untroubled()))
-    conditions: Conditions | None = None
-    tags: frozenset[str] = frozenset()
-    canary: float | None = None
-    limits: tuple[Limit, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Return what it is called: provider/model."""
-        return f"{self.target.provider}/{self.target.model}"
-
-    @property
-    def priority(self) -> int:
-        """Return the target's rank."""
-        return self.target.priority
-
-    @property
-    def unit_price(self) -> float:
-        """Return what a token costs, to compare targets by."""
-        price = self.price_now()
-        return UNKNOWN_PRICE if price is None else price.input + price.output
-
-    def price_now(self) -> Price | None:
-        """Return the price that holds now; None where nobody knows it."""
-        if self.price is not None or self.schedule is None:
-            return self.price
-        return self.schedule.at(datetime.now(UTC))
-
-
-class Lister(msgspec.Struct, frozen=True):
-    """A provider that is to be asked which models it has, with the whole request for it."""
-
-    target: Target
-    adapter: Adapter
-    request: bytes
-
-
-class Served(msgspec.Struct, frozen=True):
-    """A model name and its routes. `configured`: the operator named it (safe as a label).
-
-    `selective`: not every request may go to every route, or not to any of them alike. `fallbacks`:
-    models by the kind of refusal (`policy.refusal`) for which they are asked.
-    """
-
-    name: str
-    routes: tuple[Route, ...]
-    max_output: int | None
-    configured: bool
-    owner: str
-    strategy: str = "priority"
-    budget: Budget = msgspec.field(default_factory=lambda: Budget(0))
-    selective: bool = False
-    affinity: str = "none"
-    fallbacks: dict[str, tuple[str, ...]] = {}
+SHADOW_KEY = "shadow"  # in records, where a client's key stands
 
 
 class Catalogue:
@@ -239,9 +167,31 @@ class Catalogue:
             model.targets[0].provider,
             model.strategy,
             Budget(self._config.retries.budget),
-            model.affinity != "none" or any(map(_selective, model.targets)),
+            model.affinity != "none" or any(map(is_selective, model.targets)),
             model.affinity,
             msgspec.structs.asdict(model.fallbacks),
+            hedge_after(model.hedge),
+            None if model.shadow is None else self._shadow(name, model.shadow),
+        )
+
+    def _shadow(self, name: str, wanted: schema.Shadow) -> Shadow:
+        """Return a shadow: what it costs is counted under a tenant of its own."""
+        route = self._route(schema.Target(wanted.provider, wanted.model or name), None)
+        rates = Rates()
+        if wanted.budget is not None:
+            try:
+                check_period(wanted.budget.per)
+                amount = microusd(wanted.budget.usd)
+            except ValueError as error:
+                raise ConfigError(str(error), field=f"models.{name}.shadow.budget") from None
+            rates = Rates(budgets=(policy_limits.Budget(amount, wanted.budget.per),))
+        prefix = names.limit_prefix(names.SHADOW_TENANT, f"model:{name}")
+        owed = limits("shadow", prefix, rates)
+        return Shadow(
+            Served(name, (route,), None, True, wanted.provider),
+            wanted.percent,
+            wanted.concurrency,
+            Principal(SHADOW_KEY, names.SHADOW_TENANT, ("*",), owed),
         )
 
     def _check_fallbacks(self) -> None:
@@ -282,10 +232,10 @@ class Catalogue:
                 signer,
                 weight=wanted.weight,
                 state=state,
-                conditions=_conditions(wanted.when),
+                conditions=conditions_of(wanted.when),
                 tags=frozenset(wanted.tags),
                 canary=wanted.canary,
-                limits=_limits(wanted),
+                limits=limits_of(wanted),
             )
             for target, way in zip(targets, ways, strict=True)
         ]
@@ -345,30 +295,6 @@ class Catalogue:
             max_output=max_output,
             settings=tuple(settings_of(provider).items()),
         )
-
-
-def _untroubled() -> Breaker:
-    return Breaker(Rules(), random.random)
-
-
-def _selective(target: schema.Target) -> bool:
-    return bool(target.when or target.tags or target.canary)
-
-
-def _conditions(when: schema.When | None) -> Conditions | None:
-    if when is None:
-        return None
-    labels = tuple([f"{name}={value}" for name, value in when.labels.items()])
-    return Conditions(
-        when.min_tokens, when.max_tokens, when.tools, when.images, when.stream, labels
-    )
-
-
-def _limits(target: schema.Target) -> tuple[Limit, ...]:
-    """Return what a target is given at the most."""
-    rates = Rates(rpm=target.rpm, tpm=target.tpm, concurrency=target.concurrency)
-    prefix = names.limit_prefix(names.TARGETS_TENANT, f"{target.provider}/{target.model}")
-    return limits("target", prefix, rates)
 
 
 def _is_literal(pattern: str) -> bool:

@@ -5,7 +5,8 @@ import contextlib
 from time import monotonic
 
 from gateway.core.errors import StoreError
-from gateway.pipeline.catalogue import Catalogue, Route
+from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.served import Route
 from gateway.store.admission import Admission
 from gateway.store.targets import TargetBoard
 

@@ -4,7 +4,8 @@ import asyncio
 import logging
 
 from gateway.core.errors import UpstreamError
-from gateway.pipeline.catalogue import Catalogue, Lister
+from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.served import Lister
 from gateway.upstream.pool import Transport
 
 logger = logging.getLogger("sluice.listing")

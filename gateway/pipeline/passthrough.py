@@ -19,7 +19,8 @@ from gateway.core.target import Target
 from gateway.formats.body import estimate_prompt
 from gateway.pipeline.ask import secrets_of
 from gateway.pipeline.call import Call, Headers
-from gateway.pipeline.catalogue import Catalogue, Route, Served
+from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.elsewhere import Elsewhere
 from gateway.pipeline.lanes import Answer
 from gateway.pipeline.named_models import (
     MAX_SHOWN_CHARS,
@@ -31,6 +32,7 @@ from gateway.pipeline.named_models import (
     segments_of,
 )
 from gateway.pipeline.serve import admit, authenticate
+from gateway.pipeline.served import Route, Served
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure, settle
 from gateway.policy.access import Principal
@@ -41,7 +43,6 @@ from gateway.policy.tokens import count_tokens
 from gateway.providers.errors import UNREADABLE
 from gateway.providers.foreign_usage import ForeignUsage
 from gateway.upstream.credentials import Signer
-from gateway.upstream.exchange import Flow
 
 MAX_TOKENS, MAX_CHOICES = 2**31, 128  # of what a request may ask, as in the dialects we know
 # What shows what is there, and generates nothing.
@@ -49,35 +50,6 @@ _READING = frozenset(("GET", "HEAD", "OPTIONS"))
 _NOTHING = Price.from_rates(0, 0)
 
 Read = Callable[[], Awaitable[bytes | None]]
-
-
-class Elsewhere:
-    """The client of a call whose answer is written by somebody else."""
-
-    connected = True
-    chunked = False
-    begun = False
-
-    def reply(self, status: int, content_type: str, headers: bytes, body: bytes) -> None:
-        """Do nothing."""
-
-    def start(self, headers: bytes) -> None:
-        """Do nothing."""
-
-    def write(self, data: bytes) -> None:
-        """Do nothing."""
-
-    def write_frame(self, frame: bytes) -> None:
-        """Do nothing."""
-
-    def finish(self, data: bytes) -> None:
-        """Do nothing."""
-
-    def follow(self, flow: Flow | None) -> None:
-        """Do nothing."""
-
-    def expect(self) -> None:
-        """Do nothing."""
 
 
 class Asked(msgspec.Struct):

@@ -1,13 +1,17 @@
 """What one target is given at the most, by all workers together: a lease of its own an attempt."""
 
+from itertools import count
+
 from gateway.core.errors import Failure, StoreError, UpstreamError
 from gateway.pipeline.call import Call
-from gateway.pipeline.catalogue import Route
 from gateway.pipeline.refusal import limit_error
+from gateway.pipeline.served import Route
 from gateway.pipeline.services import Services
 from gateway.policy.limits import CONCURRENCY, TOKENS, Grant, grants
 from gateway.store import names
 from gateway.store.lease import Holding, Return, Settlement, holds
+
+_numbers = count()  # a request may have several leases, also at once
 
 
 class Quota:
@@ -18,7 +22,7 @@ class Quota:
         assert call.holding is not None
         self._services, self._call, self._route = services, call, route
         self._tokens = call.request.prompt_estimate + call.holding.output
-        self._lease = f"{call.id}-{call.attempts}"
+        self._lease = f"{call.id}-{next(_numbers)}"
         self._granted: tuple[Grant, ...] = ()
 
     async def take(self) -> None:

@@ -7,7 +7,7 @@ from gateway.core.errors import ApiError
 from gateway.core.hints import TAGS
 from gateway.core.request import Request
 from gateway.pipeline.call import Call
-from gateway.pipeline.catalogue import Route, Served
+from gateway.pipeline.served import Route, Served
 from gateway.policy.routing import Chance
 from gateway.policy.selection import Facts, choose, share_of
 

@@ -7,11 +7,13 @@ before the reply leaves: what a client has seen completed has been accounted for
 import asyncio
 import contextlib
 import logging
+import random
 from functools import partial
 from time import monotonic
 
 from gateway.core import record
 from gateway.core.errors import ApiError, StoreError, UpstreamError
+from gateway.core.ids import request_id
 from gateway.core.operations import Operation
 from gateway.core.usage import Usage
 from gateway.formats import FORMATS
@@ -20,7 +22,9 @@ from gateway.pipeline.allowance import SLICE_TOKENS, Allowance, price_of
 from gateway.pipeline.answer import error_headers
 from gateway.pipeline.attempt import attempt
 from gateway.pipeline.call import NO_USAGE, Call, Deliver
+from gateway.pipeline.elsewhere import Elsewhere
 from gateway.pipeline.refusal import limit_error
+from gateway.pipeline.served import Shadow
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import settle
 from gateway.policy.access import may_use
@@ -61,9 +65,13 @@ async def serve(services: Services, call: Call) -> None:
 async def _answer(services: Services, call: Call) -> Deliver:
     """Run the stages; whatever goes wrong becomes an error in the client's protocol."""
     try:
-        await authenticate(services, call)
-        decode(services, call)
+        if call.request is None:
+            await authenticate(services, call)
+            decode(services, call)
         await admit(services, call)
+        assert call.model is not None
+        if call.model.shadow is not None:
+            _copy(services, call, call.model.shadow)
         return await attempt(services, call)
     except ApiError as error:
         await _learn_limits(services, call)
@@ -80,6 +88,16 @@ async def _answer(services: Services, call: Call) -> Deliver:
     except Exception:
         logger.exception("request %s failed inside the gateway", call.id)
         return _refuse(call, ApiError("internal_error", "The gateway failed. See its log."))
+
+
+def _copy(services: Services, call: Call, shadow: Shadow) -> None:
+    """Send a copy of a request to a shadow, which pays for itself."""
+    if random.random() * 100 >= shadow.percent:  # noqa: S311  no secret
+        return
+    copy = Call(request_id(), call.operation, b"", None, Elsewhere(), monotonic(), call.trace)
+    copy.request, copy.passed_on = call.request, call.passed_on
+    copy.model, copy.principal = shadow.served, shadow.principal
+    services.copies.spawn(shadow.served.name, shadow.concurrency, partial(serve, services, copy))
 
 
 async def _learn_limits(services: Services, call: Call) -> None:

@@ -7,8 +7,10 @@ import msgspec
 
 from gateway.config.schema import Config
 from gateway.core.record import RequestRecord
-from gateway.pipeline.catalogue import Catalogue, Route
+from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.copies import Copies
 from gateway.pipeline.keyring import Keyring
+from gateway.pipeline.served import Route
 from gateway.policy.retry import Rules
 from gateway.store.admission import Admission
 from gateway.upstream.pool import Transport
@@ -19,6 +21,7 @@ class Services(msgspec.Struct, frozen=True):
 
     `emit` takes each finished request's record; `append` those that hold no lease, whose entry in
     `sluice:requests` no settlement writes; `ejected` learns of targets that are left alone.
+    `copies` runs what goes to shadows.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -31,3 +34,4 @@ class Services(msgspec.Struct, frozen=True):
     emit: Callable[[RequestRecord], None]
     append: Callable[[RequestRecord], None]
     ejected: Callable[[Route], None]
+    copies: Copies

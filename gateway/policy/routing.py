@@ -1,5 +1,6 @@
 """Hot path: in which order a model's targets are asked. Pure; chance and time are given."""
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from math import exp, inf
@@ -10,18 +11,20 @@ from gateway.policy.selection import draw
 
 # How fast an old latency is forgotten; a higher one counts at once (peak EWMA).
 DECAY_SECONDS = 10.0
+RECENT, FEWEST = 100, 20  # answers that a percentile is taken from
 Chance = Callable[[], float]  # returns 0 to 1
 
 
 class TargetState:
     """What a worker knows of one target: how it does, and how busy it keeps it."""
 
-    __slots__ = ("_latency", "_measured_at", "breaker", "in_flight")
+    __slots__ = ("_latency", "_measured_at", "_recent", "breaker", "in_flight")
 
     def __init__(self, breaker: Breaker) -> None:
         self.breaker = breaker
         self.in_flight = 0
         self._latency = self._measured_at = 0.0
+        self._recent: deque[float] = deque(maxlen=RECENT)
 
     def took(self, seconds: float, now: float) -> None:
         """Learn how long it took to begin an answer."""
@@ -31,6 +34,13 @@ class TargetState:
             weight = exp(-(now - self._measured_at) / DECAY_SECONDS)
             self._latency = self._latency * weight + seconds * (1 - weight)
         self._measured_at = now
+        self._recent.append(seconds)
+
+    def p95(self) -> float | None:
+        """Return what 19 of 20 answers have begun within; None while there were too few."""
+        if len(self._recent) < FEWEST:
+            return None
+        return sorted(self._recent)[len(self._recent) * 95 // 100]
 
     @property
     def load(self) -> float:

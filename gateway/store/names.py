@@ -16,6 +16,7 @@ WORKERS = "sluice:workers"  # live workers of all machines -> when last seen (Un
 TARGETS = "sluice:targets"  # provider/model -> until when it is left alone (Unix ms)
 GATEWAY_LIMIT = "sluice:limit:gateway"  # the limits of everybody together
 TARGETS_TENANT = "~targets"  # holds the limits of targets; no tenant can be called so
+SHADOW_TENANT = "~shadow"  # has what copies of requests cost
 REQUESTS_KEPT = 10_000
 
 DAY_TTL_SECONDS = 400 * 86_400

@@ -10,7 +10,8 @@ from gateway import __version__
 from gateway.config.load import load_text
 from gateway.core.errors import ConfigError
 from gateway.core.operations import Operation
-from gateway.pipeline.catalogue import MAX_DYNAMIC_MODELS, Catalogue, Route
+from gateway.pipeline.catalogue import MAX_DYNAMIC_MODELS, Catalogue
+from gateway.pipeline.served import Route
 from gateway.policy.pricing import PriceTable
 from workers.prices import load_prices
 

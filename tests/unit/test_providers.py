@@ -41,7 +41,8 @@ from gateway.core.target import Target
 from gateway.core.usage import Usage
 from gateway.formats import DIALECTS, Meta
 from gateway.formats.body import decode
-from gateway.pipeline.catalogue import Catalogue, Route
+from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.served import Route
 from gateway.providers import PROVIDERS, Kind
 from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
 from gateway.providers.openai import OpenAI

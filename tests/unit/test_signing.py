@@ -34,7 +34,8 @@ from gateway.config.load import load
 from gateway.config.schema import Aws, Entra
 from gateway.core.errors import ConfigError, Failure, UpstreamError
 from gateway.core.operations import Operation
-from gateway.pipeline.catalogue import Catalogue, Route
+from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.served import Route
 from gateway.policy.pricing import PriceTable, Table
 from gateway.upstream import credentials
 from gateway.upstream.aws_signature import LARGE_BODY_BYTES, AwsSigner
