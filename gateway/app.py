@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
+import resource
 import socket
 import ssl
 from functools import partial
@@ -33,6 +35,8 @@ from gateway.pipeline.health import Health
 from gateway.pipeline.keyring import Keyring
 from gateway.pipeline.reap import reap
 from gateway.pipeline.services import Services
+from gateway.policy.overload import Gate
+from gateway.policy.overload import Rules as OverloadRules
 from gateway.policy.pricing import PriceTable
 from gateway.policy.retry import Rules
 from gateway.spool import Spool
@@ -50,6 +54,10 @@ from gateway.upstream.pool import Transport
 logger = logging.getLogger("sluice.app")
 
 LAST_UPKEEP_SECONDS = 5.0
+LAG_SECONDS = 0.1
+YOUNG_SECONDS = 10.0
+SPREAD = 0.1  # of the requests after which a worker is replaced
+SPARE_FILES = 128  # for the store, logs, and what libraries open
 SHUTDOWN_SECONDS = 2.0  # for Redis to take the last settlements
 CANCEL_SECONDS = 0.2
 
@@ -97,6 +105,7 @@ class Gateway:
             self._gauges,
         )
         catalogue = Catalogue(config, resources.prices, resources.demo_socket)
+        overload = config.server.overload
         self._health = Health(catalogue, TargetBoard(self._client), self._admission)
         self._services = Services(
             loop=self._loop,
@@ -110,11 +119,17 @@ class Gateway:
             append=partial(requests.append, self._client),
             ejected=self._health.ejected,
             copies=Copies(),
+            gate=Gate(OverloadRules(most=overload.requests, lag=overload.lag)),
         )
         self._traces = TraceExporter(config.tracing) if config.tracing.enabled else None
         self._readiness = Readiness(
             store_connected=lambda: self._client.connected, degrades=degrade
         )
+        self._started_at = self._loop.time()
+        most = config.server.recycle.requests
+        # Not all workers at the same time.
+        spread = 1 + SPREAD * random.random()  # noqa: S311
+        self._most_requests = None if most is None else int(most * spread)
         self._runner: web.AppRunner | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._demo: DemoUpstream | None = None
@@ -144,14 +159,30 @@ class Gateway:
         await self._runner.setup()
         assert self._runner.server is not None
         self._hot = hot = HotRoutes(self._services)
-        self.server = GatewayServer(self._runner.server, hot, self._config.server.request_timeout)
+        server = self._config.server
+        bounds = msgspec.structs.replace(
+            server.overload, connections=min(server.overload.connections, _affordable())
+        )
+        self.server = GatewayServer(self._runner.server, hot, server.request_timeout, bounds)
         self._tasks = [
             self._loop.create_task(self._keep_up(), name="upkeep"),
             self._loop.create_task(self._services.keyring.watch(), name="keys"),
             self._loop.create_task(self._health.watch(), name="health"),
+            self._loop.create_task(self._watch_lag(), name="lag"),
         ]
         self.recorder.fold()
         return self.server
+
+    @property
+    def worn(self) -> bool:
+        """Tell whether a fresh worker should take this one's place."""
+        recycle = self._config.server.recycle
+        served, most = self._services.gate.entered, self._most_requests
+        if most is not None and served >= most:
+            return True
+        if self._loop.time() - self._started_at < YOUNG_SECONDS:
+            return False  # a bound below what a fresh worker needs must not turn in circles
+        return recycle.rss_mb is not None and resident_bytes() > recycle.rss_mb * MEBIBYTE
 
     def lame_duck(self) -> None:
         """Go on serving, but ask for no more traffic."""
@@ -218,7 +249,19 @@ class Gateway:
             "sluice_degraded": float(self._admission.degraded),
             "sluice_store_connected": float(self._client.connected),
             "sluice_loop_lag_seconds": self._lag,
+            "sluice_requests_in_flight": self._services.gate.in_flight,
+            "sluice_requests_bound": self._services.gate.bound,
         }
+
+    async def _watch_lag(self) -> None:
+        """Look how late the loop is: often while requests are served, else now and then."""
+        gate = self._services.gate
+        while True:
+            seconds = LAG_SECONDS if gate.in_flight else LAST_UPKEEP_SECONDS / 10
+            before = self._loop.time()
+            await asyncio.sleep(seconds)
+            self._lag = max(0.0, self._loop.time() - before - seconds)
+            gate.late(self._lag)
 
     async def _keep_up(self) -> None:
         """Extend leases, settle those of dead workers, measure the loop's lag."""
@@ -226,10 +269,11 @@ class Gateway:
             with contextlib.suppress(StoreError):
                 await replay(self._admission, self._journal)
         while True:
-            before = self._loop.time()
             await asyncio.sleep(self._upkeep_seconds)
-            self._lag = max(0.0, self._loop.time() - before - self._upkeep_seconds)
             self.recorder.count("sluice_log_lines_dropped", self._resources.writer.dropped)
+            self.recorder.count("sluice_requests_shed", self._services.gate.refused)
+            if self.server is not None:
+                self.recorder.count("sluice_connections_refused", self.server.refused_connections)
             self.recorder.count("sluice_settlements_lost", self._admission.lost_settlements)
             if self._ledger is not None:
                 self.recorder.count("sluice_ledger_lines_dropped", self._ledger.dropped)
@@ -245,6 +289,21 @@ class Gateway:
                     await replay(self._admission, self._journal)
                 if self._admission.may_reap:
                     await reap(self._services)
+
+
+def _affordable() -> int:
+    """Return how many clients there are file descriptors for, each with a provider's connection."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 10**9 if soft == resource.RLIM_INFINITY else max(16, (soft - SPARE_FILES) // 2)
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has now; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _journal(most_mb: int, resources: Resources) -> Journal | None:

@@ -28,10 +28,16 @@ class Phase(Enum):
 
 
 class Process:
-    """One forked worker. The supervisor alone changes it."""
+    """One forked worker. The supervisor alone changes it.
 
-    def __init__(self, slot: int, generation: int, segment: int) -> None:
+    `replaces`: the one that is to end when this one serves.
+    """
+
+    def __init__(
+        self, slot: int, generation: int, segment: int, replaces: "Process | None" = None
+    ) -> None:
         self.slot, self.generation, self.segment = slot, generation, segment
+        self.replaces = replaces
         self.phase = Phase.STARTING
         self.pid = 0
         self.started_at = self.heard_at = self.pinged_at = time.monotonic()

@@ -6,6 +6,7 @@ import msgspec
 
 from gateway.app import check
 from gateway.config.load import Listen, Loaded, load
+from gateway.config.schema import Config
 from gateway.core.errors import ConfigError
 from gateway.policy.pricing import PriceTable
 
@@ -33,3 +34,11 @@ def verify(loaded: Loaded, prices: PriceTable) -> None:
         check(loaded.config, prices)
     except ConfigError as error:
         raise loaded.document.locate(error) from None
+
+
+def refuse_what_cannot_change(old: Config, new: Config) -> None:
+    """Raise ConfigError where a reload would need a restart."""
+    if new.redis != old.redis:
+        raise ConfigError("changes of redis need a restart", field="redis")
+    if new.server.state_dir != old.server.state_dir:
+        raise ConfigError("a change needs a restart", field="server.state_dir")

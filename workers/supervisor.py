@@ -23,6 +23,7 @@ from gateway.policy.tokens import preload
 from gateway.store.location import Location, parse_url
 from workers import settings
 from workers.cores import worker_count
+from workers.kernel import catch_signals, how_it_ended, raise_file_limit
 from workers.listeners import Listeners
 from workers.prices import load_prices
 from workers.process import Phase, Process
@@ -30,15 +31,23 @@ from workers.settings import Flags
 from workers.state import StateDirectory
 from workers.store_server import EmbeddedStore
 from workers.systemd import Notifier
-from workers.worker import DRAIN, LAME, READY, ROLL, Assignment, run
+from workers.worker import (
+    DRAIN,
+    LAME,
+    READY,
+    RETIRE,
+    ROLL,
+    WORN,
+    Assignment,
+    retiring_grace,
+    run,
+)
 
 # A worker that lived this long was well: its successor starts at once.
 HEALTHY_SECONDS = 5.0
 FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 0.1, 10.0
 EXIT_SLACK_SECONDS = 5.0  # beyond the grace, for closing
 MAX_DRAINING_GENERATIONS = 3
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
 class Supervisor:
@@ -80,7 +89,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until told to stop; return the exit code. Raises ConfigError before serving."""
-        wake_read, wake_write = self._catch_signals()
+        wake_read, wake_write = catch_signals()
+        raise_file_limit()
         location = self._open_store()
         try:
             self._listeners.grow(self._slots)
@@ -101,16 +111,6 @@ class Supervisor:
                 self._store.stop()
             os.close(wake_write)
         return 1 if self._failed else 0
-
-    def _catch_signals(self) -> tuple[int, int]:
-        reading, writing = os.pipe()
-        for fd in (reading, writing):
-            os.set_blocking(fd, False)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for signum in SIGNALS:
-            signal.signal(signum, lambda *_: None)  # the wakeup pipe carries the number
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        return reading, writing
 
     def _open_store(self) -> Location:
         if self._config.redis.url:
@@ -156,7 +156,12 @@ class Supervisor:
         process.heard_at = time.monotonic()
         if READY in said and process.phase is Phase.STARTING:
             process.phase = Phase.READY
-            self._on_ready()
+            if process.replaces is None:
+                self._on_ready()
+            elif process.replaces.phase is Phase.READY:
+                self._end_worker(process.replaces, RETIRE)
+        if WORN in said and self._may_recycle(process):
+            self._fork(process.slot, process.generation, process)
 
     def _advance(self, now: float) -> None:
         """Do what time brings: pings, deadlines, backoffs, a reload, the lame duck's end."""
@@ -189,8 +194,20 @@ class Supervisor:
         for slot in range(self._slots):
             self._fork(slot, self._generation)
 
-    def _fork(self, slot: int, generation: int) -> None:
-        process = Process(slot, generation, min(self._segments))
+    def _may_recycle(self, process: Process) -> bool:
+        """One worker at a time, and not while a reload replaces all of them."""
+        phases = [one.phase for one in self._of(self._serving)]
+        return (
+            {*phases} <= {Phase.READY, Phase.DRAINING}
+            and phases.count(Phase.DRAINING) < self._slots
+            and process.generation == self._serving == self._generation
+            and self._stopping_at is None
+            and not self._due
+            and bool(self._segments)
+        )
+
+    def _fork(self, slot: int, generation: int, replaces: Process | None = None) -> None:
+        process = Process(slot, generation, min(self._segments), replaces)
         self._segments.discard(process.segment)
 
         def child(channel: socket.socket) -> NoReturn:
@@ -261,7 +278,7 @@ class Supervisor:
         try:
             loaded = settings.read(self._flags, self._environ)
             settings.verify(loaded, self._prices)
-            self._refuse_what_cannot_change(loaded.config)
+            settings.refuse_what_cannot_change(self._config, loaded.config)
             self._loaded = loaded
             if loaded.config.server.address != old_listeners.address:
                 self._listeners = Listeners(loaded.config.server.address or "")
@@ -280,12 +297,6 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         self._begin_generation()
-
-    def _refuse_what_cannot_change(self, config: Config) -> None:
-        if config.redis != self._config.redis:
-            raise ConfigError("changes of redis need a restart", field="redis")
-        if config.server.state_dir != self._config.server.state_dir:
-            raise ConfigError("a change needs a restart", field="server.state_dir")
 
     def _abandon_generation(self) -> None:
         """A worker of the new generation did not start: keep the old one."""
@@ -334,12 +345,16 @@ class Supervisor:
             os.unlink(path)
         if process.phase is Phase.DRAINING or self._stopping_at is not None:
             return
-        how = _how_it_ended(status)
+        how = how_it_ended(status)
         self._report(f"worker {process.slot} (pid {process.pid}) {how}")
         if not self._booted:
             self._failed = True
             self._report("the first start failed")
             self._stop()
+        elif any(other.replaces is process for other in self._workers.values()):
+            return  # its successor is on its way
+        elif process.replaces is not None and process.replaces.pid in self._workers:
+            return  # the one that it was to replace goes on
         elif process.generation == self._serving:
             self._replace(process)
         elif process.generation == self._generation:
@@ -387,13 +402,9 @@ class Supervisor:
         if process.phase is not Phase.DRAINING:
             process.phase = Phase.DRAINING
             grace = self._config.server.drain.grace
+            if word == RETIRE:
+                grace = retiring_grace(self._config)
             process.deadline = time.monotonic() + grace + EXIT_SLACK_SECONDS
 
     def _report(self, text: str) -> None:
         print(f"sluice: {text}", file=sys.stderr, flush=True)
-
-
-def _how_it_ended(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
-    return f"exited with code {os.WEXITSTATUS(status)}"

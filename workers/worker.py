@@ -1,7 +1,8 @@
 """One worker process: an event loop, the gateway, its listeners, and a channel to the supervisor.
 
-The channel carries single bytes. The supervisor asks PING and the loop itself answers PONG; it
-says LAME, DRAIN or ROLL; the worker says READY. Its end means the supervisor is gone: drain, exit.
+The channel carries single bytes. The supervisor asks PING and the loop itself answers PONG, and
+WORN where a fresh worker should take its place; it says LAME, DRAIN, ROLL or RETIRE; the worker
+says READY. Its end means the supervisor is gone: drain, exit.
 """
 
 import asyncio
@@ -27,7 +28,8 @@ from gateway.observe.scoreboard import Scoreboard
 from gateway.policy.pricing import PriceTable
 from gateway.store.location import Location
 
-PING, PONG, READY, LAME, DRAIN, ROLL = b"p", b"P", b"R", b"l", b"d", b"r"
+PING, PONG, READY, WORN = b"p", b"P", b"R", b"W"
+LAME, DRAIN, ROLL, RETIRE = b"l", b"d", b"r", b"t"
 
 # When a reload replaces a worker, idle connections stay open this long: a client that is about
 # to send on one must not find it closed.
@@ -72,6 +74,12 @@ def run(assignment: Assignment) -> NoReturn:
         os._exit(code)
 
 
+def retiring_grace(config: Config) -> float:
+    """Return how long a worker may take whose place another has: until its requests are done."""
+    server = config.server
+    return max(server.drain.grace, server.timeouts.total + ROLL_LINGER_SECONDS)
+
+
 def _reset_signals() -> None:
     signal.set_wakeup_fd(-1)
     for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
@@ -84,6 +92,7 @@ class _Worker:
         self._assignment = assignment
         self._ending: asyncio.Future[float] | None = None
         self._gateway: Gateway | None = None
+        self._retired = False
 
     async def live(self) -> int:
         """Start, serve until the channel says otherwise, drain, close."""
@@ -115,7 +124,10 @@ class _Worker:
             linger = await self._ending
             for server in servers:
                 server.close()
-            await self._gateway.drain(given.config.server.drain.grace, linger)
+            grace = given.config.server.drain.grace
+            if self._retired:
+                grace = retiring_grace(given.config)
+            await self._gateway.drain(grace, linger)
         finally:
             await self._gateway.aclose()
             writer.close()
@@ -145,11 +157,15 @@ class _Worker:
             return
         if PING in said:
             self._say(PONG)
+            if self._gateway is not None and self._gateway.worn:
+                self._say(WORN)
         if LAME in said and self._gateway is not None:
             self._gateway.lame_duck()
         if DRAIN in said:
             self._end(STOP_LINGER_SECONDS)
-        if ROLL in said:
+        if RETIRE in said:
+            self._retired = True
+        if ROLL in said or RETIRE in said:
             self._end(ROLL_LINGER_SECONDS)
 
     def _say(self, word: bytes) -> None:

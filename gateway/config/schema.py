@@ -51,6 +51,28 @@ class Tls(Section, frozen=True):
     key: str
 
 
+class Overload(Section, frozen=True):
+    """What a worker takes: requests and connections at once, and those of one client address.
+
+    While its event loop is later than `lag` it takes less.
+    """
+
+    requests: Count = 10_000
+    connections: Count = 20_000
+    connections_per_address: Count | None = None
+    lag: Seconds = 0.25
+
+
+class Recycle(Section, frozen=True):
+    """When a worker is replaced by a fresh one: after so many requests, or above so much memory.
+
+    It goes on until the last of its requests is done.
+    """
+
+    requests: Count | None = None
+    rss_mb: Annotated[int, Meta(ge=64)] | None = None
+
+
 class Server(Section, frozen=True):
     """How the gateway listens. Without an address: see `gateway.config.load.finish`.
 
@@ -66,6 +88,8 @@ class Server(Section, frozen=True):
     stream_ping: Seconds = 15
     timeouts: Timeouts = Timeouts()
     drain: Drain = Drain()
+    overload: Overload = Overload()
+    recycle: Recycle = Recycle()
     tls: Tls | None = None
     state_dir: str | None = None
 

@@ -1,6 +1,7 @@
 """The aiohttp server: makes connections, and sends each request the way it belongs."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable
 from typing import Any, Protocol
 
@@ -31,14 +32,31 @@ class HotHandler(DirectLane, Protocol):
         ...
 
 
+class Bounds(Protocol):
+    """How many connections a worker keeps."""
+
+    @property
+    def connections(self) -> int:
+        """Return how many in all."""
+        ...
+
+    @property
+    def connections_per_address(self) -> int | None:
+        """Return how many of one client; None: any."""
+        ...
+
+
 class GatewayServer(web.Server):
     """Makes connections; sends hot requests one way and everything else through the application.
 
     `draining` asks every connection to close after its next reply.
     """
 
-    def __init__(self, plain: web.Server, hot: HotHandler, head_seconds: float) -> None:
-        self._lane, self._head_seconds = hot, head_seconds
+    def __init__(
+        self, plain: web.Server, hot: HotHandler, head_seconds: float, bounds: Bounds
+    ) -> None:
+        self._lane, self._head_seconds, self._bounds = hot, head_seconds, bounds
+        self._by_address: Counter[str] = Counter()
         plain_handler, plain_factory = plain.request_handler, plain.request_factory
 
         def make_request(
@@ -73,14 +91,43 @@ class GatewayServer(web.Server):
             max_headers=MAX_HEADERS,
         )
         self.draining = False
+        self.refused_connections = 0
 
     def __call__(self) -> GatewayProtocol:
         return GatewayProtocol(
             self, self._lane, self._head_seconds, loop=self._loop, **self._kwargs
         )
 
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """Count a connection; one too many is closed at once, whoever it is of."""
+        super().connection_made(handler, transport)
+        address = _address(transport)
+        self._by_address[address] += 1
+        most = self._bounds.connections_per_address
+        if len(self._connections) > self._bounds.connections or (
+            most is not None and address and self._by_address[address] > most
+        ):
+            self.refused_connections += 1
+            transport.abort()
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """Count it no more."""
+        transport = self._connections.get(handler)
+        if transport is not None:
+            address = _address(transport)
+            self._by_address[address] -= 1
+            if self._by_address[address] <= 0:
+                del self._by_address[address]
+        super().connection_lost(handler, exc)
+
     @property
     def busy(self) -> int:
         """Return how many connections are in the middle of a request."""
         mine = (c for c in self._connections if isinstance(c, GatewayProtocol))
         return sum(1 for connection in mine if connection.in_request)
+
+
+def _address(transport: asyncio.Transport) -> str:
+    """Return a client's address; empty where it has none (a Unix socket)."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else ""

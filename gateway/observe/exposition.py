@@ -29,6 +29,8 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sluice_spans_dropped": ("Spans lost because the trace collector did not take them.", ()),
     "sluice_ledger_lines_dropped": ("Ledger lines lost because the file took none.", ()),
     "sluice_webhook_records_dropped": ("Records lost because the webhook's spool was full.", ()),
+    "sluice_requests_shed": ("Requests refused because there were too many at once.", ()),
+    "sluice_connections_refused": ("Connections closed because there were too many.", ()),
     "sluice_settlements_lost": ("Settlements lost because Redis was away too long.", ()),
 }
 HISTOGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -46,6 +48,8 @@ GAUGES: dict[str, str] = {
     "sluice_store_connected": "Workers connected to Redis.",
     "sluice_workers": "Workers that run.",
     "sluice_loop_lag_seconds": "Lag of the event loops, summed over the workers.",
+    "sluice_requests_in_flight": "Requests that are being served.",
+    "sluice_requests_bound": "Requests that workers would serve at once, as busy as they are.",
 }
 
 

@@ -100,6 +100,7 @@ class Call:
         "dropped",
         "error",
         "finished",
+        "gated",
         "grants",
         "hints",
         "holding",
@@ -152,7 +153,7 @@ class Call:
         self.holding: Holding | None = None
         self.grants: tuple[Grant, ...] = ()
         self.allowance: Allowance | None = None
-        self.leased = self.finished = self.unsure = self.left = False
+        self.leased = self.finished = self.unsure = self.left = self.gated = False
         self.verdict = NO_VERDICT
         self.route: Route | None = None
         self.relay: Relay | None = None

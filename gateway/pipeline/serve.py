@@ -113,10 +113,14 @@ async def _learn_limits(services: Services, call: Call) -> None:
 
 
 async def authenticate(services: Services, call: Call) -> None:
-    """Find out who asks."""
+    """Find out who asks, and whether there is room for it; `settle` gives the room back."""
     call.principal = services.keyring.find(call.secret)
     if call.principal is None:
         call.principal = await services.keyring.authenticate(call.secret)
+    call.gated = services.gate.enter(call.principal.tenant)
+    if not call.gated:
+        message = "The gateway has as many requests as it can serve. Try again."
+        raise ApiError("overloaded", message, retry_after=1)
 
 
 def decode(services: Services, call: Call) -> None:

@@ -11,6 +11,7 @@ from gateway.pipeline.catalogue import Catalogue
 from gateway.pipeline.copies import Copies
 from gateway.pipeline.keyring import Keyring
 from gateway.pipeline.served import Route
+from gateway.policy.overload import Gate
 from gateway.policy.retry import Rules
 from gateway.store.admission import Admission
 from gateway.upstream.pool import Transport
@@ -21,7 +22,7 @@ class Services(msgspec.Struct, frozen=True):
 
     `emit` takes each finished request's record; `append` those that hold no lease, whose entry in
     `sluice:requests` no settlement writes; `ejected` learns of targets that are left alone.
-    `copies` runs what goes to shadows.
+    `copies` runs what goes to shadows; `gate` bounds what is served at once.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -35,3 +36,4 @@ class Services(msgspec.Struct, frozen=True):
     append: Callable[[RequestRecord], None]
     ejected: Callable[[Route], None]
     copies: Copies
+    gate: Gate

@@ -70,6 +70,10 @@ def _sane(usage: Usage) -> Usage:
 
 def settle(services: Services, call: Call) -> None:
     """Close the lease with what was used, and emit the record."""
+    if call.gated:
+        assert call.principal is not None
+        services.gate.leave(call.principal.tenant)
+        call.gated = False
     if call.allowance is not None:
         call.allowance.close()
     cut = call.outcome == record.DISCONNECTED or call.error == "overloaded"

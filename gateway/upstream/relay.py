@@ -11,9 +11,10 @@ from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.usage import Usage
 from gateway.providers.adapter import StreamDecoder
 from gateway.upstream.exchange import Flow
-from gateway.upstream.timer import FOREVER
 
 PING = b": still here\n\n"
+# Of generated text, where no limit of tokens ends a stream: more than any model writes.
+MAX_TEXT_BYTES = 16.0 * 1024 * 1024
 
 
 class StreamClient(Protocol):
@@ -91,7 +92,7 @@ class Relay:
         self._write_frame = client.write_frame if client.chunked else None
         self._flow: Flow | None = None
         self._allowance = allowance
-        self._allowed = FOREVER if allowance is None else allowance.text_bytes
+        self._allowed = _bounded(allowance)
         self._folded = 0
         self.first_event_at = 0.0
 
@@ -139,13 +140,15 @@ class Relay:
 
     def _ask_for_more(self) -> None:
         allowance, flow = self._allowance, self._flow
-        assert allowance is not None
         assert flow is not None
-        self._allowed = FOREVER  # until the answer is there
+        if allowance is None or self._decoder.text_bytes > MAX_TEXT_BYTES:
+            message = f"the stream has more than {MAX_TEXT_BYTES:.0f} bytes of text"
+            raise UpstreamError(Failure.PROTOCOL, message)
+        self._allowed = MAX_TEXT_BYTES  # until the answer is there
         flow.hold()
 
         def granted() -> None:
-            self._allowed = allowance.text_bytes
+            self._allowed = _bounded(allowance)
             flow.release()
 
         allowance.extend(granted, flow.fail)
@@ -211,6 +214,10 @@ class Relay:
 
     def _fold(self) -> None:
         self._folded += self._count(self._decoder.take_text())
+
+
+def _bounded(allowance: Allowance | None) -> float:
+    return MAX_TEXT_BYTES if allowance is None else min(allowance.text_bytes, MAX_TEXT_BYTES)
 
 
 def _says_nothing(data: bytes) -> bool:

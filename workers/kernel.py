@@ -1,0 +1,35 @@
+"""What the supervisor asks of the operating system: signals by a pipe, file descriptors, ends."""
+
+import contextlib
+import os
+import resource
+import signal
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+
+def catch_signals() -> tuple[int, int]:
+    """Let signals be numbers in a pipe; return its ends, to read from and to close at the end."""
+    reading, writing = os.pipe()
+    for fd in (reading, writing):
+        os.set_blocking(fd, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for signum in SIGNALS:
+        signal.signal(signum, lambda *_: None)  # the wakeup pipe carries the number
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    return reading, writing
+
+
+def raise_file_limit() -> None:
+    """Use as many file descriptors as this user may have: each client is one, or two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def how_it_ended(status: int) -> str:
+    """Say how a process ended."""
+    if os.WIFSIGNALED(status):
+        return f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exited with code {os.WEXITSTATUS(status)}"
