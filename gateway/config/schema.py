@@ -321,7 +321,8 @@ class Model(Section, frozen=True):
     """A name clients use. `max_output_tokens` is reserved where a request sets no maximum.
 
     `unsupported` goes above what its provider says. `affinity`: the same session, or else the same
-    beginning of a prompt, goes to the same target, whose cache knows it.
+    beginning of a prompt, goes to the same target, whose cache knows it. `on_stream_failure`: where
+    a stream of plain text is cut, another target is asked to go on from there.
     """
 
     targets: Annotated[tuple[Target, ...], Meta(min_length=1)]
@@ -331,6 +332,7 @@ class Model(Section, frozen=True):
     unsupported: Literal["refuse", "drop"] | None = None
     affinity: Literal["none", "session", "prompt"] = "none"
     fallbacks: Fallbacks = Fallbacks()
+    on_stream_failure: Literal["error", "continue"] = "error"
     hedge: Hedge | None = None
     shadow: Shadow | None = None
 

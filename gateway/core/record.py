@@ -37,6 +37,11 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
     output: int = 0
     request: int = 0
 
+    def plus(self, other: "Cost") -> "Cost":
+        """Return what both cost together."""
+        mine, theirs = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
+        return Cost(*[a + b for a, b in zip(mine, theirs, strict=True)])
+
 
 FREE = Cost()
 
@@ -49,7 +54,7 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     estimate) or none. `trace` is the client's `traceparent`, where it sent one;
     `cost` says what `cost_microusd` is made of; `queue_us` is the wait for admission; `tries` has
     each attempt at a provider, in order; `shadow` names the limits in shadow that would have
-    refused, as `scope:unit`.
+    refused, as `scope:unit`; `continued`: how often another target went on with the stream.
     """
 
     id: str
@@ -78,3 +83,4 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     queue_us: int = 0
     tries: tuple[AttemptRecord, ...] = ()
     cost: Cost = FREE
+    continued: int = 0

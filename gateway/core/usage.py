@@ -16,3 +16,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     reasoning_tokens: int = 0
     audio_prompt_tokens: int = 0
     audio_completion_tokens: int = 0
+
+    def plus(self, other: "Usage") -> "Usage":
+        """Return what both used together."""
+        mine, theirs = msgspec.structs.astuple(self), msgspec.structs.astuple(other)
+        return Usage(*[a + b for a, b in zip(mine, theirs, strict=True)])

@@ -14,11 +14,12 @@ from gateway.core.target import Deadlines
 from gateway.formats import Meta
 from gateway.pipeline.answer import served_headers
 from gateway.pipeline.call import Call, Deliver
-from gateway.pipeline.lanes import Lane
+from gateway.pipeline.lanes import HubLane, Lane
 from gateway.pipeline.served import Route
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure
 from gateway.pipeline.targets import Headers
+from gateway.pipeline.translation import Translation
 from gateway.policy.retry import retry_after
 from gateway.policy.tokens import count_tokens
 from gateway.upstream.exchange import MAX_BODY_BYTES, Reply
@@ -32,24 +33,12 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     """Make one attempt."""
     request, target, way = call.request, route.target, route.ways[call.operation]
     assert request is not None
-    built = way.lane.build(request)
+    lane = way.stream_lane if request.stream else way.lane
+    built = lane.build(request)
     call.dropped = built.dropped
-    body = built.body
-    head = way.stream_head if request.stream else way.head
-    if way.passed_on or route.signer is not None:
-        path = way.stream_path if request.stream else way.path
-        try:
-            async with asyncio.timeout(max(0.0, until - monotonic())):
-                extra = await _more_headers(call, route, way.passed_on, path, body)
-        except TimeoutError:
-            message = "no access token came in time"
-            raise UpstreamError(Failure.TOTAL_TIMEOUT, message) from None
-        data = b"%b%d\r\n%b\r\n%b" % (head, len(body), extra, body)
-    else:
-        data = b"%b%d\r\n\r\n%b" % (head, len(body), body)
-    native = way.lane.native
-    meta = NO_META if native else _meta(services, call, request, target.model)
-    call.relay = relay = _relay(call, way.lane, request, meta) if request.stream else None
+    data = await packed(call, route, built.body, until)
+    meta = NO_META if lane.native else _meta(services, call, request, target.model)
+    call.relay = relay = _relay(call, lane, request, meta) if request.stream else None
     watch = _Watch(services, relay, target.deadlines) if relay is not None else None
     try:
         reply = await services.transport.send(target.origin, data, relay, target.deadlines, until)
@@ -58,7 +47,7 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
             watch.close()
     call.reply_at, call.connect_s = monotonic(), reply.connect_seconds
     if reply.status != 200:
-        raise _refusal(route, reply)
+        raise refusal(route, reply)
     if reply.streamed:
         assert relay is not None
         ending = relay.end()
@@ -71,7 +60,7 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     if not content.lstrip().startswith(b"{"):
         # A login page, or whatever stands in front of a provider: no answer of its API.
         raise UpstreamError(Failure.PROTOCOL, "the reply is no JSON object")
-    answer = way.lane.read(content, request, meta)
+    answer = lane.read(content, request, meta)
     if request.stream and answer.usage is None and _error(content) is not None:
         # Some servers answer so with status 200.
         raise UpstreamError(Failure.STREAM_ERROR, content.decode(errors="replace"))
@@ -86,6 +75,48 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
         content_type = reply.headers.get(b"content-type", b"application/json").decode("latin-1")
     headers = served_headers(call, with_cost=True)
     return partial(call.client.reply, 200, content_type, headers, answer.body)
+
+
+async def packed(call: Call, route: Route, body: bytes, until: float) -> bytes:
+    """Return a whole request with its head. Raises UpstreamError where no token is to be had."""
+    request, way = call.request, route.ways[call.operation]
+    assert request is not None
+    head = way.stream_head if request.stream else way.head
+    if not way.passed_on and route.signer is None:
+        return b"%b%d\r\n\r\n%b" % (head, len(body), body)
+    path = way.stream_path if request.stream else way.path
+    try:
+        async with asyncio.timeout(max(0.0, until - monotonic())):
+            extra = await _more_headers(call, route, way.passed_on, path, body)
+    except TimeoutError:
+        message = "no access token came in time"
+        raise UpstreamError(Failure.TOTAL_TIMEOUT, message) from None
+    return b"%b%d\r\n%b\r\n%b" % (head, len(body), extra, body)
+
+
+async def ask_rest(services: Services, call: Call, route: Route, until: float) -> Deliver:
+    """Ask a target to go on with the stream that another one has left. Raises UpstreamError."""
+    request, relay, lane = call.request, call.relay, route.ways[call.operation].stream_lane
+    assert request is not None
+    assert relay is not None
+    assert isinstance(lane, HubLane)
+    translation = relay.decoder
+    assert isinstance(translation, Translation)
+    data = await packed(call, route, lane.build_rest(request, translation.said or "").body, until)
+    translation.go_on(lane.rest_decoder(), call.usage)
+    relay.go_on()
+    reply = await services.transport.send(
+        route.target.origin, data, relay, route.target.deadlines, until
+    )
+    call.reply_at, call.connect_s = monotonic(), reply.connect_seconds
+    if reply.status != 200:
+        raise refusal(route, reply)
+    if not reply.streamed:
+        raise UpstreamError(Failure.PROTOCOL, "the reply is no stream")
+    ending = relay.end()
+    call.status, call.finished = 200, True
+    measure(call)
+    return partial(call.client.finish, ending)
 
 
 class _Watch:
@@ -166,7 +197,7 @@ def _relay(call: Call, lane: Lane, request: Request, meta: Meta) -> Relay:
     )
 
 
-def _refusal(route: Route, reply: Reply) -> UpstreamError:
+def refusal(route: Route, reply: Reply) -> UpstreamError:
     """Turn a reply that is not 200 into an error; its text never quotes the target's key."""
     body = _decompressed(reply)
     message = route.adapter.parse_error(body)

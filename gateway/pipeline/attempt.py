@@ -6,6 +6,7 @@ failure is `policy.retry`'s to say.
 
 import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 from time import monotonic
@@ -16,8 +17,9 @@ from gateway.core.operations import Operation
 from gateway.core.record import AttemptRecord
 from gateway.formats import FORMATS
 from gateway.pipeline.answer import common_headers, served_headers
-from gateway.pipeline.ask import MAX_SHOWN_CHARS, ask, redacted
+from gateway.pipeline.ask import MAX_SHOWN_CHARS, ask, ask_rest, redacted
 from gateway.pipeline.call import NO_USAGE, Call, Deliver
+from gateway.pipeline.go_on import Interrupted, may_go_on, prepare, successors
 from gateway.pipeline.hedge import Race, delay
 from gateway.pipeline.quota import Quota
 from gateway.pipeline.select import Selection, select
@@ -37,6 +39,8 @@ from gateway.policy.rotation import resting_seconds
 from gateway.policy.routing import plan
 
 MICROSECONDS = 1_000_000
+
+Asking = Callable[[Services, Call, Route, float], Awaitable[Deliver]]
 
 
 async def attempt(services: Services, call: Call) -> Deliver:
@@ -85,6 +89,7 @@ class _Course:
         self._misfit: ApiError | None = None
         self._passing = False
         self._selection: Selection | None = None
+        self._order: list[Route] = []
 
     async def run(self) -> Deliver | None:
         """Ask the targets, and ask them again where that may help; None where none answers."""
@@ -127,7 +132,7 @@ class _Course:
         """Ask the targets one after the other; None where none of them answers."""
         call, served, self._passing = self._call, self._served, False
         now = monotonic()
-        planned = self._planned(now)
+        self._order = planned = self._planned(now)
         asked = 0
         hedged: list[Route] = []
         for place, route in enumerate(planned):
@@ -176,7 +181,26 @@ class _Course:
         return Race(self._call, self._served.budget, self._try, (route, second, well[0]), seconds)
 
     async def _try(self, call: Call, route: Route) -> Deliver:
-        """Ask one target, and remember how it did. Raises UpstreamError or ApiError."""
+        """Ask one target; another goes on where its stream is cut and that is wanted.
+
+        Raises UpstreamError or ApiError.
+        """
+        try:
+            return await self._once(call, route, ask)
+        except Interrupted as cut:
+            if not may_go_on(self._served, call, cut.error):
+                raise cut.told from None
+            for other in successors(self._order, route, call):
+                prepare(call)
+                try:
+                    return await self._once(call, _keyed(other, last=True)[0], ask_rest)
+                except (UpstreamError, ApiError, Interrupted) as error:
+                    if not may_go_on(self._served, call, error):
+                        break
+            raise cut.told from None
+
+    async def _once(self, call: Call, route: Route, asking: Asking) -> Deliver:
+        """Ask one target, and remember how it did. Raises UpstreamError, ApiError, Interrupted."""
         state = route.state
         quota = None
         if route.limits:
@@ -190,7 +214,7 @@ class _Course:
             breaker.probe(call.sent_at, route.target.deadlines.first_byte)
         state.in_flight += 1
         try:
-            deliver = await ask(self._services, call, route, self._until)
+            deliver = await asking(self._services, call, route, self._until)
         except UpstreamError as error:
             if _learn(route, error):
                 self._services.ejected(route)
@@ -198,8 +222,9 @@ class _Course:
             if error.failure is Failure.STREAM_ERROR:
                 error.message = redacted(error.message, route)
             if call.relay is not None and call.relay.started:
-                measure(call)
-                raise _interrupted(call, error, route) from None
+                if call.continued == 0 or call.relay.goes_on:
+                    measure(call)
+                raise Interrupted(_interrupted(call, error, route), error) from None
             raise
         except asyncio.CancelledError:
             call.tries.append(_tried(call, route, "cancelled", 0))

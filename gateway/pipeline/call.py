@@ -4,6 +4,8 @@ from collections.abc import Callable
 from copy import copy
 from typing import Protocol
 
+import msgspec
+
 from gateway.core import record
 from gateway.core.errors import ApiError
 from gateway.core.hints import NO_HINTS, Hints
@@ -79,10 +81,19 @@ class Client(Protocol):
         ...
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """What attempts before the present one have used, of which the client has had the text."""
+
+    usage: Usage
+    microusd: int
+    cost: record.Cost
+
+
 # What an attempt finds out.
 _OUTCOME = (
     *("route", "relay", "dropped", "sent_at", "reply_at", "connect_s", "status", "finished"),
     *("outcome", "error", "usage", "usage_source", "cost", "cost_microusd", "price_version"),
+    *("before", "continued"),
 )
 
 
@@ -92,9 +103,11 @@ class Call:
     __slots__ = (
         "allowance",
         "attempts",
+        "before",
         "body",
         "client",
         "connect_s",
+        "continued",
         "cost",
         "cost_microusd",
         "dropped",
@@ -159,6 +172,8 @@ class Call:
         self.relay: Relay | None = None
         self.attempts = 0
         self.tries: list[AttemptRecord] = []
+        self.before: Spent | None = None
+        self.continued = 0
         self.queued_s = self.connect_s = 0.0
         self.sent_at = self.reply_at = 0.0
         self.status = 0

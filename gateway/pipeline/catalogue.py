@@ -172,6 +172,7 @@ class Catalogue:
             msgspec.structs.asdict(model.fallbacks),
             hedge_after(model.hedge),
             None if model.shadow is None else self._shadow(name, model.shadow),
+            model.on_stream_failure == "continue",
         )
 
     def _shadow(self, name: str, wanted: schema.Shadow) -> Shadow:
@@ -218,7 +219,10 @@ class Catalogue:
             for key, _ in keys
         ]
         drop = (model and model.unsupported) or provider.unsupported or self._config.unsupported
-        ways = [ways_of(kind.adapter_for(one), one, drop=drop == "drop") for one in targets]
+        keeps = model is not None and model.on_stream_failure == "continue"
+        ways = [
+            ways_of(kind.adapter_for(one), one, drop=drop == "drop", keeps=keeps) for one in targets
+        ]
         signer = self._signers[wanted.provider]
         own = _own_price(price)
         state = self._state(wanted.provider, wanted.model if model else "")

@@ -10,23 +10,30 @@ from typing import Protocol
 import msgspec
 
 from gateway.core.errors import ApiError, Failure, UpstreamError
-from gateway.core.messages import Fit, written
+from gateway.core.messages import ASSISTANT, USER, Fit, Message, Prompt, Text, written
 from gateway.core.operations import CONVERSATIONS, Operation
 from gateway.core.request import Request
 from gateway.core.target import Target
 from gateway.core.usage import Usage
 from gateway.formats import DIALECTS, Dialect, Meta
 from gateway.pipeline.translation import Translation, events_of
+from gateway.policy.tokens import count_tokens
 from gateway.providers.adapter import (
     Adapter,
     Conversation,
     Embedding,
     Endpoint,
+    EventDecoder,
     Native,
     StreamDecoder,
 )
 
 JSON = "application/json"
+# What a target is asked that is to go on with another's text.
+GO_ON = (
+    "Your previous message was cut off. Continue it exactly where it stops, with the next "
+    "character. Do not repeat any of it, do not comment on this, and do not begin anew."
+)
 
 
 class Built(msgspec.Struct, frozen=True, gc=False):
@@ -111,10 +118,16 @@ class HubLane:
     native = False
 
     def __init__(
-        self, dialect: Dialect, conversation: Conversation, target: Target, *, drop: bool
+        self,
+        dialect: Dialect,
+        conversation: Conversation,
+        target: Target,
+        *,
+        drop: bool,
+        keeps: bool = False,
     ) -> None:
         self._dialect, self._conversation, self._target = dialect, conversation, target
-        self._drop = drop
+        self._drop, self._keeps = drop, keeps
 
     def endpoint(self, *, stream: bool) -> Endpoint:
         """Say where requests go."""
@@ -122,9 +135,26 @@ class HubLane:
 
     def build(self, request: Request) -> Built:
         """Return the request's body in the provider's dialect."""
+        return self._built(self._dialect.prompt(request))
+
+    def build_rest(self, request: Request, said: str) -> Built:
+        """Return the body that asks to go on with what another target has said."""
+        prompt = self._dialect.prompt(request)
+        turns = (Message(ASSISTANT, (Text(said),)), Message(USER, (Text(GO_ON),)))
+        most = prompt.max_output
+        if most is not None:
+            most = max(1, most - count_tokens(said))
+        messages = (*prompt.messages, *turns) if said else prompt.messages
+        return self._built(msgspec.structs.replace(prompt, messages=messages, max_output=most))
+
+    def _built(self, prompt: Prompt) -> Built:
         fit = Fit()
-        body = self._conversation.build(self._dialect.prompt(request), self._target, fit)
+        body = self._conversation.build(prompt, self._target, fit)
         return Built(body, _dropped(fit, self._dialect.names, self._target, drop=self._drop))
+
+    def rest_decoder(self) -> EventDecoder:
+        """Return what reads the rest of a stream."""
+        return self._conversation.decoder()
 
     def read(self, body: bytes, request: Request, meta: Meta) -> Answer:
         """Translate a whole reply, into a stream where one was asked for."""
@@ -141,7 +171,8 @@ class HubLane:
 
     def decoder(self, request: Request, meta: Meta) -> StreamDecoder:
         """Return a fresh stream decoder."""
-        return Translation(self._conversation.decoder(), self._dialect.writer(meta))
+        decoder, writer = self._conversation.decoder(), self._dialect.writer(meta)
+        return Translation(decoder, writer, keeps=self._keeps)
 
 
 class EmbeddingLane:
@@ -172,8 +203,16 @@ class EmbeddingLane:
         raise UpstreamError(Failure.PROTOCOL, "embeddings do not stream")
 
 
-def lane(adapter: Adapter, operation: Operation, target: Target, *, drop: bool) -> Lane | None:
-    """Return the way of an operation to a target; None where there is none."""
+def lane(
+    adapter: Adapter, operation: Operation, target: Target, *, drop: bool, keeps: bool = False
+) -> Lane | None:
+    """Return the way of an operation to a target; None where there is none.
+
+    `keeps`: of a stream, in such a way that another target can go on with it.
+    """
+    if keeps and operation in CONVERSATIONS and adapter.conversation is not None:
+        dialect = DIALECTS[operation]
+        return HubLane(dialect, adapter.conversation, target, drop=drop, keeps=True)
     native = adapter.natives.get(operation)
     if native is not None:
         return NativeLane(native, operation, target, drop=drop)

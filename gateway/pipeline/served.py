@@ -97,6 +97,7 @@ class Served(msgspec.Struct, frozen=True):
     fallbacks: dict[str, tuple[str, ...]] = {}
     hedge_after: float | None = None  # seconds; 0: the target's p95
     shadow: "Shadow | None" = None
+    goes_on: bool = False  # with a stream that is cut, at another target
 
 
 class Shadow(msgspec.Struct, frozen=True):

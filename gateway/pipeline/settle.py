@@ -8,7 +8,7 @@ from gateway.core import record
 from gateway.core.operations import Operation
 from gateway.core.record import RequestRecord
 from gateway.core.usage import Usage
-from gateway.pipeline.call import NO_USAGE, Call
+from gateway.pipeline.call import NO_USAGE, Call, Spent
 from gateway.pipeline.lanes import Answer
 from gateway.pipeline.services import Services
 from gateway.policy.limits import CONCURRENCY, MONEY, TOKENS
@@ -48,6 +48,7 @@ def measure(call: Call, answer: Answer | None = None) -> None:
         call.usage = Usage(prompt_tokens=count_prompt(call), completion_tokens=text_tokens)
         call.usage_source = "estimated" if call.finished else "partial"
     price = call.route.price_now()
+    call.cost = record.FREE
     if price is None:
         call.cost_microusd, call.price_version = 0, ""
     else:
@@ -56,6 +57,16 @@ def measure(call: Call, answer: Answer | None = None) -> None:
         call.price_version = price.version
         if call.cost_microusd:
             call.cost = in_microusd(components)
+    if call.before is not None:
+        _add(call, call.before)
+
+
+def _add(call: Call, before: Spent) -> None:
+    """Add what another target had used for the beginning of a stream."""
+    call.usage = before.usage.plus(call.usage)
+    call.usage_source = "estimated" if call.finished else "partial"
+    call.cost_microusd += before.microusd
+    call.cost = before.cost.plus(call.cost)
 
 
 def _sane(usage: Usage) -> Usage:
@@ -172,6 +183,7 @@ def _record(services: Services, call: Call) -> RequestRecord:
         queue_us=int(call.queued_s * MICROSECONDS),
         tries=tuple(call.tries),
         cost=call.cost,
+        continued=call.continued,
         shadow=tuple([f"{limit.scope}:{limit.unit}" for limit in call.verdict.overdrawn]),
     )
 

@@ -26,6 +26,7 @@ class Way(msgspec.Struct, frozen=True):
     """
 
     lane: Lane
+    stream_lane: Lane
     head: bytes
     stream_head: bytes
     passed_on: Headers
@@ -69,16 +70,26 @@ def keys_of(provider: schema.Provider) -> list[tuple[str | None, int]]:
     return [*found, *more]
 
 
-def ways_of(adapter: Adapter, target: Target, *, drop: bool) -> dict[Operation, Way]:
+def ways_of(
+    adapter: Adapter, target: Target, *, drop: bool, keeps: bool = False
+) -> dict[Operation, Way]:
     found = {}
     for operation in Operation:
         way = lane(adapter, operation, target, drop=drop)
         if way is not None:
-            plain, stream = way.endpoint(stream=False), way.endpoint(stream=True)
+            streams = lane(adapter, operation, target, drop=drop, keeps=keeps)
+            assert streams is not None
+            plain, stream = way.endpoint(stream=False), streams.endpoint(stream=True)
             heads = [request_head("POST", one, target) for one in (plain, stream)]
             length = b"\r\nContent-Length: "
             found[operation] = Way(
-                way, heads[0] + length, heads[1] + length, plain.passed_on, plain.path, stream.path
+                lane=way,
+                stream_lane=streams,
+                head=heads[0] + length,
+                stream_head=heads[1] + length,
+                passed_on=plain.passed_on,
+                path=plain.path,
+                stream_path=stream.path,
             )
     return found
 

@@ -10,17 +10,36 @@ from gateway.core.messages import (
     Thinking,
     ToolCall,
 )
+from gateway.core.usage import Usage
 from gateway.formats import StreamWriter
 from gateway.providers.adapter import EventDecoder
 from gateway.providers.decoding import Noted
 
 
 class Translation(Noted):
-    """A stream decoder that shows the client its own dialect."""
+    """A stream decoder that shows the client its own dialect.
 
-    def __init__(self, decoder: EventDecoder, writer: StreamWriter) -> None:
+    With `keeps` it remembers the text, so that another target may go on with it.
+    """
+
+    def __init__(self, decoder: EventDecoder, writer: StreamWriter, *, keeps: bool = False) -> None:
         super().__init__()
         self._decoder, self._writer = decoder, writer
+        self._said: list[str] = []
+        self._keeps, self._plain = keeps, True
+        self._before: Usage | None = None
+
+    @property
+    def said(self) -> str | None:
+        """Return the text so far; None where it is not kept, or there was more than text."""
+        return "".join(self._said) if self._keeps and self._plain else None
+
+    def go_on(self, decoder: EventDecoder, before: Usage) -> None:
+        """Take the rest from another decoder; `before` is what was used until here."""
+        self._decoder, self._before = decoder, before
+        self.usage = None
+        self.done = self.finished = self.attention = False
+        self.failure = None
 
     @property
     def content_type(self) -> bytes:
@@ -47,7 +66,26 @@ class Translation(Noted):
         if not found or self.over:
             return b""
         self.note(found)
+        if self._keeps:
+            found = self._kept(found)
         return self._writer.write(found)
+
+    def _kept(self, found: list[Event]) -> list[Event]:
+        """Remember text; let what goes on look as if it were one stream."""
+        shown: list[Event] = []
+        for event in found:
+            match event:
+                case events.TextDelta(text=text):
+                    self._said.append(text)
+                case events.CallBegun() | events.RefusalDelta():
+                    self._plain = False
+                case events.Begun() if self._before is not None:
+                    continue
+                case events.Used(usage=used) if self._before is not None:
+                    shown.append(events.Used(self._before.plus(used)))
+                    continue
+            shown.append(event)
+        return shown
 
 
 def events_of(reply: Reply) -> list[Event]:

@@ -72,6 +72,7 @@ class Relay:
         "_flow",
         "_folded",
         "_headers",
+        "_since",
         "_write",
         "_write_frame",
         "first_event_at",
@@ -93,13 +94,18 @@ class Relay:
         self._flow: Flow | None = None
         self._allowance = allowance
         self._allowed = _bounded(allowance)
-        self._folded = 0
+        self._folded = self._since = 0
         self.first_event_at = 0.0
 
     @property
     def started(self) -> bool:
         """Tell whether the client has had any of it."""
         return self.first_event_at != 0.0
+
+    @property
+    def decoder(self) -> StreamDecoder:
+        """Return what reads the stream."""
+        return self._decoder
 
     @property
     def usage(self) -> Usage | None:
@@ -178,6 +184,16 @@ class Relay:
         if self.first_event_at == 0.0:
             self._start()
         return decoder.finish()
+
+    def go_on(self) -> None:
+        """Take what follows from another source; the decoder has been told."""
+        self._fold()
+        self._flow, self._folded, self._since = None, 0, self._decoder.text_bytes
+
+    @property
+    def goes_on(self) -> bool:
+        """Tell whether the present source has given any text."""
+        return self._decoder.text_bytes > self._since
 
     def failing(self, error: ApiError) -> bytes:
         """Return what ends a stream that failed; nothing where the dialect's own event will do."""

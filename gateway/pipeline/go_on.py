@@ -1,0 +1,48 @@
+"""Where a stream is cut: whether another target may go on with it, and which."""
+
+from gateway.core.errors import ApiError, Failure, UpstreamError
+from gateway.pipeline.call import Call, Spent
+from gateway.pipeline.lanes import HubLane
+from gateway.pipeline.served import Route, Served
+from gateway.pipeline.translation import Translation
+
+# What another target would not change.
+_FINAL = frozenset((Failure.TOTAL_TIMEOUT, Failure.SPENT))
+
+
+class Interrupted(Exception):
+    """A stream ended after the client has had a part of it. `told` is what it would be told."""
+
+    def __init__(self, told: ApiError, error: UpstreamError) -> None:
+        super().__init__(told.message)
+        self.told, self.error = told, error
+
+
+def may_go_on(served: Served, call: Call, error: Exception) -> bool:
+    """Tell whether the stream can be taken up: it is wanted, of text alone, and not finished."""
+    if isinstance(error, Interrupted):
+        error = error.error
+    if isinstance(error, UpstreamError) and error.failure in _FINAL:
+        return False
+    decoder = call.relay.decoder if call.relay is not None else None
+    return (
+        served.goes_on
+        and isinstance(decoder, Translation)
+        and decoder.said is not None
+        and not decoder.finished
+        and call.request is not None
+        and call.request.choices == 1
+        and call.client.connected
+    )
+
+
+def successors(order: list[Route], cut: Route, call: Call) -> list[Route]:
+    """Return the targets to ask, the one that was cut last."""
+    able = [one for one in order if isinstance(one.ways[call.operation].stream_lane, HubLane)]
+    return [*[one for one in able if one.name != cut.name], cut]
+
+
+def prepare(call: Call) -> None:
+    """Note what was used so far; what follows is counted on its own."""
+    call.before = Spent(call.usage, call.cost_microusd, call.cost)
+    call.continued += 1
