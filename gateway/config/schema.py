@@ -232,7 +232,7 @@ class Provider(Section, frozen=True):
     """An upstream. `models`: name patterns it claims; `prices`: whose prices in the data set.
 
     `credentials` is Google's, for Vertex: a file, or its JSON. `unsupported`: refuse or drop what a
-    provider cannot do.
+    provider cannot do. `idempotency`: it knows `Idempotency-Key`, so each request gets one.
     """
 
     kind: str
@@ -255,6 +255,7 @@ class Provider(Section, frozen=True):
     timeouts: Timeouts | None = None
     max_connections: Count = 1000
     on_disconnect: Literal["cancel", "drain"] = "cancel"
+    idempotency: bool = False
     proxy: str | None = None
     ca_file: str | None = None
 

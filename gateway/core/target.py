@@ -47,6 +47,7 @@ class Target(msgspec.Struct, frozen=True):
     headers: tuple[tuple[str, str], ...]
     deadlines: Deadlines
     priority: int = 1
+    idempotent: bool = False  # does what has the same Idempotency-Key only once
     drains: bool = False  # read to the end for the usage when the client leaves
     max_output: int | None = None  # tokens, where a request sets no maximum and one must be set
     settings: tuple[tuple[str, str], ...] = ()  # what else a kind needs: region, project ...

@@ -101,7 +101,7 @@ def request_head(data: bytes) -> RequestHead | None:
 def _header(value: bytes) -> str:
     """Return a header's value as it may go along: printable, and not endless."""
     text = value.decode("ascii", "replace")[:MAX_PASSED_CHARS]
-    return text if text.isprintable() else ""
+    return text if text.isascii() and text.isprintable() else ""
 
 
 def _secret(headers: dict[bytes, bytes]) -> str | None:

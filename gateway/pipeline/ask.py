@@ -82,7 +82,8 @@ async def packed(call: Call, route: Route, body: bytes, until: float) -> bytes:
     request, way = call.request, route.ways[call.operation]
     assert request is not None
     head = way.stream_head if request.stream else way.head
-    if not way.passed_on and route.signer is None:
+    key = call.hints.idempotency_key or (call.id if route.target.idempotent else "")
+    if not way.passed_on and route.signer is None and not key:
         return b"%b%d\r\n\r\n%b" % (head, len(body), body)
     path = way.stream_path if request.stream else way.path
     try:
@@ -91,6 +92,9 @@ async def packed(call: Call, route: Route, body: bytes, until: float) -> bytes:
     except TimeoutError:
         message = "no access token came in time"
         raise UpstreamError(Failure.TOTAL_TIMEOUT, message) from None
+    if key:  # what is asked to go on with a stream is another request
+        named = f"{key}-{call.continued}" if call.continued else key
+        extra += f"Idempotency-Key: {named}\r\n".encode()
     return b"%b%d\r\n%b\r\n%b" % (head, len(body), extra, body)
 
 

@@ -295,6 +295,7 @@ class Catalogue:
                 times.connect, times.first_byte, times.idle, times.total, times.first_token
             ),
             priority=wanted.priority,
+            idempotent=provider.idempotency,
             drains=provider.on_disconnect == "drain",
             max_output=max_output,
             settings=tuple(settings_of(provider).items()),

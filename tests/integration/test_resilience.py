@@ -175,3 +175,30 @@ async def test_an_unknown_strategy_is_refused_at_the_start(upstream: Upstream) -
     text = config(upstream.url, **model("fastest", 1))
     with pytest.raises(AssertionError, match=r"models\.m\.strategy"), running(text):
         pass
+
+
+async def test_a_clients_idempotency_key_goes_along_with_every_attempt(upstream: Upstream) -> None:
+    upstream.behaviour = failing(503, times=1)
+    with running(config(upstream.url, retries=PATIENT)) as gateway:
+        for headers in ({"Idempotency-Key": "mine-1"}, {}):
+            assert (await once(gateway.port, Ask(headers=headers))).status == 200
+        seen = [one.headers.get("idempotency-key") for one in upstream.received]
+        assert seen == ["mine-1", "mine-1", None]
+
+
+async def test_a_provider_that_knows_them_gets_a_key_with_every_request(upstream: Upstream) -> None:
+    upstream.behaviour = failing(503, times=1)
+    row = {"kind": "openai", "api_key": "sk-x", "base_url": upstream.url, "idempotency": True}
+    with running(config(upstream.url, retries=PATIENT, providers={"p0": row})) as gateway:
+        outcomes = [await once(gateway.port, Ask()) for _ in range(2)]
+        first, again, second = [one.headers["idempotency-key"] for one in upstream.received]
+        assert first == again != second
+        assert [one.headers["x-request-id"] for one in outcomes] == [first, second]
+
+
+@pytest.mark.parametrize("key", ["a b\x00c", "käse"])
+async def test_a_key_that_no_header_may_hold_is_left_out(upstream: Upstream, key: str) -> None:
+    with running(config(upstream.url)) as gateway:
+        outcome = await once(gateway.port, Ask(headers={"Idempotency-Key": key}))
+        assert outcome.status in (200, 400)
+        assert all("idempotency-key" not in one.headers for one in upstream.received)
