@@ -25,9 +25,10 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Timeouts(Section, frozen=True):
-    """Deadlines of a request to a provider; `total` covers every attempt together.
+    """Deadlines of a request to a provider.
 
-    `first_token` is a stream's: until there is anything that the client may see.
+    `total` is for every attempt together; a provider's own is for one attempt at it. `first_token`
+    is a stream's: until there is anything that the client may see.
     """
 
     connect: Seconds = 5
@@ -321,9 +322,9 @@ class Shadow(Section, frozen=True):
 class Model(Section, frozen=True):
     """A name clients use. `max_output_tokens` is reserved where a request sets no maximum.
 
-    `unsupported` goes above what its provider says. `affinity`: the same session, or else the same
-    beginning of a prompt, goes to the same target, whose cache knows it. `on_stream_failure`: where
-    a stream of plain text is cut, another target is asked to go on from there.
+    `unsupported` and `timeouts` go above what its provider says. `affinity`: the same session, or
+    else the same beginning of a prompt, goes to the same target, whose cache knows it.
+    `on_stream_failure`: where a stream of plain text is cut, another target is asked to go on.
     """
 
     targets: Annotated[tuple[Target, ...], Meta(min_length=1)]
@@ -331,6 +332,7 @@ class Model(Section, frozen=True):
     price: Price | None = None
     max_output_tokens: Count | None = None
     unsupported: Literal["refuse", "drop"] | None = None
+    timeouts: Timeouts | None = None
     affinity: Literal["none", "session", "prompt"] = "none"
     fallbacks: Fallbacks = Fallbacks()
     on_stream_failure: Literal["error", "continue"] = "error"

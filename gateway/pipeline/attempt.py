@@ -51,7 +51,7 @@ async def attempt(services: Services, call: Call) -> Deliver:
     """
     served = call.model
     assert served is not None
-    until = call.started_at + _allowed(call, services.config.server.timeouts.total)
+    until = call.started_at + _allowed(call, served.total or services.config.server.timeouts.total)
     first = _Course(services, call, served, until)
     deliver = await first.run()
     if deliver is None and served.fallbacks and first.failure is not None:
@@ -161,6 +161,8 @@ class _Course:
                         hedged += race.hedged
                         self._failed = race.failed
                     following = decide(error)
+                    if error.failure is Failure.TOTAL_TIMEOUT and monotonic() < self._until:
+                        following = Next.NEXT_TARGET  # it was its provider's own
                     if _rests(keyed, error) and race is None:
                         continue
                     if following is Next.GIVE_UP:
@@ -214,7 +216,8 @@ class _Course:
             breaker.probe(call.sent_at, route.target.deadlines.first_byte)
         state.in_flight += 1
         try:
-            deliver = await asking(self._services, call, route, self._until)
+            until = min(self._until, call.sent_at + route.target.deadlines.total)
+            deliver = await asking(self._services, call, route, until)
         except UpstreamError as error:
             if _learn(route, error):
                 self._services.ejected(route)

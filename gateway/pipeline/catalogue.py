@@ -172,6 +172,7 @@ class Catalogue:
             msgspec.structs.asdict(model.fallbacks),
             hedge_after(model.hedge),
             None if model.shadow is None else self._shadow(name, model.shadow),
+            model.timeouts.total if model.timeouts is not None else None,
             model.on_stream_failure == "continue",
         )
 
@@ -214,10 +215,7 @@ class Catalogue:
         if schedule is None and price is None:
             price = default
         keys = keys_of(provider)
-        targets = [
-            self._target(wanted, provider, key, model.max_output_tokens if model else None)
-            for key, _ in keys
-        ]
+        targets = [self._target(wanted, provider, key, model) for key, _ in keys]
         drop = (model and model.unsupported) or provider.unsupported or self._config.unsupported
         keeps = model is not None and model.on_stream_failure == "continue"
         ways = [
@@ -267,11 +265,12 @@ class Catalogue:
         wanted: schema.Target,
         provider: schema.Provider,
         key: str | None,
-        max_output: int | None = None,
+        model: schema.Model | None = None,
     ) -> Target:
         url = base_url_of(provider)
         assert wanted.model is not None
-        times = provider.timeouts or self._config.server.timeouts
+        own = model.timeouts if model is not None else None
+        times = own or provider.timeouts or self._config.server.timeouts
         parts = urlsplit(url)
         local = {"demo": self._demo_socket, "unix": parts.path}.get(parts.scheme)
         origin = Origin(
@@ -297,7 +296,7 @@ class Catalogue:
             priority=wanted.priority,
             idempotent=provider.idempotency,
             drains=provider.on_disconnect == "drain",
-            max_output=max_output,
+            max_output=model.max_output_tokens if model is not None else None,
             settings=tuple(settings_of(provider).items()),
         )
 

@@ -97,6 +97,7 @@ class Served(msgspec.Struct, frozen=True):
     fallbacks: dict[str, tuple[str, ...]] = {}
     hedge_after: float | None = None  # seconds; 0: the target's p95
     shadow: "Shadow | None" = None
+    total: float | None = None  # seconds for a request; None: as for all
     goes_on: bool = False  # with a stream that is cut, at another target
 
 

@@ -156,3 +156,55 @@ async def with_timeout(port: int, seconds: str) -> tuple[int, float, bytes]:
     took = asyncio.get_running_loop().time() - began
     top, _, body = raw.partition(b"\r\n\r\n")
     return int(top.split()[1]), took, body
+
+
+async def hangs(exchange: Exchange) -> None:
+    await exchange.gone()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+async def test_a_models_deadlines_go_above_its_providers(*, stream: bool) -> None:
+    async with Upstream(behaviour=hangs) as upstream:
+        row = {"kind": "openai", "api_key": "x", "base_url": upstream.url}
+        targets = [{"provider": "p0", "model": "gpt-4o-mini"}]
+        models = {
+            "patient": {"targets": targets, "timeouts": {"first_byte": 30, "total": 1}},
+            "hasty": {"targets": targets, "timeouts": {"first_byte": 0.3}},
+        }
+        providers = {"p0": {**row, "timeouts": {"first_byte": 20}}}
+        with running(config(providers=providers, models=models)) as gateway:
+            for i, (model, fired) in enumerate((("patient", "total"), ("hasty", "first_byte"))):
+                outcome = await once(gateway.port, Ask(chat(model=model, stream=stream)))
+                assert (outcome.status, outcome.json["error"]["code"]) == (504, "deadline_exceeded")
+                (tried,) = gateway.records(i + 1)[-1]["tries"]
+                assert tried["failure"] == f"{fired}_timeout"
+
+
+async def test_a_client_never_gets_more_than_its_models_total() -> None:
+    async with Upstream(behaviour=hangs) as upstream:
+        models = {
+            "m": {
+                "targets": [{"provider": "p0", "model": "gpt-4o-mini"}],
+                "timeouts": {"total": 0.5},
+            }
+        }
+        with running(config(upstream.url, models=models)) as gateway:
+            status, took, _ = await with_timeout(gateway.port, "1e9")
+            assert status == 504
+            assert took < 20
+
+
+async def test_a_providers_own_total_hands_over() -> None:
+    async with Upstream(behaviour=hangs) as slow, Upstream() as fast:
+        providers = {
+            "p0": {"kind": "openai", "api_key": "x", "base_url": slow.url},
+            "p1": {"kind": "openai", "api_key": "x", "base_url": fast.url},
+        }
+        providers["p0"]["timeouts"] = {"total": 0.4}  # type: ignore[assignment]
+        targets = [
+            {"provider": f"p{i}", "model": "gpt-4o-mini", "priority": i + 1} for i in range(2)
+        ]
+        models = {"m": {"targets": targets}}
+        with running(config(providers=providers, models=models)) as gateway:
+            outcome = await once(gateway.port, Ask(chat()))
+            assert outcome.headers["x-sluice-provider"] == "p1"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support.config import KEY, bearer, chat, config, digest
@@ -143,6 +144,34 @@ async def test_connections_in_all_are_bounded() -> None:
                 assert (await client.ask()).status == 200
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError, OSError)):
                 await refused_one(gateway)
+
+
+@pytest.mark.skipif(not hasattr(psutil.Process, "rlimit"), reason="the system has no rlimit")
+async def test_a_worker_without_file_descriptors_goes_on_and_recovers() -> None:
+    async with serving({}) as (gateway, _, gated):
+        gated.gate.set()
+        async with Client(gateway.port) as client:
+            assert (await client.ask()).status == 200
+            worker = psutil.Process(gateway.worker_pids[0])
+            before = worker.rlimit(psutil.RLIMIT_NOFILE)
+            worker.rlimit(psutil.RLIMIT_NOFILE, (worker.num_fds() + 10, before[1]))
+            crowd = []
+            for _ in range(60):
+                with contextlib.suppress(OSError):
+                    crowd.append(await asyncio.open_connection("127.0.0.1", gateway.port))
+            for _ in range(5):
+                assert (await client.ask()).status == 200
+            for _, writer in crowd:
+                writer.close()
+            worker.rlimit(psutil.RLIMIT_NOFILE, before)
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                    if (await once(gateway.port, Ask())).status == 200:
+                        break
+                await asyncio.sleep(0.1)
+        assert gateway.worker_pids == [worker.pid]
+        assert worker.cpu_times().user < 30  # it did not turn in circles
 
 
 # -- fresh workers ---------------------------------------------------------------------------------
