@@ -61,12 +61,15 @@ class Catalogue:
         """Return what serves a model name: configured, `provider/model`, or claimed by one."""
         return self._models.get(model) or self._dynamic.get(model) or self._claimed(model)
 
-    def shared_states(self) -> dict[str, TargetState]:
-        """Return what is known of the targets of models that have several, by provider/model."""
+    def shared_states(self, strategy: str = "") -> dict[str, TargetState]:
+        """Return what is known of the targets of models that have several, by provider/model.
+
+        Of those of one strategy, or of all.
+        """
         return {
             f"{route.target.provider}/{route.target.model}": route.state
             for served in self._models.values()
-            if len(served.routes) > 1
+            if len(served.routes) > 1 and strategy in ("", served.strategy)
             for route in served.routes
         }
 

@@ -36,6 +36,14 @@ class TargetState:
         self._measured_at = now
         self._recent.append(seconds)
 
+    def measured(self, since: float) -> float | None:
+        """Return the latency, if anything was learned of it since then."""
+        return self._latency if self._measured_at > since else None
+
+    def heard(self, seconds: float, now: float) -> None:
+        """Learn a latency from another worker, where this one has none of its own."""
+        self._latency, self._measured_at = seconds, now
+
     def p95(self) -> float | None:
         """Return what 19 of 20 answers have begun within; None while there were too few."""
         if len(self._recent) < FEWEST:

@@ -14,6 +14,7 @@ KEYS = "sluice:keys"  # SHA-256 of a virtual key's secret -> key id
 KEYS_VERSION = "sluice:keys:version"  # raised with every change of a virtual key
 WORKERS = "sluice:workers"  # live workers of all machines -> when last seen (Unix seconds)
 TARGETS = "sluice:targets"  # provider/model -> until when it is left alone (Unix ms)
+LATENCIES = "sluice:targets:latency"  # provider/model -> microseconds, and when (Unix ms)
 GATEWAY_LIMIT = "sluice:limit:gateway"  # the limits of everybody together
 TARGETS_TENANT = "~targets"  # holds the limits of targets; no tenant can be called so
 SHADOW_TENANT = "~shadow"  # has what copies of requests cost

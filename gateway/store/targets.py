@@ -17,6 +17,23 @@ class TargetBoard:
         self._client.post("HSET", names.TARGETS, target, int(until * 1000))
         self._client.post("EXPIRE", names.TARGETS, KEPT_SECONDS)
 
+    def tell_latencies(self, found: dict[str, float], now: float) -> None:
+        """Tell how long targets take to begin an answer (seconds)."""
+        for target, seconds in found.items():
+            value = f"{int(seconds * 1_000_000)} {int(now * 1000)}"
+            self._client.post("HSET", names.LATENCIES, target, value)
+        self._client.post("EXPIRE", names.LATENCIES, KEPT_SECONDS)
+
+    async def latencies(self, now: float, newest: float) -> dict[str, float]:
+        """Return what was told within so many seconds. Raises StoreError."""
+        flat = await self._client.call("HGETALL", names.LATENCIES)
+        found = {}
+        for name, value in zip(flat[::2], flat[1::2], strict=True):
+            microseconds, told_ms = value.split()
+            if int(told_ms) / 1000 > now - newest:
+                found[name.decode()] = int(microseconds) / 1_000_000
+        return found
+
     async def read(self, now: float) -> dict[str, float]:
         """Return the targets that are left alone now, each until when. Raises StoreError."""
         flat = await self._client.call("HGETALL", names.TARGETS)

@@ -202,3 +202,31 @@ async def test_a_key_that_no_header_may_hold_is_left_out(upstream: Upstream, key
         outcome = await once(gateway.port, Ask(headers={"Idempotency-Key": key}))
         assert outcome.status in (200, 400)
         assert all("idempotency-key" not in one.headers for one in upstream.received)
+
+
+async def test_workers_tell_each_other_how_long_targets_take() -> None:
+    """A gateway that has never asked the slow one gives it next to nothing."""
+
+    async def late(exchange: Exchange) -> None:
+        await asyncio.sleep(0.3)
+        await answer(exchange)
+
+    async with Upstream(behaviour=late) as slow, Upstream(behaviour=answer) as fast:
+        text = config(slow.url, fast.url, **model("latency", 2))
+        with running(text) as one:
+            store = one.store
+            url = f"unix://{one.state}/redis.sock"
+            await flood(one.port, [Ask() for _ in range(12)], connections=4)
+            async with asyncio.timeout(10):
+                while len(store.hgetall("sluice:targets:latency")) < 2:
+                    await asyncio.sleep(0.1)
+            told = {
+                k: int(v.split()[0]) for k, v in store.hgetall("sluice:targets:latency").items()
+            }
+            assert told["p0/gpt-4o-mini"] >= 300_000 > told["p1/gpt-4o-mini"]
+            other = config(slow.url, fast.url, redis={"url": url}, **model("latency", 2))
+            with running(other) as two:
+                await asyncio.sleep(2.2)
+                before = len(slow.received)
+                await flood(two.port, [Ask() for _ in range(40)], connections=1)
+                assert len(slow.received) - before <= 2
