@@ -116,6 +116,7 @@ class HotRoutes:
     async def handle(self, request: HotRequest) -> Sent:
         """Read the body, run the pipeline; the reply is written by then, or on its way."""
         message, protocol = request.message, request.protocol
+        await protocol.caught_up()
         started = monotonic()
         modern = message.version >= (1, 1)
         keep_alive = not message.should_close

@@ -153,6 +153,8 @@ class GatewayProtocol(RequestHandler):
         super().resume_writing()
         if self.flow is not None:
             self.flow.resume()
+        elif self._direct and not self._serving:
+            self._take_later()
 
     def answered(self, keep_alive: bool) -> None:
         """Know that the direct lane's answer is written; the next request may come."""
@@ -166,7 +168,24 @@ class GatewayProtocol(RequestHandler):
             transport.close()
             return
         self._timer.set(monotonic() + KEEP_ALIVE_SECONDS)
-        if self._later:
+        if not self.writing_paused:
+            self._take_later()
+
+    async def caught_up(self) -> None:
+        """Wait until the client has read what it was sent. Raises ConnectionResetError."""
+        if not self.writing_paused:
+            return
+        try:
+            async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                await self._drain_helper()
+        except TimeoutError:
+            self.force_close()
+            raise ConnectionResetError("the client reads nothing") from None
+
+    def _take_later(self) -> None:
+        """Serve what came meanwhile: not before a client has read what it has been sent."""
+        transport = self.transport
+        if self._later and transport is not None:
             data = b"".join(self._later)
             self._later.clear()
             self._later_size = 0
@@ -218,7 +237,7 @@ class GatewayProtocol(RequestHandler):
 
     def _take(self, data: bytes) -> None:
         """Serve a whole request, keep a part of one, leave anything else to aiohttp."""
-        if self._serving:
+        if self._serving or self.writing_paused:
             self._keep_for_later(data)
             return
         if self._parts:

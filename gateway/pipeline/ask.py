@@ -12,6 +12,7 @@ from gateway.core.errors import Failure, UpstreamError
 from gateway.core.request import Request
 from gateway.core.target import Deadlines
 from gateway.formats import Meta
+from gateway.formats.opening import only_opens
 from gateway.pipeline.answer import served_headers
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.lanes import HubLane, Lane
@@ -24,8 +25,10 @@ from gateway.policy.retry import retry_after
 from gateway.policy.tokens import count_tokens
 from gateway.upstream.exchange import MAX_BODY_BYTES, Reply
 from gateway.upstream.relay import Relay
+from gateway.upstream.timer import FOREVER
 
 MAX_SHOWN_CHARS = 300
+EARLY_SECONDS = 0.002  # by which a timer may go off too soon: uvloop's count whole milliseconds
 NO_META = Meta("", "", 0)  # replies in the client's own dialect need none
 
 
@@ -60,8 +63,10 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     if not content.lstrip().startswith(b"{"):
         # A login page, or whatever stands in front of a provider: no answer of its API.
         raise UpstreamError(Failure.PROTOCOL, "the reply is no JSON object")
+    if not content.isascii():
+        _check_text(content)
     answer = lane.read(content, request, meta)
-    if request.stream and answer.usage is None and _error(content) is not None:
+    if answer.usage is None and _error(content) is not None:
         # Some servers answer so with status 200.
         raise UpstreamError(Failure.STREAM_ERROR, content.decode(errors="replace"))
     call.status = 200
@@ -126,14 +131,14 @@ async def ask_rest(services: Services, call: Call, route: Route, until: float) -
 class _Watch:
     """Looks after a stream that has shown nothing yet: comments for the client, and a deadline."""
 
-    __slots__ = ("_loop", "_ping", "_relay", "_timer", "_until")
+    __slots__ = ("_every", "_loop", "_ping_at", "_relay", "_timer", "_until")
 
     def __init__(self, services: Services, relay: Relay, deadlines: Deadlines) -> None:
         self._loop, self._relay = services.loop, relay
-        self._ping = services.config.server.stream_ping
-        self._until = monotonic() + deadlines.first_token
-        first = min(self._ping, deadlines.first_token)
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(first, self._look)
+        self._every = services.config.server.stream_ping
+        now = monotonic()
+        self._until, self._ping_at = now + deadlines.first_token, now + self._every
+        self._timer: asyncio.TimerHandle | None = self._loop.call_at(self._next(), self._look)
 
     def close(self) -> None:
         """Look no more. Idempotent."""
@@ -141,18 +146,23 @@ class _Watch:
             self._timer.cancel()
             self._timer = None
 
+    def _next(self) -> float:
+        return min(self._until, self._ping_at) + EARLY_SECONDS
+
     def _look(self) -> None:
         self._timer = None
         if self._relay.started:
             return
-        left = self._until - monotonic()
-        if left <= 0:
+        now = monotonic()
+        if now >= self._until:
             message = "nothing came behind the reply's head in time"
             if self._relay.give_up(UpstreamError(Failure.FIRST_TOKEN_TIMEOUT, message)):
                 return
-        self._relay.ping()
-        following = min(self._ping, left) if left > 0 else self._ping
-        self._timer = self._loop.call_later(following, self._look)
+            self._until = FOREVER  # there is no head yet: that has a deadline of its own
+        if now >= self._ping_at:
+            self._relay.ping()
+            self._ping_at = now + self._every
+        self._timer = self._loop.call_at(self._next(), self._look)
 
 
 async def _more_headers(
@@ -165,6 +175,15 @@ async def _more_headers(
     if route.signer is not None:
         lines += await route.signer.headers("POST", route.target.origin.authority, path, body)
     return lines
+
+
+def _check_text(content: bytes) -> None:
+    """Raise UpstreamError where a reply is no UTF-8: msgspec does not look into all of it."""
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        message = f"the reply is no UTF-8 (byte {error.start})"
+        raise UpstreamError(Failure.PROTOCOL, message) from None
 
 
 def _meta(services: Services, call: Call, request: Request, model: str) -> Meta:
@@ -197,6 +216,7 @@ def _relay(call: Call, lane: Lane, request: Request, meta: Meta) -> Relay:
         partial(served_headers, call, with_cost=False),
         count_tokens,
         monotonic,
+        partial(only_opens, call.operation),
         call.allowance,
     )
 

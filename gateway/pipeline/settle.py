@@ -39,8 +39,8 @@ def measure(call: Call, answer: Answer | None = None) -> None:
     usage = answer.usage if answer is not None else None
     if relay is not None:
         usage = relay.usage
-    if usage is not None:
-        call.usage, call.usage_source = _sane(usage), "provider"
+    if usage is not None and _is_sane(usage):
+        call.usage, call.usage_source = usage, "provider"
     else:
         text_tokens = relay.delivered_tokens() if relay is not None else 0
         if answer is not None and text_tokens == 0:
@@ -69,14 +69,10 @@ def _add(call: Call, before: Spent) -> None:
     call.cost = before.cost.plus(call.cost)
 
 
-def _sane(usage: Usage) -> Usage:
-    """Return counts that can be counted with: a provider's mistake must not corrupt a sum."""
-    prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    cached, reasoning = usage.cached_tokens, usage.reasoning_tokens
-    written = usage.cache_write_tokens
-    if min(prompt, completion, cached, reasoning, written) >= 0 and prompt + completion < MOST:
-        return usage
-    return Usage(*[min(max(n, 0), MOST) for n in msgspec.structs.astuple(usage)])
+def _is_sane(usage: Usage) -> bool:
+    """Tell whether counts can be true: a mistake must not empty a budget, or corrupt a sum."""
+    figures: tuple[int, ...] = msgspec.structs.astuple(usage)
+    return min(figures) >= 0 and max(figures) < MOST
 
 
 def settle(services: Services, call: Call) -> None:

@@ -72,7 +72,7 @@ def decide(error: UpstreamError) -> Next:
     if error.failure is Failure.TOTAL_TIMEOUT:
         return Next.GIVE_UP
     if error.failure is Failure.STATUS:
-        if error.status < 500 and error.status not in HANDED_OVER:
+        if 400 <= error.status < 500 and error.status not in HANDED_OVER:
             return Next.GIVE_UP
         return Next.RETRY if error.status in _PASSING_STATUSES else Next.NEXT_TARGET
     return Next.RETRY if error.failure in _PASSING else Next.NEXT_TARGET

@@ -23,7 +23,7 @@ from gateway.core.raw import NOTHING
 from gateway.core.sse import SseEvent
 from gateway.core.usage import Usage
 from gateway.providers.decoding import SseDecoder, raw_text
-from gateway.providers.errors import UNREADABLE
+from gateway.providers.errors import UNREADABLE, unreadable
 
 FINISH = {
     "end_turn": STOP,
@@ -160,8 +160,10 @@ def parse_usage(body: bytes) -> Usage | None:
     """Read the usage of a whole reply."""
     try:
         usage = _decode_usage(body).usage
-    except UNREADABLE:
+    except msgspec.ValidationError:
         return None
+    except UNREADABLE as error:
+        raise unreadable(error) from None
     return None if usage is None else usage.counted()
 
 

@@ -12,7 +12,7 @@ from gateway.core.raw import given
 from gateway.core.sse import SseEvent, SseReader, TooLarge
 from gateway.core.usage import Usage
 from gateway.providers.adapter import EVENT_STREAM
-from gateway.providers.errors import UNREADABLE
+from gateway.providers.errors import UNREADABLE, unreadable
 
 # Text kept for a count where no usage arrives; past it whoever counts is asked to take it.
 KEPT_BYTES = 16 * 1024
@@ -36,8 +36,8 @@ class SseDecoder(ABC):
             raise _too_large() from None
 
     def feed(self, data: bytes) -> list[Event]:
-        """Take any split of the stream."""
-        return [event for one in self.cut(data) for event in self.take(one)]
+        """Take any split of the stream. Raises UpstreamError where an event cannot be read."""
+        return [event for one in self.cut(data) for event in self.take(one, strictly=True)]
 
     def rest(self) -> list[SseEvent]:
         """Return the event whose empty line never came, which may be cut. Raises UpstreamError."""
@@ -50,14 +50,21 @@ class SseDecoder(ABC):
         """Take an event whose empty line never came."""
         return [event for one in self.rest() for event in self.take(one)]
 
-    def take(self, event: SseEvent) -> list[Event]:
-        """Return what an event says: nothing where it cannot be read, or follows the end."""
-        if self._over:
+    def take(self, event: SseEvent, *, strictly: bool = False) -> list[Event]:
+        """Return what an event says: nothing where it is of no shape we know, or follows the end.
+
+        Raises UpstreamError, if strictly, where it is no JSON: a part of the answer is lost.
+        """
+        if self._over or not event.data.strip():
             return []
         try:
             found = self.read(event)
-        except UNREADABLE:
+        except msgspec.ValidationError:
             return []  # not a shape we know, and no reason to end
+        except UNREADABLE as error:
+            if strictly:
+                raise unreadable(error) from None
+            return []
         self._over = bool(found) and isinstance(found[-1], _LAST)
         return found
 

@@ -4,9 +4,16 @@ from typing import Any
 
 import msgspec
 
+from gateway.core.errors import Failure, UpstreamError
+
 # What decoding bytes of an upstream can raise: msgspec lets the last two through.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _NAMES = ("message", "error", "errors", "detail", "msg", "Message", "title", "error_message")
+
+
+def unreadable(error: Exception) -> UpstreamError:
+    """Return the error of a reply that is not what it says: cut, garbled, or no JSON at all."""
+    return UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}")
 
 
 def error_message(body: bytes) -> str | None:

@@ -14,7 +14,7 @@ from gateway.core.target import Target
 from gateway.core.usage import Usage
 from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
 from gateway.providers.chat import ChatCompletions, bearer
-from gateway.providers.errors import UNREADABLE, error_message
+from gateway.providers.errors import UNREADABLE, error_message, unreadable
 from gateway.providers.openai_stream import OpenAIStream
 from gateway.providers.openai_wire import Chunk, decode_chunk, decode_usage, parse_listing
 from gateway.providers.quirks import HINTS, NONE, Quirks
@@ -59,8 +59,10 @@ class NativeOpenAI:
         """Read `usage`; None where it is absent or not of the known shape."""
         try:
             usage = decode_usage(body).usage
-        except UNREADABLE:
+        except msgspec.ValidationError:
             return None
+        except UNREADABLE as error:
+            raise unreadable(error) from None
         return None if usage is None else usage.counted()
 
     def parse_text(self, body: bytes) -> str:

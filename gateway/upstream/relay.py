@@ -1,6 +1,6 @@
 """Hot path: a stream on its way from a provider to a client, written as it is read.
 
-Nothing reaches the client before the first event that it may see, so a failure up to there can
+Nothing reaches the client before the first event that says something, so a failure up to there can
 still be handed to another target. The end marker stays here until the request is settled.
 """
 
@@ -12,6 +12,8 @@ from gateway.core.usage import Usage
 from gateway.providers.adapter import StreamDecoder
 from gateway.upstream.exchange import Flow
 
+# Of events that say nothing yet: whoever sends more has begun.
+MAX_OPENING_BYTES = 64 * 1024
 PING = b": still here\n\n"
 # Of generated text, where no limit of tokens ends a stream: more than any model writes.
 MAX_TEXT_BYTES = 16.0 * 1024 * 1024
@@ -60,7 +62,10 @@ class Allowance(Protocol):
 
 
 class Relay:
-    """A sink that decodes and forwards. `count` counts the tokens of generated text."""
+    """A sink that decodes and forwards.
+
+    `count` counts the tokens of generated text; `opens` tells events that say nothing yet.
+    """
 
     __slots__ = (
         "_allowance",
@@ -72,6 +77,8 @@ class Relay:
         "_flow",
         "_folded",
         "_headers",
+        "_opening",
+        "_opens",
         "_since",
         "_write",
         "_write_frame",
@@ -85,10 +92,12 @@ class Relay:
         headers: Callable[[], bytes],
         count: Callable[[str], int],
         clock: Callable[[], float],
+        opens: Callable[[bytes], bool],
         allowance: Allowance | None = None,
     ) -> None:
         self._decoder, self._client, self._headers = decoder, client, headers
-        self._count, self._clock = count, clock
+        self._count, self._clock, self._opens = count, clock, opens
+        self._opening = b""
         self._write = client.write
         self._write_frame = client.write_frame if client.chunked else None
         self._flow: Flow | None = None
@@ -114,7 +123,7 @@ class Relay:
 
     def begin(self, status: int, headers: dict[bytes, bytes], flow: Flow) -> bool:
         """Take event streams; leave errors and whole replies to be gathered."""
-        kind = headers.get(b"content-type", b"")
+        kind = headers.get(b"content-type", b"").lower()
         if status != 200 or not kind.startswith(self._decoder.content_type):
             return False
         if headers.get(b"content-encoding", b"identity") != b"identity":
@@ -137,7 +146,7 @@ class Relay:
         """Forward an HTTP chunk as it is framed, if there is nothing in it to look at."""
         write = self._write_frame
         decoder = self._decoder
-        if write is None or not decoder.repeats(frame):
+        if write is None or self.first_event_at == 0.0 or not decoder.repeats(frame):
             return False
         write(frame)
         if decoder.text_bytes > self._allowed:
@@ -221,12 +230,18 @@ class Relay:
         if self.first_event_at == 0.0:
             if out.startswith(b":") and _says_nothing(out):
                 return  # a comment begins no answer: another target may still give it
+            if len(self._opening) + len(out) <= MAX_OPENING_BYTES and self._opens(out):
+                self._opening += out
+                return
             self._start()
         self._write(out)
 
     def _start(self) -> None:
         self.first_event_at = self._clock()
         self._client.start(self._headers())
+        if self._opening:
+            self._write(self._opening)
+            self._opening = b""
 
     def _fold(self) -> None:
         self._folded += self._count(self._decoder.take_text())

@@ -4,11 +4,14 @@ import asyncio
 import json
 import re
 from collections.abc import Iterable
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
 from gateway.core.errors import Failure, UpstreamError
+from gateway.core.operations import Operation
 from gateway.core.target import Deadlines
+from gateway.formats.opening import only_opens
 from gateway.http.client import ClientWriter
 from gateway.providers.openai_stream import OpenAIStream
 from gateway.upstream.connection import Connection
@@ -85,7 +88,14 @@ class Stream:
     def __init__(self, provider: Provider, chunked: bool) -> None:
         self.provider, self.peer, self.texts = provider, Peer(), list[str]()
         self.writer = Writer(self.peer, True, chunked)
-        self.relay = Relay(OpenAIStream(False), self.writer, lambda: b"", self._count, lambda: 1.0)
+        self.relay = Relay(
+            OpenAIStream(False),
+            self.writer,
+            lambda: b"",
+            self._count,
+            lambda: 1.0,
+            partial(only_opens, Operation.CHAT),
+        )
         send = provider.connection.exchange
         self.reply: asyncio.Future[Reply] = send(b"", self.relay, PATIENT, float("inf"))
 

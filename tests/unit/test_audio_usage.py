@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.usage import Usage
 from gateway.formats import chat_reply
-from gateway.pipeline.settle import MOST, _sane
+from gateway.pipeline.settle import MOST, _is_sane
 from gateway.providers import gemini_wire, openai_wire
 from gateway.providers.foreign_usage import ForeignUsage
 
@@ -61,5 +61,9 @@ def test_they_are_found_in_what_passes_through(body: dict[str, Any]) -> None:
 
 
 def test_impossible_figures_do_not_spoil_a_sum() -> None:
-    sane = _sane(Usage(-1, 2, 3, 10**30, 5, 10**30, -7))
-    assert sane == Usage(0, 2, 3, MOST, 5, MOST, 0)
+    assert _is_sane(Usage(0, 2, 3, MOST - 1, 5))
+    for number in range(7):
+        for figure in (-1, MOST, 10**30):
+            figures = [1] * 7
+            figures[number] = figure
+            assert not _is_sane(Usage(*figures))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gateway.core.errors import UpstreamError
 from gateway.core.messages import Fit
 from gateway.core.operations import Operation
 from gateway.core.target import Deadlines, Origin, Target
@@ -170,18 +171,25 @@ def test_usage_is_read_in_every_variant(usage: str, expected: Usage) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"<html>",
         b"[]",
         b"{}",
         b'{"usage":null}',
         b'{"usage":"free"}',
         b'{"usage":{"prompt_tokens":"7"}}',
-        b'{"usage":{"prompt_tokens":7},"x":' + b"[" * 100_000,
     ],
 )
 def test_no_usage_is_none(body: bytes) -> None:
     assert NATIVE.parse_usage(body) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b'{"usage":null', b'{"usage":{"prompt_tokens":7},"x":' + b"[" * 100_000],
+    ids=["empty", "page", "cut", "deep"],
+)
+def test_what_is_no_json_is_no_reply(body: bytes) -> None:
+    with pytest.raises(UpstreamError, match="cannot be read"):
+        NATIVE.parse_usage(body)
 
 
 @pytest.mark.parametrize(
