@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.core.errors import Failure, UpstreamError
+from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.request import Request
 from gateway.core.target import Deadlines
 from gateway.formats import Meta
@@ -37,7 +37,10 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     request, target, way = call.request, route.target, route.ways[call.operation]
     assert request is not None
     lane = way.stream_lane if request.stream else way.lane
-    built = lane.build(request)
+    try:
+        built = lane.build(request)
+    except RecursionError:  # decoded further up the stack it just fitted
+        raise ApiError("invalid_json", "The request body is nested too deeply.") from None
     call.dropped = built.dropped
     data = await packed(call, route, built.body, until)
     meta = NO_META if lane.native else _meta(services, call, request, target.model)

@@ -16,7 +16,7 @@ from gateway.upstream.exchange import Flow
 MAX_OPENING_BYTES = 64 * 1024
 PING = b": still here\n\n"
 # Of generated text, where no limit of tokens ends a stream: more than any model writes.
-MAX_TEXT_BYTES = 16.0 * 1024 * 1024
+MAX_TEXT_BYTES = 128.0 * 1024 * 1024
 
 
 class StreamClient(Protocol):
