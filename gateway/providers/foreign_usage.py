@@ -14,11 +14,11 @@ from gateway.core.sse import SseEvent, SseReader, TooLarge
 from gateway.core.usage import Usage
 from gateway.providers import (
     anthropic_wire,
-    cohere,
+    cohere_wire,
     converse_wire,
     gemini_wire,
     openai_wire,
-    responses,
+    responses_wire,
 )
 from gateway.providers.errors import UNREADABLE
 
@@ -54,11 +54,11 @@ _SHAPES: tuple[tuple[str, Any], ...] = (
     ("prompt_tokens", openai_wire.WireUsage),
     ("cache_read_input_tokens", anthropic_wire.WireUsage),
     ("cache_creation_input_tokens", anthropic_wire.WireUsage),
-    ("input_tokens", responses.WireUsage),
-    ("output_tokens", responses.WireUsage),
+    ("input_tokens", responses_wire.WireUsage),
+    ("output_tokens", responses_wire.WireUsage),
     ("inputTokens", converse_wire.WireUsage),
     ("promptTokenCount", gemini_wire.WireUsage),
-    ("tokens", cohere.WireUsage),
+    ("tokens", cohere_wire.WireUsage),
 )
 # Google's streams are lists, unless events are asked for.
 _decode = msgspec.json.Decoder(_Found | list[_Found]).decode

@@ -15,7 +15,7 @@ from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
 from gateway.providers.embeddings import Vector, encode_vectors, texts_of
 from gateway.providers.errors import UNREADABLE, error_message
 from gateway.providers.gemini_prompt import write
-from gateway.providers.gemini_wire import GeminiDecoder
+from gateway.providers.gemini_stream import GeminiDecoder
 from gateway.providers.paths import segment
 
 _encode = msgspec.json.Encoder().encode

@@ -1,15 +1,12 @@
 """Gemini's replies and streams, read into the hub's values and events."""
 
 import re
-from itertools import islice, pairwise
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
-from gateway.core import events
 from gateway.core.errors import Failure, UpstreamError
-from gateway.core.events import Event
 from gateway.core.messages import (
     FILTERED,
     LENGTH,
@@ -23,13 +20,13 @@ from gateway.core.messages import (
     ToolCall,
     mark,
 )
-from gateway.core.raw import NOTHING, given
-from gateway.core.sse import SseEvent
+from gateway.core.raw import NOTHING
 from gateway.core.usage import Usage
-from gateway.providers.decoding import SseDecoder, raw_text
+from gateway.providers.decoding import raw_text
 from gateway.providers.errors import UNREADABLE
 
 MAKER = "gemini"
+
 
 FINISH = {"MAX_TOKENS": LENGTH} | dict.fromkeys(
     (
@@ -151,7 +148,7 @@ class LogprobsResult(msgspec.Struct, gc=False, rename="camel"):
         for i, chosen in enumerate(self.chosen_candidates or ()):
             top = (tops[i].candidates if i < len(tops) else None) or ()
             found.append({**_logprob(chosen), "top_logprobs": [_logprob(one) for one in top]})
-        return Raw(_encode(found))
+        return Raw(msgspec.json.encode(found))
 
 
 def _logprob(one: TokenLogprob) -> dict[str, Any]:
@@ -190,13 +187,13 @@ class Answer(msgspec.Struct, gc=False, rename="camel"):
     error: Any = None
 
 
-_decode = msgspec.json.Decoder(Answer).decode
+decode = msgspec.json.Decoder(Answer).decode
 
 
 def parse_usage(body: bytes) -> Usage | None:
     """Read the usage of a whole reply."""
     try:
-        usage = _decode(body).usage_metadata
+        usage = decode(body).usage_metadata
     except UNREADABLE:
         return None
     return None if usage is None else usage.counted()
@@ -205,7 +202,7 @@ def parse_usage(body: bytes) -> Usage | None:
 def parse(body: bytes) -> Reply:
     """Read a whole reply. Raises UpstreamError."""
     try:
-        answer = _decode(body)
+        answer = decode(body)
     except UNREADABLE as error:
         raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
     if answer.error is not None:
@@ -223,13 +220,13 @@ def parse(body: bytes) -> Reply:
 
 def _parts(answer: Answer) -> tuple[tuple[Part, ...], str]:
     if not answer.candidates:
-        return (Refusal(_blocked(answer)),), FILTERED
+        return (Refusal(blocked(answer)),), FILTERED
     candidate = answer.candidates[0]
     found: list[Part] = []
     for part in (candidate.content and candidate.content.parts) or ():
         signature = mark(MAKER, part.thought_signature or "")
         if part.function_call is not None:
-            found.append(_call(part.function_call, len(found), answer, signature))
+            found.append(call_of(part.function_call, len(found), answer, signature))
         elif part.text is not None and part.thought:
             found.append(Thinking(part.text, signature))
         elif part.text is not None:
@@ -242,169 +239,26 @@ def _parts(answer: Answer) -> tuple[tuple[Part, ...], str]:
         logprobs = candidate.logprobs_result.as_chat()
         found[texts[0]] = msgspec.structs.replace(found[texts[0]], logprobs=logprobs)
     called = any(isinstance(part, ToolCall) for part in found)
-    return tuple(found), _finish(candidate.finish_reason or "", called)
+    return tuple(found), finish_of(candidate.finish_reason or "", called)
 
 
-def _call(call: FunctionCall, number: int, answer: Answer, signature: str) -> ToolCall:
+def call_of(call: FunctionCall, number: int, answer: Answer, signature: str) -> ToolCall:
     arguments = raw_text(call.args) or "{}"
     return ToolCall(
-        call.id or _call_id(answer.response_id, number), call.name or "", arguments, signature
+        call.id or call_id(answer.response_id, number), call.name or "", arguments, signature
     )
 
 
-def _call_id(response_id: str | None, number: int) -> str:
+def call_id(response_id: str | None, number: int) -> str:
     """Name a call that has no name: unlike those of other replies in the conversation."""
     return f"call_{re.sub(r'[^A-Za-z0-9]', '', response_id or '')[:24]}_{number}"
 
 
-def _finish(reason: str, called: bool) -> str:
+def finish_of(reason: str, called: bool) -> str:
     return FINISH.get(reason, TOOL_CALLS if called else STOP)
 
 
-def _blocked(answer: Answer) -> str:
+def blocked(answer: Answer) -> str:
     feedback = answer.prompt_feedback or Feedback()
     reason = feedback.block_reason_message or feedback.block_reason or "no reason given"
     return f"The prompt was blocked: {reason}"
-
-
-class GeminiDecoder(SseDecoder):
-    """Reads a stream of partial answers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._begun = False
-        self._calls = 0
-        self._arguments: Any = None  # of a call that comes in pieces
-        self._thoughts = 0
-        self._thinking = False
-
-    def read(self, event: SseEvent) -> list[Event]:
-        """Return what an event says."""
-        answer = _decode(event.data)
-        if answer.error is not None:
-            return [events.Failed(event.data.decode(errors="replace"))]
-        found: list[Event] = []
-        if not self._begun:
-            self._begun = True
-            found.append(events.Begun(answer.response_id or "", answer.model_version or ""))
-        if answer.candidates:
-            found += self._candidate(answer.candidates[0], answer)
-        elif answer.prompt_feedback is not None and answer.prompt_feedback.block_reason:
-            found += [events.RefusalDelta(_blocked(answer)), events.Finished(FILTERED)]
-        if answer.usage_metadata is not None:
-            used = answer.usage_metadata.counted()
-            if used is not None:
-                found.append(events.Used(used))
-        return found
-
-    def _candidate(self, candidate: Candidate, answer: Answer) -> list[Event]:
-        found: list[Event] = []
-        logprobs = candidate.logprobs_result.as_chat() if candidate.logprobs_result else None
-        for part in (candidate.content and candidate.content.parts) or ():
-            signature = mark(MAKER, part.thought_signature or "")
-            if part.function_call is not None:
-                found += self._call(part.function_call, answer, signature)
-            elif part.text is not None and part.thought:
-                self._thinking = True
-                found.append(events.ThinkingDelta(part.text, self._thoughts))
-                if signature:
-                    found.append(self._signed(signature))
-            elif part.text is not None:
-                if signature:
-                    found.append(self._signed(signature))
-                if part.text:
-                    self._thinking = False
-                    found.append(events.TextDelta(part.text, logprobs))
-                    logprobs = None
-        if candidate.finish_reason:
-            found += self._end_call()
-            reason = _finish(candidate.finish_reason, self._calls > 0)
-            found.append(events.Finished(reason))
-        return found
-
-    def _signed(self, signature: str) -> Event:
-        """Sign the thoughts so far, or what has none."""
-        block, self._thoughts = self._thoughts, self._thoughts + 1
-        thinking, self._thinking = self._thinking, False
-        if thinking:
-            return events.ThinkingSigned(signature, block=block)
-        return events.ThinkingSigned(redacted=signature, block=block)
-
-    def _call(self, call: FunctionCall, answer: Answer, signature: str) -> list[Event]:
-        """Take a call, or a piece of one: it ends with one that has nothing to say, or goes on."""
-        found: list[Event] = []
-        if call.name:
-            found += self._end_call()
-            number, self._calls = self._calls, self._calls + 1
-            call_id = call.id or _call_id(answer.response_id, number)
-            found.append(events.CallBegun(number, call_id, call.name, signature))
-            self._arguments = given(call.args) or {}
-        for piece in call.partial_args or ():
-            _put(self._arguments, piece)
-        if not call.will_continue:
-            found += self._end_call()
-        return found
-
-    def _end_call(self) -> list[Event]:
-        if self._arguments is None:
-            return []
-        arguments, self._arguments = self._arguments, None
-        return [events.CallDelta(self._calls - 1, _encode(arguments).decode())]
-
-    def end(self) -> list[Event]:
-        """End the call whose end never came."""
-        return [*super().end(), *self._end_call()]
-
-
-class _Growing:
-    """Text that comes in pieces. Joined once: adding to a text copies all of it each time."""
-
-    def __init__(self, piece: str) -> None:
-        self.pieces = [piece]
-
-
-def _joined(text: Any) -> str:
-    return "".join(text.pieces)
-
-
-_encode = msgspec.json.Encoder(enc_hook=_joined).encode
-_STEP = re.compile(
-    r"\.([^.\[\]]+)|\[(\d{1,9})\]|\['((?:[^'\\]|\\.)*)'\]|\[\"((?:[^\"\\]|\\.)*)\"\]"
-)
-MAX_STEPS = 100  # what is nested deeper could not be written as JSON either
-MAX_GAP = 10  # items of a list come one after the other; who leaves some out means nulls
-
-
-def _put(arguments: Any, piece: PartialArg) -> None:
-    """Put a value where its path says; text is added to the text that is there."""
-    found = list(islice(_STEP.finditer(piece.json_path or ""), MAX_STEPS + 1))
-    steps = [int(one[2]) if one[2] else one[1] or one[3] or one[4] or "" for one in found]
-    if not 0 < len(steps) <= MAX_STEPS:
-        return
-    place = arguments
-    for step, following in pairwise(steps):
-        empty: Any = [] if isinstance(following, int) else {}
-        place = _enter(place, step, empty)
-    last, value = steps[-1], piece.value
-    old = _enter(place, last, None)
-    if isinstance(value, str) and isinstance(old, _Growing):
-        old.pieces.append(value)
-    else:
-        _set(place, last, _Growing(value) if isinstance(value, str) else value)
-
-
-def _enter(place: Any, step: str | int, empty: Any) -> Any:
-    if isinstance(step, int) and isinstance(place, list) and step <= len(place) + MAX_GAP:
-        place += [None] * (step + 1 - len(place))
-        if place[step] is None:
-            place[step] = empty
-        return place[step]
-    if isinstance(step, str) and isinstance(place, dict):
-        return place.setdefault(step, empty)
-    return None
-
-
-def _set(place: Any, step: str | int, value: Any) -> None:
-    named = isinstance(place, dict) and isinstance(step, str)
-    if named or (isinstance(place, list) and isinstance(step, int) and step < len(place)):
-        place[step] = value

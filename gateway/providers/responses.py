@@ -5,15 +5,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from gateway.core import events
 from gateway.core.errors import Failure, UpstreamError
-from gateway.core.events import Event
 from gateway.core.messages import (
     ASSISTANT,
-    FILTERED,
-    LENGTH,
-    STOP,
-    TOOL_CALLS,
     Fit,
     Media,
     Message,
@@ -31,115 +25,28 @@ from gateway.core.messages import (
     written,
 )
 from gateway.core.operations import Operation
-from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
-from gateway.core.sse import SseEvent
 from gateway.core.target import Target
 from gateway.core.usage import Usage
 from gateway.providers.adapter import Endpoint
 from gateway.providers.chat import bearer, effort, end_user
-from gateway.providers.decoding import NativeStream, SseDecoder, inner_json
+from gateway.providers.decoding import NativeStream, inner_json
 from gateway.providers.errors import UNREADABLE
+from gateway.providers.responses_wire import (
+    MAKER,
+    Response,
+    ResponsesDecoder,
+    finish_of,
+    logprobs_of,
+)
 
 _encode = msgspec.json.Encoder().encode
 
+
 Json = dict[str, Any]
-MAKER = "responses"
-_INCOMPLETE = {"max_output_tokens": LENGTH, "content_filter": FILTERED}
-
-
-class InputDetails(msgspec.Struct, gc=False):
-    """`usage.input_tokens_details`."""
-
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-
-
-class OutputDetails(msgspec.Struct, gc=False):
-    """`usage.output_tokens_details`."""
-
-    reasoning_tokens: int | None = None
-
-
-class WireUsage(msgspec.Struct, gc=False):
-    """`usage`."""
-
-    input_tokens: int | None = None
-    input_tokens_details: InputDetails | None = None
-    output_tokens: int | None = None
-    output_tokens_details: OutputDetails | None = None
-
-    def counted(self) -> Usage:
-        """Convert to the gateway's counts."""
-        given = self.input_tokens_details or InputDetails()
-        made = self.output_tokens_details or OutputDetails()
-        return Usage(
-            self.input_tokens or 0,
-            given.cached_tokens or 0,
-            given.cache_write_tokens or 0,
-            self.output_tokens or 0,
-            made.reasoning_tokens or 0,
-        )
-
-
-class ContentPart(msgspec.Struct, gc=False):
-    """A part of a message or of a summary."""
-
-    type: str | None = None
-    text: str | None = None
-    refusal: str | None = None
-    logprobs: Raw = NOTHING
-
-
-class Item(msgspec.Struct, gc=False):
-    """An output item."""
-
-    type: str | None = None
-    id: str | None = None
-    call_id: str | None = None
-    name: str | None = None
-    arguments: Raw = NOTHING  # text; some servers send an object
-    content: list[ContentPart] | None = None
-    summary: list[ContentPart] | None = None
-    encrypted_content: str | None = None
-
-
-class Incomplete(msgspec.Struct, gc=False):
-    """Why a response is not complete."""
-
-    reason: str | None = None
-
-
-class Head(msgspec.Struct, gc=False):
-    """What a stream's first and last events are read for."""
-
-    id: str | None = None
-    model: str | None = None
-    incomplete_details: Incomplete | None = None
-    usage: WireUsage | None = None
-
-
-class Response(Head, gc=False):
-    """A whole response."""
-
-    status: str | None = None
-    output: list[Item] | None = None
-    error: Any = None
-
-
-class StreamEvent(msgspec.Struct, gc=False):
-    """An event of any type."""
-
-    type: str | None = None
-    output_index: int | None = None
-    delta: Any = None
-    item: Item | None = None
-    response: Head | None = None
-    logprobs: Raw = NOTHING
 
 
 _decode_response = msgspec.json.Decoder(Response).decode
-_decode_event = msgspec.json.Decoder(StreamEvent).decode
 
 
 class NativeResponses:
@@ -243,7 +150,7 @@ class ResponsesConversation:
             id=response.id or "",
             model=response.model or "",
             parts=parts,
-            finish=_finish(response, called),
+            finish=finish_of(response, called),
             usage=response.usage.counted() if response.usage is not None else None,
         )
 
@@ -358,7 +265,7 @@ def _parts(response: Response) -> tuple[Part, ...]:
                     if part.type == "refusal":
                         found.append(Refusal(part.refusal or ""))
                     elif part.text is not None:
-                        found.append(Text(part.text, logprobs=_logprobs(part.logprobs)))
+                        found.append(Text(part.text, logprobs=logprobs_of(part.logprobs)))
             case "reasoning":
                 text = "".join([one.text or "" for one in item.summary or item.content or ()])
                 secret = mark(MAKER, item.encrypted_content or "")
@@ -371,87 +278,3 @@ def _parts(response: Response) -> tuple[Part, ...]:
                 call_id = item.call_id or item.id or ""
                 found.append(ToolCall(call_id, item.name or "", inner_json(item.arguments) or "{}"))
     return tuple(found)
-
-
-def _logprobs(raw: Raw) -> Raw | None:
-    return None if bytes(raw) == b"[]" else given(raw)
-
-
-def _finish(response: Head, called: bool) -> str:
-    details = response.incomplete_details
-    if details is not None and details.reason in _INCOMPLETE:
-        return _INCOMPLETE[details.reason]
-    return TOOL_CALLS if called else STOP
-
-
-class ResponsesDecoder(SseDecoder):
-    """Reads a stream of events. Items are told by their place: some servers change their ids."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._calls: dict[int, int] = {}
-        self._shown: set[int] = set()  # items of which there were deltas
-        self._begun = False
-
-    def read(self, event: SseEvent) -> list[Event]:
-        """Return what an event says."""
-        found = _decode_event(event.data)
-        place = found.output_index or 0
-        match found.type:
-            case "response.output_text.delta" if isinstance(found.delta, str):
-                self._shown.add(place)
-                return [events.TextDelta(found.delta, _logprobs(found.logprobs))]
-            case "response.refusal.delta" if isinstance(found.delta, str):
-                self._shown.add(place)
-                return [events.RefusalDelta(found.delta)]
-            case "response.reasoning_summary_text.delta" | "response.reasoning_text.delta":
-                self._shown.add(place)
-                text = found.delta if isinstance(found.delta, str) else ""
-                return [events.ThinkingDelta(text, place)]
-            case "response.function_call_arguments.delta" if place in self._calls:
-                self._shown.add(place)
-                text = found.delta if isinstance(found.delta, str) else ""
-                return [events.CallDelta(self._calls[place], text)]
-            case "response.output_item.added" if found.item is not None:
-                return self._added(place, found.item)
-            case "response.output_item.done" if found.item is not None:
-                return self._done(place, found.item)
-            case "response.created" if found.response is not None and not self._begun:
-                self._begun = True
-                return [events.Begun(found.response.id or "", found.response.model or "")]
-            case "response.completed" | "response.incomplete" if found.response is not None:
-                return self._ended(found.response)
-            case "response.failed" | "error":
-                return [events.Failed(event.data.decode(errors="replace"))]
-        return []
-
-    def _added(self, place: int, item: Item) -> list[Event]:
-        if item.type != "function_call" or place in self._calls:
-            return []
-        number = self._calls[place] = len(self._calls)
-        return [events.CallBegun(number, item.call_id or item.id or "", item.name or "")]
-
-    def _done(self, place: int, item: Item) -> list[Event]:
-        """Take what only the whole item says: a secret, or what no delta said before."""
-        if item.type == "reasoning" and item.encrypted_content:
-            secret = mark(MAKER, item.encrypted_content)
-            if place in self._shown:
-                return [events.ThinkingSigned(secret, block=place)]
-            return [events.ThinkingSigned(redacted=secret, block=place)]
-        if place in self._shown:
-            return []
-        if item.type == "function_call":
-            found = self._added(place, item)  # where nobody said so before
-            if arguments := inner_json(item.arguments):
-                self._shown.add(place)
-                found.append(events.CallDelta(self._calls[place], arguments))
-            return found
-        if item.type == "message":
-            return [events.TextDelta(part.text) for part in item.content or () if part.text]
-        return []
-
-    def _ended(self, response: Head) -> list[Event]:
-        found: list[Event] = []
-        if response.usage is not None:
-            found.append(events.Used(response.usage.counted()))
-        return [*found, events.Finished(_finish(response, bool(self._calls))), events.Ended()]

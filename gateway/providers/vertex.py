@@ -20,7 +20,7 @@ from gateway.providers.anthropic_prompt import write as write_messages
 from gateway.providers.anthropic_wire import MessagesDecoder
 from gateway.providers.embeddings import Vector, encode_vectors, texts_of
 from gateway.providers.errors import UNREADABLE, error_message
-from gateway.providers.gemini_wire import GeminiDecoder
+from gateway.providers.gemini_stream import GeminiDecoder
 from gateway.providers.paths import segment
 
 MAX_TOKENS = 10**12  # a figure above is none

@@ -25,12 +25,12 @@ from gateway.formats import DIALECTS, Meta
 from gateway.pipeline.translation import Translation
 from gateway.providers.adapter import EventDecoder
 from gateway.providers.anthropic_wire import MessagesDecoder
-from gateway.providers.chat import ChatDecoder
-from gateway.providers.cohere import CohereDecoder
+from gateway.providers.chat_stream import ChatDecoder
+from gateway.providers.cohere_wire import CohereDecoder
 from gateway.providers.converse_wire import ConverseDecoder
 from gateway.providers.decoding import NativeStream, Noted
-from gateway.providers.gemini_wire import GeminiDecoder
-from gateway.providers.responses import ResponsesDecoder
+from gateway.providers.gemini_stream import GeminiDecoder
+from gateway.providers.responses_wire import ResponsesDecoder
 from tests.golden.recordings import NEEDS_RECORDINGS, RECORDINGS, Expected, Recording, read
 from tests.golden.replay import FRAME, LAST, data, event_stream_message, frames, named
 from tests.unit.test_aws_events import EVENT, text, written

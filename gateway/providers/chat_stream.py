@@ -1,0 +1,140 @@
+"""Streams of chat completions, read into the hub's events."""
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from gateway.core import events
+from gateway.core.events import Event
+from gateway.core.messages import (
+    FILTERED,
+    LENGTH,
+    STOP,
+    TOOL_CALLS,
+    mark,
+)
+from gateway.core.raw import given
+from gateway.core.sse import SseEvent
+from gateway.providers.chat_wire import Choice, Chunk, decode_chunk
+from gateway.providers.chat_wire import Message as WireMessage
+from gateway.providers.chat_wire import ToolCall as WireCall
+from gateway.providers.decoding import SseDecoder, raw_text
+from gateway.providers.errors import UNREADABLE
+
+MAKER = "openai"
+
+
+FINISH = {
+    "stop": STOP,
+    "eos": STOP,
+    "length": LENGTH,
+    "model_length": LENGTH,
+    "tool_calls": TOOL_CALLS,
+    "function_call": TOOL_CALLS,
+    "content_filter": FILTERED,
+}
+
+
+def signature_of(call: WireCall) -> str:
+    return mark(MAKER, raw_text(call.extra_content))
+
+
+class ChatDecoder(SseDecoder):
+    """Reads a stream of chunks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = False
+        # A call's number on the wire, or its id where it has none -> its number here.
+        self._calls: dict[int | str | None, int] = {}
+        self._ids: list[str] = []
+        self._details: list[Raw] = []
+
+    def read(self, event: SseEvent) -> list[Event]:
+        """Return what an event says."""
+        if event.data.strip() == b"[DONE]":
+            return [*self._signed(), events.Ended()]
+        chunk: Chunk = decode_chunk(event.data)
+        if chunk.error is not None:
+            return [events.Failed(event.data.decode(errors="replace"))]
+        found: list[Event] = []
+        if not self._begun and (chunk.id or chunk.choices):
+            self._begun = True
+            found.append(events.Begun(chunk.id or "", chunk.model or ""))
+        for choice in chunk.choices or ():
+            if not choice.index:
+                found += self._choice(choice)
+        usage = chunk.usage or next((c.usage for c in chunk.choices or () if c.usage), None)
+        if usage is not None:
+            found.append(events.Used(usage.counted()))
+        return found
+
+    def _choice(self, choice: Choice) -> list[Event]:
+        delta = choice.delta or choice.message or WireMessage(content=choice.text)
+        found: list[Event] = []
+        if thought := delta.thought():
+            found.append(events.ThinkingDelta(thought))
+        self._details += delta.reasoning_details or ()
+        text = delta.text()
+        logprobs = given(choice.logprobs.content) if choice.logprobs is not None else None
+        if text or delta.tool_calls or delta.refusal or choice.finish_reason:
+            found += self._signed()
+        if text or logprobs is not None:
+            found.append(events.TextDelta(text, logprobs))
+        if delta.refusal:
+            found.append(events.RefusalDelta(delta.refusal))
+        for call in delta.tool_calls or ():
+            found += self._call(call)
+        if choice.finish_reason:  # some servers send an empty one with every chunk
+            reason = FINISH.get(choice.finish_reason, STOP)
+            if reason == STOP and self._ids:
+                reason = TOOL_CALLS
+            found.append(events.Finished(reason))
+        return found
+
+    def _call(self, call: WireCall) -> list[Event]:
+        function = call.function
+        name = (function.name if function is not None else None) or ""
+        arguments = function.text() if function is not None else ""
+        key = call.index if call.index is not None else call.id or None
+        number = self._calls.get(key)
+        if key is None and not name and self._ids:
+            number = len(self._ids) - 1  # more of the last one
+        found: list[Event] = []
+        if number is None or (name and self._is_another(key, call.id, number)):
+            number = self._calls[key] = len(self._ids)
+            self._ids.append(call.id or f"call_{number}")
+            found.append(events.CallBegun(number, self._ids[number], name, signature_of(call)))
+        if arguments:
+            found.append(events.CallDelta(number, arguments))
+        return found
+
+    def _is_another(self, key: int | str | None, id: str | None, number: int) -> bool:
+        """Tell whether a call that has a name is not the known one: some number all calls 0."""
+        return key is None or bool(id and id != self._ids[number])
+
+    def _signed(self) -> list[Event]:
+        details, self._details = self._details, []
+        return [events.ThinkingSigned(_merged(details))] if details else []
+
+
+def _merged(pieces: list[Raw]) -> str:
+    """Put the pieces of OpenRouter's blocks together again: text grows, the rest is set once."""
+    blocks: dict[tuple[str, str], dict[str, Any]] = {}
+    grown: dict[tuple[str, str, str], list[str]] = {}
+    for piece in pieces:
+        try:
+            found = msgspec.json.decode(piece, type=dict[str, Any])
+        except UNREADABLE:
+            continue
+        key = str(found.get("index")), str(found.get("type"))
+        block = blocks.setdefault(key, {})
+        for name, value in found.items():
+            if name in ("text", "summary", "data") and isinstance(value, str):
+                grown.setdefault((*key, name), []).append(value)
+            elif value not in (None, "") or name not in block:
+                block[name] = value
+    for (index, kind, name), texts in grown.items():
+        blocks[index, kind][name] = "".join(texts)
+    return mark(MAKER, ",".join([msgspec.json.encode(block).decode() for block in blocks.values()]))

@@ -1,0 +1,181 @@
+"""Cohere's replies and streams as they stand on the wire, and what is read from them."""
+
+import msgspec
+
+from gateway.core import events
+from gateway.core.events import Event
+from gateway.core.messages import (
+    LENGTH,
+    STOP,
+    TOOL_CALLS,
+)
+from gateway.core.sse import SseEvent
+from gateway.core.usage import Usage
+from gateway.providers.decoding import SseDecoder
+
+FINISH = {
+    "COMPLETE": STOP,
+    "STOP_SEQUENCE": STOP,
+    "MAX_TOKENS": LENGTH,
+    "TOOL_CALL": TOOL_CALLS,
+}
+
+
+FAILURES = frozenset(("ERROR", "TIMEOUT"))
+
+
+class Tokens(msgspec.Struct, gc=False):
+    """Counts of tokens; Cohere sends some as floats."""
+
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+
+
+class WireUsage(msgspec.Struct, gc=False):
+    """`usage`: `tokens` is what the model had, `billed_units` what is paid for."""
+
+    tokens: Tokens | None = None
+    billed_units: Tokens | None = None
+    cached_tokens: float | None = None
+
+    def counted(self) -> Usage | None:
+        """Convert to the gateway's counts."""
+        found = self.tokens or self.billed_units
+        if found is None:
+            return None
+        cached = int(self.cached_tokens or 0)
+        return Usage(int(found.input_tokens or 0), cached, 0, int(found.output_tokens or 0))
+
+
+class Function(msgspec.Struct, gc=False):
+    """What a call calls."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class Call(msgspec.Struct, gc=False):
+    """A tool call."""
+
+    id: str | None = None
+    function: Function | None = None
+
+    def arguments(self) -> str:
+        """Return the arguments: some calls have none, in several ways."""
+        text = (self.function.arguments if self.function else None) or ""
+        return "" if text == "null" else text
+
+
+class ContentPart(msgspec.Struct, gc=False):
+    """A part of the content."""
+
+    type: str | None = None
+    text: str | None = None
+    thinking: str | None = None
+
+
+class WireMessage(msgspec.Struct, gc=False):
+    """What the model says, or what is new in it."""
+
+    content: list[ContentPart] | ContentPart | str | None = None
+    tool_plan: str | None = None
+    tool_calls: list[Call] | Call | None = None
+
+    def parts(self) -> list[ContentPart]:
+        """Return the content as parts."""
+        if isinstance(self.content, str):
+            return [ContentPart("text", self.content)]
+        return self.content if isinstance(self.content, list) else [self.content or ContentPart()]
+
+    def calls(self) -> list[Call]:
+        """Return the calls; in a stream there is one, by itself."""
+        found = self.tool_calls
+        return found if isinstance(found, list) else [found] if found is not None else []
+
+
+class Answer(msgspec.Struct, gc=False):
+    """A whole reply."""
+
+    id: str | None = None
+    message: WireMessage | str | None = None
+    finish_reason: str | None = None
+    usage: WireUsage | None = None
+
+
+class Delta(msgspec.Struct, gc=False):
+    """What is new in an event."""
+
+    message: WireMessage | None = None
+    finish_reason: str | None = None
+    usage: WireUsage | None = None
+    error: str | None = None
+
+
+class StreamEvent(msgspec.Struct, gc=False):
+    """An event of any type."""
+
+    type: str | None = None
+    id: str | None = None
+    index: int | None = None
+    delta: Delta | None = None
+
+
+_decode_event = msgspec.json.Decoder(StreamEvent).decode
+
+
+class CohereDecoder(SseDecoder):
+    """Reads a stream of events."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: dict[int, int] = {}
+
+    def read(self, event: SseEvent) -> list[Event]:
+        """Return what an event says."""
+        found = _decode_event(event.data)
+        delta = found.delta or Delta()
+        message = delta.message or WireMessage()
+        match found.type:
+            case "message-start":
+                return [events.Begun(found.id or "")]
+            case "content-delta" | "content-start":
+                return _content(message)
+            case "tool-plan-delta":
+                return [events.ThinkingDelta(message.tool_plan or "")]
+            case "tool-call-start" | "tool-call-delta":
+                return self._call(found.index or 0, message)
+            case "message-end":
+                return _ended(delta)
+        return []
+
+    def _call(self, index: int, message: WireMessage) -> list[Event]:
+        found: list[Event] = []
+        for call in message.calls():
+            number = self._calls.get(index)
+            if number is None:
+                number = self._calls[index] = len(self._calls)
+                name = (call.function.name if call.function else None) or ""
+                found.append(events.CallBegun(number, call.id or "", name))
+            if arguments := call.arguments():
+                found.append(events.CallDelta(number, arguments))
+        return found
+
+
+def _content(message: WireMessage) -> list[Event]:
+    found: list[Event] = []
+    for part in message.parts():
+        if part.thinking:
+            found.append(events.ThinkingDelta(part.thinking))
+        if part.text:
+            found.append(events.TextDelta(part.text))
+    return found
+
+
+def _ended(delta: Delta) -> list[Event]:
+    if delta.finish_reason in FAILURES:
+        said = delta.error or delta.finish_reason
+        return [events.Failed(msgspec.json.encode({"error": {"message": said}}).decode())]
+    found: list[Event] = []
+    if delta.usage is not None and (used := delta.usage.counted()) is not None:
+        found.append(events.Used(used))
+    return [*found, events.Finished(FINISH.get(delta.finish_reason or "", STOP)), events.Ended()]
