@@ -45,7 +45,8 @@ from workers.worker import (
 
 # A worker that lived this long was well: its successor starts at once.
 HEALTHY_SECONDS = 5.0
-FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 0.1, 10.0
+# Not long: clients whose connections fall to its listener wait for it.
+FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 0.1, 3.0
 EXIT_SLACK_SECONDS = 5.0  # beyond the grace, for closing
 MAX_DRAINING_GENERATIONS = 3
 

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
 POST = b"POST "
 KEEP_ALIVE_SECONDS = 75
+STALLED_SECONDS = 30.0  # without a byte taken of an answer that is complete
 SERVER = "sluice"  # no version: it would tell an attacker what to try
 # What a stalled client can make us hold: above this the provider's stream is paused.
-WRITE_BUFFER_BYTES = 32 * 1024
+WRITE_BUFFER_BYTES = 16 * 1024
 # What a client may send before it has its answer and still be read from.
 MAX_LATER_BYTES = 64 * 1024
 
@@ -158,10 +159,12 @@ class GatewayProtocol(RequestHandler):
 
     def answered(self, keep_alive: bool) -> None:
         """Know that the direct lane's answer is written; the next request may come."""
+        transport = self.transport
+        if transport is not None and (self.writing_paused or not keep_alive):
+            self._watch_delivery(transport, 0)
         if not self._serving:
             return
         self._serving, self.call = False, None
-        transport = self.transport
         if transport is None:
             return
         if not keep_alive:
@@ -170,6 +173,24 @@ class GatewayProtocol(RequestHandler):
         self._timer.set(monotonic() + KEEP_ALIVE_SECONDS)
         if not self.writing_paused:
             self._take_later()
+
+    def force_close(self) -> None:
+        """Close; a client that does not take what is left is cut off."""
+        transport = self.transport
+        super().force_close()
+        if transport is not None:
+            self._watch_delivery(transport, 0)
+
+    def _watch_delivery(self, transport: asyncio.Transport, before: int) -> None:
+        """Cut a client off that has taken nothing since the last look: a close would wait for it.
+
+        `before` is what was left to send then.
+        """
+        left = transport.get_write_buffer_size()
+        if left and left == before:
+            transport.abort()
+        elif left:
+            self._loop.call_later(STALLED_SECONDS, self._watch_delivery, transport, left)
 
     async def caught_up(self) -> None:
         """Wait until the client has read what it was sent. Raises ConnectionResetError."""

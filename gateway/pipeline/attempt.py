@@ -138,8 +138,10 @@ class _Course:
         for place, route in enumerate(planned):
             if any(route is one for one in hedged):
                 continue
-            # Handing over to a target that is well costs nobody anything; another is a retry.
-            if asked and not route.state.breaker.closed(now) and not served.budget.spend():
+            # A target that is well is asked in any case, and it is a retry all the same.
+            if asked and route.state.breaker.closed(now):
+                served.budget.owe()
+            elif asked and not served.budget.spend():
                 continue
             asked += 1
             for keyed in _keyed(route, last=place == len(planned) - 1):

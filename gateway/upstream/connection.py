@@ -23,7 +23,12 @@ LINE_FEED = 10
 TAIL_SECONDS = 1.0  # for the end of a message whose content is complete
 
 
-class Connection(asyncio.Protocol):
+# What is read at once: of a stream no more than a client that stalls may cost. Taken out before the
+# next read of anybody, so one of each does for all connections.
+_STREAMED, _WHOLE = memoryview(bytearray(16 * 1024)), memoryview(bytearray(256 * 1024))
+
+
+class Connection(asyncio.BufferedProtocol):
     """The protocol of one connection; `on_idle` and `on_lost` tell the pool."""
 
     __slots__ = (
@@ -177,6 +182,15 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = transport  # type: ignore[assignment]  # uvloop's are not subclasses
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where to read to."""
+        return _WHOLE if self._sink is None else _STREAMED
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        buffer = _WHOLE if self._sink is None else _STREAMED
+        self.data_received(bytes(buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """Parse; the callbacks below do the rest."""
