@@ -9,6 +9,7 @@ import resource
 import socket
 import ssl
 from functools import partial
+from math import inf
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -126,6 +127,7 @@ class Gateway:
             store_connected=lambda: self._client.connected, degrades=degrade
         )
         self._started_at = self._loop.time()
+        self._drained_by, self._hurried = inf, False
         most = config.server.recycle.requests
         # Not all workers at the same time.
         spread = 1 + SPREAD * random.random()  # noqa: S311
@@ -188,6 +190,12 @@ class Gateway:
         """Go on serving, but ask for no more traffic."""
         self._readiness.draining = True
 
+    def hurry(self, grace: float) -> None:
+        """Let a drain under way take no longer than this from now on; the first word counts."""
+        if not self._hurried:
+            self._hurried = True
+            self._drained_by = min(self._drained_by, self._loop.time() + grace)
+
     async def drain(self, grace: float, linger: float) -> None:
         """Finish what is in flight within the grace, closing each connection after its reply.
 
@@ -196,9 +204,9 @@ class Gateway:
         self._readiness.draining = True
         assert self.server is not None
         self.server.draining = True
-        end = self._loop.time() + grace
+        self._drained_by = min(self._drained_by, self._loop.time() + grace)
         idle_end = self._loop.time() + min(linger, grace)
-        while self._loop.time() < end:
+        while self._loop.time() < self._drained_by:
             busy = self.server.busy + (self._hot.draining if self._hot is not None else 0)
             if not busy and (not self.server.connections or self._loop.time() >= idle_end):
                 return

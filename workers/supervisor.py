@@ -71,7 +71,7 @@ class Supervisor:
         self._serving = 0  # the generation that serves; the newest one may be starting
         self._due: dict[int, float] = {}  # slot -> when to fork its next worker
         self._backoff: dict[int, float] = {}
-        self._store_due = 0.0
+        self._store_due = self._recycle_due = 0.0
         self._store_backoff = FIRST_BACKOFF_SECONDS
         self._reload_asked = self._booted = False
         self._stopping_at: float | None = None
@@ -157,10 +157,11 @@ class Supervisor:
         process.heard_at = time.monotonic()
         if READY in said and process.phase is Phase.STARTING:
             process.phase = Phase.READY
-            if process.replaces is None:
+            worn, process.replaces = process.replaces, None
+            if worn is None:
                 self._on_ready()
-            elif process.replaces.phase is Phase.READY:
-                self._end_worker(process.replaces, RETIRE)
+            elif worn.phase is Phase.READY:
+                self._end_worker(worn, RETIRE)
         if WORN in said and self._may_recycle(process):
             self._fork(process.slot, process.generation, process)
 
@@ -199,7 +200,9 @@ class Supervisor:
         """One worker at a time, and not while a reload replaces all of them."""
         phases = [one.phase for one in self._of(self._serving)]
         return (
-            {*phases} <= {Phase.READY, Phase.DRAINING}
+            process.phase is Phase.READY
+            and time.monotonic() >= self._recycle_due
+            and {*phases} <= {Phase.READY, Phase.DRAINING}
             and phases.count(Phase.DRAINING) < self._slots
             and process.generation == self._serving == self._generation
             and self._stopping_at is None
@@ -313,7 +316,8 @@ class Supervisor:
         for process in self._of(self._serving):
             process.generation = self._generation
         self._serving = self._generation
-        for slot in set(range(self._slots)) - {p.slot for p in self._of(self._serving)}:
+        well = {p.slot for p in self._of(self._serving) if p.phase is not Phase.DRAINING}
+        for slot in set(range(self._slots)) - well:
             self._due[slot] = time.monotonic()
         self._announce()
 
@@ -354,8 +358,9 @@ class Supervisor:
             self._stop()
         elif any(other.replaces is process for other in self._workers.values()):
             return  # its successor is on its way
-        elif process.replaces is not None and process.replaces.pid in self._workers:
-            return  # the one that it was to replace goes on
+        elif process.replaces is not None and process.replaces.phase is Phase.READY:
+            # The one that it was to replace goes on, for a while before the next try.
+            self._recycle_due = time.monotonic() + LAST_BACKOFF_SECONDS
         elif process.generation == self._serving:
             self._replace(process)
         elif process.generation == self._generation:
@@ -397,6 +402,10 @@ class Supervisor:
                 self._end_worker(process, DRAIN)
             elif process.phase is Phase.DRAINING and process.deadline > now:
                 process.say(DRAIN)
+                # One that was replaced had more time than there is now.
+                end = self._stopping_at or now
+                grace = self._config.server.drain.grace + EXIT_SLACK_SECONDS
+                process.deadline = min(process.deadline, end + grace)
 
     def _end_worker(self, process: Process, word: bytes) -> None:
         process.say(word)

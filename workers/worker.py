@@ -163,6 +163,8 @@ class _Worker:
             self._gateway.lame_duck()
         if DRAIN in said:
             self._end(STOP_LINGER_SECONDS)
+            if self._gateway is not None:  # one that was replaced has no more time than others now
+                self._gateway.hurry(self._assignment.config.server.drain.grace)
         if RETIRE in said:
             self._retired = True
         if ROLL in said or RETIRE in said:

@@ -10,7 +10,7 @@ import socket
 import ssl
 import struct
 import zlib
-from collections.abc import AsyncIterator, Set
+from collections.abc import AsyncIterator, Awaitable, Set
 from functools import cache
 
 import aiohttp
@@ -27,7 +27,7 @@ from gateway.core.target import Target
 from gateway.http.body import declared_length, read_body, too_slow
 from gateway.http.hot import CONTINUE, secret_of
 from gateway.http.mask import Mask
-from gateway.http.protocol import SERVER
+from gateway.http.protocol import SERVER, STALLED_SECONDS
 from gateway.http.request_head import MAX_TRACE_CHARS
 from gateway.pipeline.answer import common_headers, error_headers
 from gateway.pipeline.passthrough import Passage, begin, new_call
@@ -138,6 +138,8 @@ class PassthroughRoutes:
                 await _relay(reply, answer, passage, times.idle)
             except ConnectionResetError:  # aiohttp's word for a client that is gone
                 passage.end(0, record.DISCONNECTED)
+                if request.transport is not None:
+                    request.transport.abort()
             except (aiohttp.ClientError, OSError) as error:
                 # The head is out: only a connection that breaks off says that this is not all.
                 name = type(error).__name__
@@ -288,11 +290,20 @@ async def _relay(
             if left == 0:
                 await _finish(passage, reply.status)
         if shown:
-            await answer.write(shown)
+            await _taken(answer.write(shown))
         if not part:
             break
     await _finish(passage, reply.status)
-    await answer.write_eof()
+    await _taken(answer.write_eof())
+
+
+async def _taken(writing: Awaitable[None]) -> None:
+    """Wait until a client takes what it is sent. Raises ConnectionResetError where it does not."""
+    try:
+        async with asyncio.timeout(STALLED_SECONDS):
+            await writing
+    except TimeoutError:
+        raise ConnectionResetError("the client reads nothing") from None
 
 
 async def _finish(passage: Passage, status: int) -> None:

@@ -82,6 +82,7 @@ class GatewayProtocol(RequestHandler):
         "_size",
         "_task",
         "_timer",
+        "_watch",
         "call",
         "flow",
     )
@@ -100,6 +101,7 @@ class GatewayProtocol(RequestHandler):
         self._later: list[bytes] = []  # what a client sent before it had its answer
         self._later_size, self._later_paused = 0, False
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.TimerHandle | None = None
         self.flow: Flow | None = None
         self.call: Call | None = None  # the request under way
 
@@ -186,11 +188,16 @@ class GatewayProtocol(RequestHandler):
 
         `before` is what was left to send then.
         """
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         left = transport.get_write_buffer_size()
         if left and left == before:
             transport.abort()
         elif left:
-            self._loop.call_later(STALLED_SECONDS, self._watch_delivery, transport, left)
+            self._watch = self._loop.call_later(
+                STALLED_SECONDS, self._watch_delivery, transport, left
+            )
 
     async def caught_up(self) -> None:
         """Wait until the client has read what it was sent. Raises ConnectionResetError."""

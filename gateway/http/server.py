@@ -57,6 +57,7 @@ class GatewayServer(web.Server):
     ) -> None:
         self._lane, self._head_seconds, self._bounds = hot, head_seconds, bounds
         self._by_address: Counter[str] = Counter()
+        self._addresses: dict[RequestHandler, str] = {}  # a TLS transport forgets it at its end
         plain_handler, plain_factory = plain.request_handler, plain.request_factory
 
         def make_request(
@@ -101,7 +102,7 @@ class GatewayServer(web.Server):
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """Count a connection; one too many is closed at once, whoever it is of."""
         super().connection_made(handler, transport)
-        address = _address(transport)
+        address = self._addresses[handler] = _address(transport)
         self._by_address[address] += 1
         most = self._bounds.connections_per_address
         if len(self._connections) > self._bounds.connections or (
@@ -112,9 +113,8 @@ class GatewayServer(web.Server):
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Count it no more."""
-        transport = self._connections.get(handler)
-        if transport is not None:
-            address = _address(transport)
+        address = self._addresses.pop(handler, None)
+        if address is not None:
             self._by_address[address] -= 1
             if self._by_address[address] <= 0:
                 del self._by_address[address]

@@ -115,8 +115,7 @@ async def ask_rest(services: Services, call: Call, route: Route, until: float) -
     translation = relay.decoder
     assert isinstance(translation, Translation)
     data = await packed(call, route, lane.build_rest(request, translation.said or "").body, until)
-    translation.go_on(lane.rest_decoder(), call.usage)
-    relay.go_on()
+    translation.go_on(lane.rest_decoder())
     reply = await services.transport.send(
         route.target.origin, data, relay, route.target.deadlines, until
     )

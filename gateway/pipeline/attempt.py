@@ -59,10 +59,20 @@ async def attempt(services: Services, call: Call) -> Deliver:
         for name in served.fallbacks.get(kind, ()) if kind is not None else ():
             other = services.catalogue.resolve(name)
             if other is not None:
-                deliver = await _Course(services, call, other, until).run()
+                deliver = await _instead(_Course(services, call, other, until), call)
             if deliver is not None:
                 break
     return first.give_up() if deliver is None else deliver
+
+
+async def _instead(course: "_Course", call: Call) -> Deliver | None:
+    """Ask another model; the client has not, so it does not hear of what that one cannot do."""
+    try:
+        return await course.run()
+    except ApiError:
+        if call.client.begun:
+            raise
+        return None
 
 
 def _allowed(call: Call, most: float) -> float:
@@ -138,10 +148,8 @@ class _Course:
         for place, route in enumerate(planned):
             if any(route is one for one in hedged):
                 continue
-            # A target that is well is asked in any case, and it is a retry all the same.
-            if asked and route.state.breaker.closed(now):
-                served.budget.owe()
-            elif asked and not served.budget.spend():
+            # Handing over to a target that is well costs nobody anything; another is a retry.
+            if asked and not route.state.breaker.closed(now) and not served.budget.spend():
                 continue
             asked += 1
             for keyed in _keyed(route, last=place == len(planned) - 1):
@@ -165,7 +173,7 @@ class _Course:
                     following = decide(error)
                     if error.failure is Failure.TOTAL_TIMEOUT and monotonic() < self._until:
                         following = Next.NEXT_TARGET  # it was its provider's own
-                    if _rests(keyed, error) and race is None:
+                    if _rests(self._failed or keyed, error) and race is None:
                         continue
                     if following is Next.GIVE_UP:
                         return None
@@ -264,7 +272,10 @@ class _Course:
 def _used(call: Call) -> int:
     """Return the tokens that an attempt used, as far as that is known already."""
     if call.usage is not NO_USAGE:
-        return call.usage.prompt_tokens + call.usage.completion_tokens
+        total = call.usage.prompt_tokens + call.usage.completion_tokens
+        if call.before is not None:  # of which another target had its part
+            total -= call.before.usage.prompt_tokens + call.before.usage.completion_tokens
+        return total
     if call.relay is None or not call.relay.started or call.request is None:
         return 0
     return call.request.prompt_estimate + call.relay.delivered_tokens()

@@ -44,5 +44,9 @@ def successors(order: list[Route], cut: Route, call: Call) -> list[Route]:
 
 def prepare(call: Call) -> None:
     """Note what was used so far; what follows is counted on its own."""
+    assert call.relay is not None
+    assert isinstance(call.relay.decoder, Translation)
     call.before = Spent(call.usage, call.cost_microusd, call.cost)
     call.continued += 1
+    call.relay.decoder.cut(call.usage)
+    call.relay.go_on()

@@ -58,8 +58,8 @@ class Contender:
 
     def start(self, headers: bytes) -> None:
         """Send the head of a stream; its first content decides the race."""
-        relay = self.call.relay
-        if relay is not None and relay.started and self._race.claim(self):
+        relay = self.call.relay  # none where a whole reply is told as a stream
+        if (relay is None or relay.started) and self._race.claim(self):
             self._client.follow(self._flow)
         self._client.start(headers)
 
@@ -117,6 +117,8 @@ class Race:
         if self.winner is not None:
             raise UpstreamError(Failure.BUSY, "another target was faster")
         self.winner = contender
+        # What is asked of the request itself while it runs: where it goes, and since when.
+        self._call.route, self._call.sent_at = contender.call.route, contender.call.sent_at
         for other in self._contenders:
             if other is not contender and other.task is not None:
                 other.task.cancel()
@@ -149,6 +151,8 @@ class Race:
             for task in done:
                 running.discard(task)
                 if task.cancelled():  # the other one has begun meanwhile
+                    continue
+                if self.winner is not None and self.winner.task is not task:
                     continue
                 if task.exception() is None:
                     winner = next(one for one in self._contenders if one.task is task)

@@ -84,7 +84,8 @@ def settle(services: Services, call: Call) -> None:
     if call.allowance is not None:
         call.allowance.close()
     cut = call.outcome == record.DISCONNECTED or call.error == "overloaded"
-    if cut and call.sent_at and not call.finished:
+    idle = call.continued and call.relay is not None and not call.relay.goes_on
+    if cut and call.sent_at and not call.finished and not idle:
         measure(call)
     finished = _record(services, call)
     if call.leased:

@@ -34,12 +34,14 @@ class Translation(Noted):
         """Return the text so far; None where it is not kept, or there was more than text."""
         return "".join(self._said) if self._keeps and self._plain else None
 
-    def go_on(self, decoder: EventDecoder, before: Usage) -> None:
-        """Take the rest from another decoder; `before` is what was used until here."""
-        self._decoder, self._before = decoder, before
-        self.usage = None
+    def cut(self, before: Usage) -> None:
+        """Know that the stream ended too early; `before` is what was used until here."""
+        self._before, self.usage, self.failure = before, None, None
         self.done = self.finished = self.attention = False
-        self.failure = None
+
+    def go_on(self, decoder: EventDecoder) -> None:
+        """Take the rest from another decoder."""
+        self._decoder = decoder
 
     @property
     def content_type(self) -> bytes:

@@ -59,10 +59,6 @@ class Budget:
         """Count a request."""
         self._level = min(self._level + self._ratio, self.CAPACITY)
 
-    def owe(self) -> None:
-        """Take a retry that is made in any case; later ones pay for it."""
-        self._level = max(self._level - 1, -self.CAPACITY)
-
     def spend(self) -> bool:
         """Take a retry, if there is one left."""
         if self._level < 1:

@@ -194,9 +194,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; the callbacks below do the rest."""
-        if self._between and self._sink is not None and self._sink.feed_frame(data):
-            self._heard_at = monotonic()  # the parser stays where it was, between two chunks
-            return
+        if self._between and self._sink is not None:
+            try:
+                taken = self._sink.feed_frame(data)
+            except UpstreamError as error:
+                self._fail(error)
+                return
+            if taken:
+                self._heard_at = monotonic()  # the parser stays where it was, between two chunks
+                return
         if self._future is None and not self._tail:
             self._close()  # a reply nobody asked for: the connection is out of step
             return

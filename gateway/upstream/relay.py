@@ -195,7 +195,7 @@ class Relay:
         return decoder.finish()
 
     def go_on(self) -> None:
-        """Take what follows from another source; the decoder has been told."""
+        """Take what follows from another source; count it on its own."""
         self._fold()
         self._flow, self._folded, self._since = None, 0, self._decoder.text_bytes
 

@@ -169,6 +169,21 @@ async def test_a_client_that_leaves_ends_both(*, stream: bool) -> None:
         assert {tried["failure"] for tried in record["tries"]} == {"cancelled"}
 
 
+async def test_a_whole_reply_to_a_stream_wins_a_race_as_well() -> None:
+    async def whole(exchange: Exchange) -> None:
+        await asyncio.sleep(AFTER * 1.2)
+        await exchange.reply(completion("whole", usage(1, 1)))
+
+    for first, second in ((whole, says("late", SLOW)), (says("late", SLOW), whole)):
+        async with hedging(first, second) as (gateway, _, _):
+            body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
+            outcome = await once(gateway.port, Ask({**body, "stream": True}, path="/v1/messages"))
+            assert b'"whole"' in outcome.body
+            assert outcome.body.count(b"message_stop") == 2  # its event, and its type
+            (record,) = gateway.records(1)
+            assert outcome.headers["x-sluice-provider"] == record["provider"]
+
+
 async def test_hedges_are_bounded_by_the_retry_budget() -> None:
     sections = {"retries": {"attempts": 0, "budget": 0.1}}
     async with hedging(says("slow", 0.5), says("fast"), **sections) as (gateway, _, two):

@@ -2,12 +2,17 @@
 
 import asyncio
 import contextlib
+import os
+import signal
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import trustme
 
 from tests.support.config import KEY, bearer, chat, config, digest
 from tests.support.gateway import Gateway, running
@@ -246,3 +251,74 @@ async def test_a_worker_with_too_much_memory_is_replaced_and_not_in_circles() ->
             assert (await once(gateway.port, Ask())).status == 200
             await asyncio.sleep(0.1)
         assert fresh in gateway.worker_pids
+
+
+async def recycling(upstream: Upstream, gateway: Gateway, client: Client) -> tuple[int, int]:
+    """Let the one worker be replaced while a stream is open; return the old and the new one."""
+    (old,) = gateway.worker_pids
+    await client.send(Ask(chat(stream=True)))
+    await client.read_head()
+    assert b"one" in await client.read_chunk()
+    async with asyncio.timeout(30):
+        while len(gateway.worker_pids) < 2:
+            await once(gateway.port, Ask())
+            await asyncio.sleep(0.05)
+    (new,) = set(gateway.worker_pids) - {old}
+    await asyncio.sleep(3)  # until the new one serves alone
+    return old, new
+
+
+async def holds(exchange: Exchange) -> None:
+    """Begin a stream and leave it open."""
+    if not exchange.request.json.get("stream"):
+        await like_openai(exchange)
+        return
+    await exchange.start_stream()
+    await exchange.event(delta("one"))
+    await exchange.gone()
+
+
+ONE_BY_ONE = {"recycle": {"requests": 20}, "drain": {"grace": 1}}
+
+
+async def test_a_fresh_worker_that_dies_is_replaced_while_the_old_one_drains() -> None:
+    async with Upstream(behaviour=holds) as upstream:
+        with running(config(upstream.url, server=ONE_BY_ONE)) as gateway:
+            async with Client(gateway.port) as client:
+                old, new = await recycling(upstream, gateway, client)
+                os.kill(new, signal.SIGKILL)
+                async with asyncio.timeout(20):
+                    while set(gateway.worker_pids) <= {old, new}:
+                        await asyncio.sleep(0.05)
+                async with asyncio.timeout(20):
+                    while (await once(gateway.port, Ask())).status != 200:
+                        await asyncio.sleep(0.05)
+                assert old in gateway.worker_pids
+
+
+async def test_a_stop_gives_a_worker_that_was_replaced_no_more_time_than_others() -> None:
+    async with Upstream(behaviour=holds) as upstream:
+        with running(config(upstream.url, server=ONE_BY_ONE)) as gateway:
+            async with Client(gateway.port) as client:
+                await recycling(upstream, gateway, client)
+                assert gateway.stop() == 0  # which waits for much less than a request's total
+                body = await client.read_body()
+                assert b"error" in body
+
+
+async def test_connections_over_tls_are_counted_once_each(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certificate.write_bytes(b"".join(one.bytes() for one in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(key)
+    tls = {"certificate": str(certificate), "key": str(key)}
+    server = {"tls": tls, "overload": {"connections_per_address": 3}}
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.check_hostname = False
+    async with serving(server) as (gateway, _, gated):
+        gated.gate.set()
+        for _ in range(12):
+            async with Client(gateway.port, tls=context) as client:
+                assert (await client.ask()).status == 200

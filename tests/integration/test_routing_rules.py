@@ -326,6 +326,15 @@ async def test_where_all_refuse_the_client_has_the_first_ones_words() -> None:
         assert outcome.headers["x-sluice-provider"] == "p0"
 
 
+async def test_a_fallback_that_takes_no_such_request_is_passed_over() -> None:
+    more = with_fallbacks()
+    more["models"]["large"] = {"targets": [target(1, when={"tools": True})]}
+    targets = [target(0), target(3, canary=0.001)]
+    async with serving(targets, {0: refusing(LONG)}, **more) as (gateway, upstreams):
+        assert await asked(gateway, Ask()) == ["p3"]
+        assert upstreams[1].received == []
+
+
 async def test_another_refusal_stays_one() -> None:
     said = {"error": {"message": "Invalid value for 'temperature'"}}
     targets = [target(0), target(3, canary=0.001)]

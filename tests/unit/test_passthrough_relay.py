@@ -1,11 +1,13 @@
 """What passed through is settled before the client has the last of it, however it is framed."""
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, cast
 
 import pytest
 from aiohttp import ClientResponse, web
 
+from gateway.http import passthrough
 from gateway.http.passthrough import _relay
 from gateway.pipeline.passthrough import Passage
 
@@ -63,6 +65,19 @@ async def test_what_was_held_back_comes_before_the_end(length: int | None) -> No
         assert happened == [b"ab", b"sk-", "end", "settled", "eof"]
     else:
         assert happened == [b"ab", "end", "settled", b"sk-", "eof"]
+
+
+async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stalled(Sides):
+        async def write(self, data: bytes) -> None:
+            await asyncio.sleep(3600)
+
+    monkeypatch.setattr(passthrough, "STALLED_SECONDS", 0.01)
+    sides = Stalled([b"abc", b"def"], 6)
+    reply, answer = cast(ClientResponse, sides), cast(web.StreamResponse, sides)
+    with pytest.raises(ConnectionResetError):
+        await _relay(reply, answer, cast(Passage, sides), 5)
+    assert sides.happened == []
 
 
 async def test_an_empty_answer_is_settled_before_its_end() -> None:
