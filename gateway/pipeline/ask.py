@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from gateway.core.errors import ApiError, Failure, UpstreamError
+from gateway.core.hints import NO_HINTS
 from gateway.core.request import Request
 from gateway.core.target import Deadlines
 from gateway.formats import Meta
@@ -42,7 +43,12 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     except RecursionError:  # decoded further up the stack it just fitted
         raise ApiError("invalid_json", "The request body is nested too deeply.") from None
     call.dropped = built.dropped
-    data = await packed(call, route, built.body, until)
+    body = built.body
+    if way.passed_on or route.signer is not None or call.hints is not NO_HINTS or target.idempotent:
+        data = await packed(call, route, body, until)
+    else:
+        head = way.stream_head if request.stream else way.head
+        data = b"%b%d\r\n\r\n%b" % (head, len(body), body)
     meta = NO_META if lane.native else _meta(services, call, request, target.model)
     call.relay = relay = _relay(call, lane, request, meta) if request.stream else None
     watch = _Watch(services, relay, target.deadlines) if relay is not None else None
@@ -91,8 +97,6 @@ async def packed(call: Call, route: Route, body: bytes, until: float) -> bytes:
     assert request is not None
     head = way.stream_head if request.stream else way.head
     key = call.hints.idempotency_key or (call.id if route.target.idempotent else "")
-    if not way.passed_on and route.signer is None and not key:
-        return b"%b%d\r\n\r\n%b" % (head, len(body), body)
     path = way.stream_path if request.stream else way.path
     try:
         async with asyncio.timeout(max(0.0, until - monotonic())):

@@ -127,7 +127,10 @@ class _Course:
     def _planned(self, now: float) -> list[Route]:
         """Return the targets in the order to ask. Raises ApiError where none takes the request."""
         served, call = self._served, self._call
-        routes, canary, pin, panic = served.routes, None, b"", self._services.config.breaker.panic
+        routes, canary, pin = served.routes, None, b""
+        if len(routes) == 1 and not served.selective and not call.hints.tags:
+            return [routes[0]] if call.operation in routes[0].ways else []
+        panic = self._services.config.breaker.panic
         if served.selective or call.hints.tags:
             if self._selection is None:
                 self._selection = select(call, served, random.random)
@@ -153,11 +156,15 @@ class _Course:
                 continue
             asked += 1
             for keyed in _keyed(route, last=place == len(planned) - 1):
-                race = self._race(keyed, planned[place + 1 :], now)
+                race = None
+                if served.hedge_after is not None:
+                    race = self._race(keyed, planned[place + 1 :], now)
                 try:
-                    if race is None:
+                    if race is not None:
+                        return await race.run()
+                    if served.goes_on:
                         return await self._try(call, keyed)
-                    return await race.run()
+                    return await self._once(call, keyed, ask)
                 except ApiError as error:
                     if error.code != "unsupported_parameter":
                         raise
@@ -183,8 +190,7 @@ class _Course:
 
     def _race(self, route: Route, others: list[Route], now: float) -> Race | None:
         """Return a race against another target that is well, where the model is hedged."""
-        if self._served.hedge_after is None:
-            return None
+        assert self._served.hedge_after is not None
         seconds = delay(self._served.hedge_after, route)
         well = [other for other in others if other.state.breaker.closed(now)]
         if seconds is None or not well:
@@ -237,7 +243,10 @@ class _Course:
             if call.relay is not None and call.relay.started:
                 if call.continued == 0 or call.relay.goes_on:
                     measure(call)
-                raise Interrupted(_interrupted(call, error, route), error) from None
+                told = _interrupted(call, error, route)
+                if self._served.goes_on:
+                    raise Interrupted(told, error) from None
+                raise told from None
             raise
         except asyncio.CancelledError:
             call.tries.append(_tried(call, route, "cancelled", 0))
