@@ -11,17 +11,15 @@ import re
 import socket
 import ssl
 import struct
-import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from types import TracebackType
-from typing import Self
 
 import trustme
 
 from tests.support.speech import Speech, speech
+from tests.support.threaded import InThread
 from tests.support.upstream import Behaviour, Exchange, Upstream
 
 TEXT = ("one", " two")
@@ -187,11 +185,12 @@ async def when_shown(scene: Scene) -> None:
 # -- the providers ---------------------------------------------------------------------------------
 
 
-class Faults:
+class Faults(InThread):
     """Runs providers from enter to exit. `asked` counts each case's requests to a provider;
     `shown` has the cases whose clients have read all the text."""
 
     def __init__(self) -> None:
+        super().__init__("faults")
         self.asked: Counter[tuple[str, int]] = Counter()
         self.shown: set[int] = set()
         self.urls: dict[str, str] = {}
@@ -199,10 +198,6 @@ class Faults:
         self._plans: list[tuple[str, Behaviour, Door]] = []
         self._upstreams: dict[str, Upstream] = {}
         self._sockets: list[socket.socket] = []
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="faults")
-        self._loop: asyncio.AbstractEventLoop
-        self._stop: asyncio.Event
 
     def add(self, name: str, behave: Step, door: Door = Door.OPEN) -> None:
         """Plan a provider, before the start."""
@@ -222,30 +217,15 @@ class Faults:
         upstream = self._upstreams.get(name)
         return upstream.open_connections if upstream is not None else 0
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        assert self._started.wait(START_SECONDS), "the providers do not start"
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(START_SECONDS)
-        assert not self._thread.is_alive(), "the providers do not stop"
-
-    def _run(self) -> None:
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+    async def serve(self) -> None:
+        """Be all the providers."""
         async with contextlib.AsyncExitStack() as stack:
             for name, behaviour, door in self._plans:
                 port = await self._open(stack, name, behaviour, door)
                 scheme = "https" if door in ENCRYPTED else "http"
                 self.urls[name] = f"{scheme}://127.0.0.1:{port}/v1"
-            self._started.set()
-            await self._stop.wait()
+            self.started.set()
+            await self.stop.wait()
             for sock in self._sockets:
                 sock.close()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,15 +11,45 @@ from tests.support.upstream import Behaviour, Received, Upstream, like_openai
 START_SECONDS = 10.0
 
 
-class UpstreamThread:
-    """Runs an `Upstream` from enter to exit; its behaviour can be changed from any thread."""
+class InThread(ABC):
+    """Runs `serve` in a thread with an event loop of its own, from enter to exit."""
+
+    def __init__(self, name: str) -> None:
+        self.started = threading.Event()
+        self.stop: asyncio.Event
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = threading.Thread(target=self._run, name=name)
+
+    @abstractmethod
+    async def serve(self) -> None:
+        """Set `started` when all is up, and wait for `stop`."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self.started.wait(START_SECONDS), f"{self._thread.name}: does not start"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self.stop.set)
+        self._thread.join(START_SECONDS)
+        assert not self._thread.is_alive(), f"{self._thread.name}: does not stop"
+
+    def _run(self) -> None:
+        asyncio.run(self._live())
+
+    async def _live(self) -> None:
+        self._loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
+        await self.serve()
+
+
+class UpstreamThread(InThread):
+    """Runs an `Upstream`; its behaviour can be changed from any thread."""
 
     def __init__(self, **options: Any) -> None:
+        super().__init__("upstream")
         self.upstream = Upstream(**options)
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="upstream")
-        self._loop: asyncio.AbstractEventLoop
-        self._stop: asyncio.Event
 
     @property
     def url(self) -> str:
@@ -35,23 +66,8 @@ class UpstreamThread:
         self.upstream.received = []
         self.upstream.behaviour = behaviour
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        assert self._started.wait(START_SECONDS), "the upstream does not start"
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(START_SECONDS)
-        assert not self._thread.is_alive(), "the upstream does not stop"
-
-    def _run(self) -> None:
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+    async def serve(self) -> None:
+        """Be the upstream."""
         async with self.upstream:
-            self._started.set()
-            await self._stop.wait()
+            self.started.set()
+            await self.stop.wait()
