@@ -291,6 +291,8 @@ class Admission:
                 elif self._degrade and ask.lease != NO_LEASE:
                     self._answer_alone(tenant, ask)
                 else:
+                    if ask.lease != NO_LEASE:
+                        self._backlog.doubt(ask.lease)
                     ask.future.set_exception(error)
             return
         if self._alone:

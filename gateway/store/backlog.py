@@ -28,8 +28,9 @@ class Backlog:
         self._unopened: dict[str, tuple[str, Ask]] = {}
         self._held: dict[str, Due] = {}
         self._unsettled: deque[Due] = deque()
-        # Leases in the journal, and whether their settlement is in it.
-        self._written: dict[str, bool] = {}
+        # Leases that Redis may be asked for twice, so that it is to remember how they ended; and
+        # whether their settlement is in the journal.
+        self._doubtful: dict[str, bool] = {}
         self._evicted = False
         self._lost = 0
 
@@ -55,23 +56,32 @@ class Backlog:
         lease = ask.lease
         self._opening.add(lease)
         self._unopened[lease] = (tenant, ask)
-        if self._journal is not None and lease not in self._written:
+        if lease in self._doubtful:
+            return
+        self._doubtful[lease] = False
+        if self._journal is not None:
             self._journal.enter(Opened(tenant, lease, msgspec.Raw(_bare(ask.holding))))
-            self._written[lease] = False
-            if lease in self._held:
-                self._write(self._held[lease][0])
+        if lease in self._held:
+            settlement, applied = self._held[lease]
+            settlement = msgspec.structs.replace(settlement, marked=True)
+            self._held[lease] = (settlement, applied)
+            self._write(settlement)
+
+    def doubt(self, lease: str) -> None:
+        """Know that a lease was given up, though Redis may yet open it."""
+        self._doubtful.setdefault(lease, False)
 
     def hold(self, settlement: Settlement, applied: Applied | None) -> Due | None:
         """Keep a settlement whose lease Redis has not confirmed; where it has, return it."""
         lease = settlement.lease
-        written = bool(self._written) and lease in self._written
-        if written:
+        doubtful = bool(self._doubtful) and lease in self._doubtful
+        if doubtful:
             settlement = msgspec.structs.replace(settlement, marked=True)
         due = (settlement, applied)
         if lease not in self._opening:
             return due
         self._held[lease] = due
-        if written:
+        if doubtful:
             self._write(settlement)
         self._evict()
         return None
@@ -90,11 +100,11 @@ class Backlog:
 
     def settled(self, due: list[Due]) -> None:
         """Know that Redis has these settlements."""
-        if not self._written:
+        if not self._doubtful:
             return
         for settlement, _ in due:
-            self._written.pop(settlement.lease, None)
-        if not self._written and self._journal is not None:
+            self._doubtful.pop(settlement.lease, None)
+        if not self._doubtful and self._journal is not None:
             if self._evicted:
                 self._journal.leave()  # whoever finds it replays it
             else:
@@ -116,11 +126,11 @@ class Backlog:
         return asks, due
 
     def _write(self, settlement: Settlement) -> None:
-        if self._journal is None or self._written.get(settlement.lease):
+        if self._journal is None or self._doubtful.get(settlement.lease):
             return
         entry = Settled(_ended(settlement) if settlement.marked else settlement)
         self._journal.enter(entry)
-        self._written[settlement.lease] = True
+        self._doubtful[settlement.lease] = True
 
     def _evict(self) -> None:
         """Forget the oldest beyond the bound: they are on disk, or lost."""
@@ -132,7 +142,7 @@ class Backlog:
                 del self._held[lease]
                 self._opening.discard(lease)
                 self._unopened.pop(lease, None)
-            if self._written.pop(lease, False):
+            if self._doubtful.pop(lease, False):
                 self._evicted = True
             else:
                 self._lost += 1

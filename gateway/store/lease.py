@@ -45,7 +45,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 class Ask(msgspec.Struct, frozen=True, gc=False):
     """A lease that is asked for; without a future nobody waits for the answer.
 
-    `holding` is JSON. `forced`: its request has been admitted already, so no limit refuses it.
+    `holding` is JSON. `forced`: its request has been admitted already, so no limit refuses it. A
+    lease is taken once, however often it is asked for.
     """
 
     lease: str

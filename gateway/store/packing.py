@@ -20,7 +20,6 @@ def pack_asks(tenant: str, asks: list[Ask], lease_ms: int) -> tuple[list[str], b
     numbers: dict[str, int] = {}
     limits: list[Limit] = []
     entries = []
-    forced = False
     for ask in asks:
         wants = []
         for grant in ask.grants:
@@ -32,9 +31,7 @@ def pack_asks(tenant: str, asks: list[Ask], lease_ms: int) -> tuple[list[str], b
                 number = numbers[grant.key] = len(specs)
             wants.append((number, grant.amount))
         entries.append((ask.lease, ask.holding.decode(), wants, ask.forced))
-        forced = forced or ask.forced
-    if forced:
-        keys.append(names.settled(tenant))
+    keys.append(names.settled(tenant))
     return keys, _pack((lease_ms, specs, entries)), limits
 
 

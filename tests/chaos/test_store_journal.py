@@ -13,12 +13,13 @@ import msgspec
 import pytest
 
 from gateway.core.errors import StoreError
-from gateway.policy.limits import TOKENS
-from gateway.store import backlog, names
+from gateway.policy.limits import TOKENS, grants
+from gateway.store import backlog, lease, names, scripts
 from gateway.store.admission import Admission
 from gateway.store.journal import Journal
 from gateway.store.link import Link
 from gateway.store.location import Location
+from gateway.store.packing import pack_asks
 from gateway.store.replay import replay
 from tests.chaos.test_store_degraded import degrading, nothing_unsettled, slow
 from tests.support.config import chat
@@ -28,6 +29,7 @@ from tests.support.store import (
     StoreServer,
     ask,
     bucket,
+    connected,
     holding,
     new_tenant,
     principal,
@@ -182,6 +184,48 @@ async def test_an_interrupted_replay_counts_nothing_twice(tmp_path: Path) -> Non
         assert server.usage(tenant)["requests"] == 20
         assert server.redis.exists(names.leases(tenant)[0]) == 0
         assert 0 < server.redis.ttl(names.settled(tenant)) <= 2 * 86_400
+
+
+async def test_a_request_that_ends_before_redis_is_given_up_counts_once(tmp_path: Path) -> None:
+    with short_directory() as place, store_server(place) as server:
+        who = principal(new_tenant())  # no limits: nothing waits for the lease
+        async with journaled(server, tmp_path) as (admission, client, _):
+            server.kill()  # which the worker has yet to see
+            for number in range(20):
+                await ask(admission, who, f"l{number}", holding())
+                admission.settle(settlement(f"l{number}", who))
+            await until("given up", lambda: not client.connected)
+            await asyncio.sleep(0.1)
+        (left,) = tmp_path.iterdir()
+        kept = left.read_bytes()
+        server.start()
+        async with journaled(server, tmp_path) as (admission, _, journal):
+            for _ in range(2):
+                left.write_bytes(kept)
+                await replay(admission, journal)
+        assert server.usage(who.tenant)["requests"] == 20
+
+
+async def test_a_lease_that_arrives_late_is_not_taken_again() -> None:
+    with short_directory() as place, store_server(place) as server:
+        tenant = new_tenant()
+        who = principal(tenant, bucket(tenant, TOKENS, 10_000, 1))
+        granted = grants(who.limits, 10, 0, time.time())
+        asked = lease.Ask("l", msgspec.json.encode(holding()), granted)
+        keys, data, _ = pack_asks(tenant, [asked], 30_000)
+        late: tuple[str | bytes | int, ...] = ("EVAL", scripts.ADMIT.source, len(keys), *keys, data)
+        async with connected(server) as (admission, client):
+            await ask(admission, who, "l", holding())
+            level = server.redis.hget(granted[0].key, "level")
+            assert level == "9990"
+            await client.call(*late)
+            assert server.redis.hget(granted[0].key, "level") == level
+            ended = msgspec.structs.replace(settlement("l", who), marked=True)
+            await admission.deliver(tenant, [ended])
+            await client.call(*late)
+            assert server.redis.hget(granted[0].key, "level") == level
+            assert server.redis.exists(names.leases(tenant)[0]) == 0
+            assert server.usage(tenant)["requests"] == 1
 
 
 async def test_a_replay_goes_on_where_redis_left(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 --
 -- KEYS[1]   zset of the tenant's open leases: lease id -> deadline (Unix ms)
 -- KEYS[2]   hash of what each open lease holds: lease id -> JSON
--- KEYS[3..] limits (see limits.lua), and where anything is forced the zset of settled leases
+-- KEYS[3..] limits (see limits.lua), and last the zset of leases that are marked as settled
 -- ARGV[1]   msgpack [lease_ms, [[sort, capacity, more, shadow], ...], [request, ...]], a request
 --           being [lease id, holding JSON, [[limit number, amount], ...], forced]; limits count
---           from 1. Forced: a worker has admitted it by itself, so it is taken in any case, unless
---           it was taken or settled before.
+--           from 1. Forced: a worker has admitted it by itself, so no limit refuses it.
 --           Without a lease id, and amounts of 0, it only asks how the limits stand.
 -- returns   msgpack [now_us, [verdict, ...]], a verdict being
 --           [refusing limit or 0, microseconds until it would admit or -1 for never, left, ...]
+--
+-- A lease is taken once, however often it is asked for: what a worker believed lost may arrive late,
+-- even after the same was asked again on another connection, and was settled.
 --
 -- A limit in shadow is taken from like any other, into debt if need be, and refuses nobody.
 
@@ -22,15 +24,15 @@ for i, spec in ipairs(specs) do
   limits[i] = load_limit(KEYS[i + 2], spec, now)
 end
 
-local settled = KEYS[#specs + 3]
-local function known(id)
-  return redis.call('ZSCORE', KEYS[1], id) or redis.call('ZSCORE', settled, id)
-end
+local ids = {}
+for r, request in ipairs(requests) do ids[r] = request[1] end
+local open = redis.call('ZMSCORE', KEYS[1], unpack(ids))
+local settled = redis.call('ZMSCORE', KEYS[#specs + 3], unpack(ids))
 
 local verdicts, deadlines, holdings = {}, {}, {}
 for r, request in ipairs(requests) do
   local forced = request[4]
-  local asks = request[1] ~= '' and not (forced and known(request[1]))
+  local asks = request[1] ~= '' and not open[r] and not settled[r]
   local refusing, wait = 0, 0
   for _, want in ipairs(request[3]) do
     local limit = limits[want[1]]
