@@ -189,20 +189,24 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
-        buffer = _WHOLE if self._sink is None else _STREAMED
-        self.data_received(bytes(buffer[:nbytes]))
-
-    def data_received(self, data: bytes) -> None:
-        """Parse; the callbacks below do the rest."""
-        if self._between and self._sink is not None:
+        sink = self._sink
+        if sink is None:
+            self._parse(bytes(_WHOLE[:nbytes]))
+            return
+        data = bytes(_STREAMED[:nbytes])
+        if self._between:
             try:
-                taken = self._sink.feed_frame(data)
+                taken = sink.feed_frame(data)
             except UpstreamError as error:
                 self._fail(error)
                 return
             if taken:
                 self._heard_at = monotonic()  # the parser stays where it was, between two chunks
                 return
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Let the parser have it; its callbacks below do the rest."""
         if self._future is None and not self._tail:
             self._close()  # a reply nobody asked for: the connection is out of step
             return

@@ -79,9 +79,9 @@ class Relay:
         "_headers",
         "_opening",
         "_opens",
+        "_pass_on",
         "_since",
         "_write",
-        "_write_frame",
         "first_event_at",
     )
 
@@ -99,7 +99,8 @@ class Relay:
         self._count, self._clock, self._opens = count, clock, opens
         self._opening = b""
         self._write = client.write
-        self._write_frame = client.write_frame if client.chunked else None
+        # Where frames go as they are: once the head has been sent, to a client that takes chunks.
+        self._pass_on: Callable[[bytes], None] | None = None
         self._flow: Flow | None = None
         self._allowance = allowance
         self._allowed = _bounded(allowance)
@@ -144,11 +145,11 @@ class Relay:
 
     def feed_frame(self, frame: bytes) -> bool:
         """Forward an HTTP chunk as it is framed, if there is nothing in it to look at."""
-        write = self._write_frame
+        pass_on = self._pass_on
         decoder = self._decoder
-        if write is None or self.first_event_at == 0.0 or not decoder.repeats(frame):
+        if pass_on is None or not decoder.repeats(frame):
             return False
-        write(frame)
+        pass_on(frame)
         if decoder.text_bytes > self._allowed:
             self._ask_for_more()
         return True
@@ -239,6 +240,8 @@ class Relay:
     def _start(self) -> None:
         self.first_event_at = self._clock()
         self._client.start(self._headers())
+        if self._client.chunked:
+            self._pass_on = self._client.write_frame
         if self._opening:
             self._write(self._opening)
             self._opening = b""

@@ -105,9 +105,15 @@ class Stream:
 
     def read(self, pieces: Iterable[bytes]) -> "Stream":
         """Let the provider send; nothing more is read once the connection is closed."""
+        connection = self.provider.connection
         for piece in pieces:
-            if piece and not self.provider.socket.closed:
-                self.provider.connection.data_received(piece)
+            rest = memoryview(piece)
+            while rest and not self.provider.socket.closed:
+                buffer = connection.get_buffer(-1)
+                size = min(len(rest), len(buffer))
+                buffer[:size] = rest[:size]
+                connection.buffer_updated(size)
+                rest = rest[size:]
         return self
 
     def content(self) -> bytes:
