@@ -13,6 +13,7 @@ import httptools
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Deadlines
 from gateway.upstream.exchange import MAX_BODY_BYTES, Reply, Sink, Stale
+from gateway.upstream.small_reads import SmallReads
 from gateway.upstream.timer import LazyTimer
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -23,12 +24,7 @@ LINE_FEED = 10
 TAIL_SECONDS = 1.0  # for the end of a message whose content is complete
 
 
-# What is read at once: of a stream no more than a client that stalls may cost. Taken out before the
-# next read of anybody, so one of each does for all connections.
-_STREAMED, _WHOLE = memoryview(bytearray(16 * 1024)), memoryview(bytearray(256 * 1024))
-
-
-class Connection(asyncio.BufferedProtocol):
+class Connection(asyncio.Protocol):
     """The protocol of one connection; `on_idle` and `on_lost` tell the pool."""
 
     __slots__ = (
@@ -56,6 +52,7 @@ class Connection(asyncio.BufferedProtocol):
         "_phase",
         "_sink",
         "_slow",
+        "_small_reads",
         "_started_at",
         "_status",
         "_streaming",
@@ -64,6 +61,7 @@ class Connection(asyncio.BufferedProtocol):
         "_timer",
         "_transport",
         "_until",
+        "_wary",
         "exchanges",
     )
 
@@ -103,7 +101,8 @@ class Connection(asyncio.BufferedProtocol):
         self._sink: Sink | None = None
         self._timer = LazyTimer(loop, self._on_deadline)
         self._phase = Failure.FIRST_BYTE_TIMEOUT
-        self._paused = False
+        self._paused = self._wary = False
+        self._small_reads = SmallReads(self)
         self.exchanges = 0
         self._reset()
 
@@ -122,6 +121,8 @@ class Connection(asyncio.BufferedProtocol):
         self._started_at = monotonic()
         self._phase = Failure.FIRST_BYTE_TIMEOUT
         self._timer.set(min(self._started_at + deadlines.first_byte, until))
+        if self._wary is (sink is None):
+            self._be_wary(sink is not None)
         self._transport.write(data)
         return self._future
 
@@ -183,30 +184,19 @@ class Connection(asyncio.BufferedProtocol):
         """Keep the transport."""
         self._transport = transport  # type: ignore[assignment]  # uvloop's are not subclasses
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Return where to read to."""
-        return _WHOLE if self._sink is None else _STREAMED
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Take what was read."""
-        sink = self._sink
-        if sink is None:
-            self._parse(bytes(_WHOLE[:nbytes]))
-            return
-        data = bytes(_STREAMED[:nbytes])
-        if self._between:
+    def data_received(self, data: bytes) -> None:
+        """Parse; the callbacks below do the rest."""
+        if self._between and self._sink is not None:
             try:
-                taken = sink.feed_frame(data)
+                taken = self._sink.feed_frame(data)
             except UpstreamError as error:
                 self._fail(error)
                 return
             if taken:
                 self._heard_at = monotonic()  # the parser stays where it was, between two chunks
+                if self._wary:
+                    self._be_wary(False)  # it comes chunk by chunk
                 return
-        self._parse(data)
-
-    def _parse(self, data: bytes) -> None:
-        """Let the parser have it; its callbacks below do the rest."""
         if self._future is None and not self._tail:
             self._close()  # a reply nobody asked for: the connection is out of step
             return
@@ -333,8 +323,15 @@ class Connection(asyncio.BufferedProtocol):
         if not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
+            self._be_wary(True)
             self._phase = Failure.TOTAL_TIMEOUT
             self._timer.set(self._until)
+
+    def _be_wary(self, wary: bool) -> None:
+        """Read in small pieces, or as much as there is."""
+        self._wary = wary
+        if self._transport is not None:
+            self._transport.set_protocol(self._small_reads if wary else self)
 
     def _read_again(self) -> None:
         ready = not (self._slow or self._held)

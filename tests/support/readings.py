@@ -37,6 +37,9 @@ class Socket:
         """Be closed."""
         self.closed = True
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """How much is read at once is no matter here."""
+
     def is_closing(self) -> bool:
         """Tell whether it is."""
         return self.closed
@@ -105,15 +108,9 @@ class Stream:
 
     def read(self, pieces: Iterable[bytes]) -> "Stream":
         """Let the provider send; nothing more is read once the connection is closed."""
-        connection = self.provider.connection
         for piece in pieces:
-            rest = memoryview(piece)
-            while rest and not self.provider.socket.closed:
-                buffer = connection.get_buffer(-1)
-                size = min(len(rest), len(buffer))
-                buffer[:size] = rest[:size]
-                connection.buffer_updated(size)
-                rest = rest[size:]
+            if piece and not self.provider.socket.closed:
+                self.provider.connection.data_received(piece)
         return self
 
     def content(self) -> bytes:
