@@ -14,6 +14,8 @@ class Operation(Enum):
     COUNT_TOKENS = "count_tokens"
     PASSTHROUGH = "passthrough"
 
+    __hash__ = object.__hash__  # members are single; Enum's own hashes their names, in Python
+
 
 PATHS = {
     "/v1/chat/completions": Operation.CHAT,

@@ -53,7 +53,10 @@ async def attempt(services: Services, call: Call) -> Deliver:
     assert served is not None
     until = call.started_at + _allowed(call, served.total or services.config.server.timeouts.total)
     first = _Course(services, call, served, until)
-    deliver = await first.run()
+    served.budget.earn()
+    deliver = await first.ask_all()
+    if deliver is None:
+        deliver = await first.ask_again()
     if deliver is None and served.fallbacks and first.failure is not None:
         kind = refusal_of(first.failure)
         for name in served.fallbacks.get(kind, ()) if kind is not None else ():
@@ -68,7 +71,8 @@ async def attempt(services: Services, call: Call) -> Deliver:
 async def _instead(course: "_Course", call: Call) -> Deliver | None:
     """Ask another model; the client has not, so it does not hear of what that one cannot do."""
     try:
-        return await course.run()
+        course.served.budget.earn()
+        return await course.ask_all() or await course.ask_again()
     except ApiError:
         if call.client.begun:
             raise
@@ -92,8 +96,21 @@ def _allowed(call: Call, most: float) -> float:
 class _Course:
     """One request's way along a model's targets: what failed, and whether that may pass."""
 
+    __slots__ = (
+        "_call",
+        "_failed",
+        "_misfit",
+        "_order",
+        "_passing",
+        "_selection",
+        "_services",
+        "_until",
+        "failure",
+        "served",
+    )
+
     def __init__(self, services: Services, call: Call, served: Served, until: float) -> None:
-        self._services, self._call, self._served, self._until = services, call, served, until
+        self._services, self._call, self.served, self._until = services, call, served, until
         self.failure: UpstreamError | None = None
         self._failed: Route | None = None
         self._misfit: ApiError | None = None
@@ -101,32 +118,28 @@ class _Course:
         self._selection: Selection | None = None
         self._order: list[Route] = []
 
-    async def run(self) -> Deliver | None:
-        """Ask the targets, and ask them again where that may help; None where none answers."""
-        served, rules = self._served, self._services.retries
-        served.budget.earn()
-        for tried in range(1 + rules.attempts):
-            if tried and not await self._waited(tried - 1):
+    async def ask_again(self) -> Deliver | None:
+        """Ask the targets once more where that may help; None where none answers."""
+        for tried in range(self._services.retries.attempts):
+            if not self._passing or not await self._waited(tried):
                 break
-            deliver = await self._ask_all()
+            deliver = await self.ask_all()
             if deliver is not None:
                 return deliver
-            if not self._passing:
-                break
         return None
 
     async def _waited(self, tried: int) -> bool:
         """Wait before all targets are asked again; False where that is too long, or too much."""
         assert self.failure is not None
         wait = wait_seconds(self.failure, tried, self._services.retries, random.random)
-        if wait is None or monotonic() + wait >= self._until or not self._served.budget.spend():
+        if wait is None or monotonic() + wait >= self._until or not self.served.budget.spend():
             return False
         await asyncio.sleep(wait)
         return True
 
     def _planned(self, now: float) -> list[Route]:
         """Return the targets in the order to ask. Raises ApiError where none takes the request."""
-        served, call = self._served, self._call
+        served, call = self.served, self._call
         routes, canary, pin = served.routes, None, b""
         if len(routes) == 1 and not served.selective and not call.hints.tags:
             return [routes[0]] if call.operation in routes[0].ways else []
@@ -141,15 +154,15 @@ class _Course:
             order = (canary, *order) if canary.state.breaker.allows(now) else (*order, canary)
         return [route for route in order if call.operation in route.ways]
 
-    async def _ask_all(self) -> Deliver | None:
+    async def ask_all(self) -> Deliver | None:
         """Ask the targets one after the other; None where none of them answers."""
-        call, served, self._passing = self._call, self._served, False
+        call, served, self._passing = self._call, self.served, False
         now = monotonic()
         self._order = planned = self._planned(now)
         asked = 0
         hedged: list[Route] = []
         for place, route in enumerate(planned):
-            if any(route is one for one in hedged):
+            if hedged and any(route is one for one in hedged):
                 continue
             # Handing over to a target that is well costs nobody anything; another is a retry.
             if asked and not route.state.breaker.closed(now) and not served.budget.spend():
@@ -190,13 +203,13 @@ class _Course:
 
     def _race(self, route: Route, others: list[Route], now: float) -> Race | None:
         """Return a race against another target that is well, where the model is hedged."""
-        assert self._served.hedge_after is not None
-        seconds = delay(self._served.hedge_after, route)
+        assert self.served.hedge_after is not None
+        seconds = delay(self.served.hedge_after, route)
         well = [other for other in others if other.state.breaker.closed(now)]
         if seconds is None or not well:
             return None
         (second, *_) = _keyed(well[0], last=True)
-        return Race(self._call, self._served.budget, self._try, (route, second, well[0]), seconds)
+        return Race(self._call, self.served.budget, self._try, (route, second, well[0]), seconds)
 
     async def _try(self, call: Call, route: Route) -> Deliver:
         """Ask one target; another goes on where its stream is cut and that is wanted.
@@ -206,14 +219,14 @@ class _Course:
         try:
             return await self._once(call, route, ask)
         except Interrupted as cut:
-            if not may_go_on(self._served, call, cut.error):
+            if not may_go_on(self.served, call, cut.error):
                 raise cut.told from None
             for other in successors(self._order, route, call):
                 prepare(call)
                 try:
                     return await self._once(call, _keyed(other, last=True)[0], ask_rest)
                 except (UpstreamError, ApiError, Interrupted) as error:
-                    if not may_go_on(self._served, call, error):
+                    if not may_go_on(self.served, call, error):
                         break
             raise cut.told from None
 
@@ -244,7 +257,7 @@ class _Course:
                 if call.continued == 0 or call.relay.goes_on:
                     measure(call)
                 told = _interrupted(call, error, route)
-                if self._served.goes_on:
+                if self.served.goes_on:
                     raise Interrupted(told, error) from None
                 raise told from None
             raise
