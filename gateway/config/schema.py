@@ -349,7 +349,7 @@ class Retries(Section, frozen=True):
     attempts: Annotated[int, Meta(ge=0, le=5)] = 1
     backoff: Annotated[float, Meta(ge=0, le=60)] = 0.25
     longest: Annotated[float, Meta(ge=0, le=60)] = 4
-    budget: Annotated[float, Meta(ge=0, le=1)] = 0.2
+    budget: Annotated[float, Meta(ge=0, le=1)] = 0.15
 
 
 class Breaker(Section, frozen=True):

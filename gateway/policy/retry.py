@@ -42,7 +42,7 @@ class Rules(msgspec.Struct, frozen=True):
     attempts: int = 1
     backoff: float = 0.25
     longest: float = 4.0
-    budget: float = 0.2
+    budget: float = 0.15
 
 
 class Budget:
