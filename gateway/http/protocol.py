@@ -5,7 +5,7 @@ HTTP. A hot request that comes that way still skips its Request and Response obj
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic  # the clock of every event loop, without a call into it
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 POST = b"POST "
 KEEP_ALIVE_SECONDS = 75
 STALLED_SECONDS = 30.0  # without a byte taken of an answer that is complete
+# A client whose request is no HTTP may go on sending so long, so much, and read its refusal: what
+# is not read when a connection is closed resets it, and the refusal is lost.
+LINGER_SECONDS, LINGER_BYTES = 2.0, 4 * 1024 * 1024
+QUIET_SECONDS = 0.05
 SERVER = "sluice"  # no version: it would tell an attacker what to try
 # What a stalled client can make us hold: above this the provider's stream is paused.
 WRITE_BUFFER_BYTES = 16 * 1024
@@ -59,6 +63,17 @@ class DirectLane(Protocol):
         ...
 
 
+class _LastWord(web.Response):
+    """A connection's last answer: what it is followed by is read for a while."""
+
+    linger: Callable[[], Awaitable[None]]
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Send the rest."""
+        await super().write_eof(data)
+        await self.linger()
+
+
 class GatewayProtocol(RequestHandler):
     """One client connection; passes the client's pace on to the source it follows.
 
@@ -78,6 +93,7 @@ class GatewayProtocol(RequestHandler):
         "_later_size",
         "_needed",
         "_parts",
+        "_refused_bytes",
         "_serving",
         "_size",
         "_task",
@@ -95,6 +111,7 @@ class GatewayProtocol(RequestHandler):
         self._timer = LazyTimer(self._loop, self._on_deadline)
         self._head_awaited, self._head_count = False, 0
         self._direct, self._serving = True, False
+        self._refused_bytes: int | None = None  # of what follows a request that is no HTTP
         self._parts: list[bytes] = []  # of a request that is not here as a whole
         self._size = self._needed = 0
         self._awaited: Operation | None = None
@@ -253,13 +270,26 @@ class GatewayProtocol(RequestHandler):
             error = ApiError("headers_too_large", "The request's head is too large.")
         else:
             error = ApiError("invalid_http", "The request is not valid HTTP/1.1.")
-        response = web.Response(
+        if status < 500:
+            self._refused_bytes = 0
+        response = _LastWord(
             body=openai.error_body(error), status=error.status, content_type="application/json"
         )
+        response.linger = self._linger
         response.headers["x-request-id"] = request_id()
         response.headers["Server"] = SERVER
         response.force_close()
         return response
+
+    async def _linger(self) -> None:
+        """Read on for a while, until the client is quiet."""
+        until, before = monotonic() + LINGER_SECONDS, -1
+        while self.transport is not None and monotonic() < until:
+            seen = self._refused_bytes
+            if seen is None or seen == before:
+                return
+            before = seen
+            await asyncio.sleep(QUIET_SECONDS)
 
     # -- the direct lane ---------------------------------------------------------------------
 
@@ -339,6 +369,11 @@ class GatewayProtocol(RequestHandler):
 
         A part that came together with the request before it is bounded by the keep-alive time.
         """
+        if self._refused_bytes is not None:
+            self._refused_bytes += len(data)
+            if self._refused_bytes > LINGER_BYTES:
+                self.force_close()
+            return
         before = self._request_count
         super().data_received(data)
         if self._request_count == before and not self._request_in_progress:

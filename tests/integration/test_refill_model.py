@@ -68,7 +68,7 @@ class Modelled:
         """Ask; return whether it was admitted and the level before."""
         lease = f"{next(self._numbers)}"
         data = (LEASE_MS, [self._spec], [(lease, "{}", [(1, amount)])])
-        keys = [*names.leases(self._tenant), self.bucket.name]
+        keys = [*names.leases(self._tenant), self.bucket.name, names.settled(self._tenant)]
         now_us, ((refusing, _, level),) = self._run(scripts.ADMIT, keys, data)
         self._catch_up(now_us + self._skipped_us)
         if refusing:
