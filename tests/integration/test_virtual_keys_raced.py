@@ -11,7 +11,7 @@ from tests.support.gateway import Gateway, running
 from tests.support.upstream import Upstream
 
 ADMIN = {"Authorization": "Bearer an-admin-key-0123456"}
-TRIES = 25
+TRIES = 12
 
 
 def governed(url: str, **tenant: Any) -> str:
