@@ -215,16 +215,8 @@ async def test_a_stream_ends_with_the_worker_that_began_it() -> None:
     async with Upstream(behaviour=steps) as upstream:
         server = {"recycle": {"requests": 20}, "drain": {"grace": 1}}
         with running(config(upstream.url, server=server)) as gateway:
-            (old,) = gateway.worker_pids
             async with Client(gateway.port) as client:
-                await client.send(Ask(chat(stream=True)))
-                await client.read_head()
-                assert b"one" in await client.read_chunk()
-                async with asyncio.timeout(30):
-                    while len(gateway.worker_pids) < 2:
-                        await once(gateway.port, Ask())
-                        await asyncio.sleep(0.05)
-                    await asyncio.sleep(2.5)  # beyond the grace of a stop
+                old, _ = await recycling(gateway, client)  # beyond the grace of a stop
                 assert old in gateway.worker_pids
                 go_on.set()
                 body = await client.read_body()
@@ -253,7 +245,7 @@ async def test_a_worker_with_too_much_memory_is_replaced_and_not_in_circles() ->
         assert fresh in gateway.worker_pids
 
 
-async def recycling(upstream: Upstream, gateway: Gateway, client: Client) -> tuple[int, int]:
+async def recycling(gateway: Gateway, client: Client) -> tuple[int, int]:
     """Let the one worker be replaced while a stream is open; return the old and the new one."""
     (old,) = gateway.worker_pids
     await client.send(Ask(chat(stream=True)))
@@ -285,7 +277,7 @@ async def test_a_fresh_worker_that_dies_is_replaced_while_the_old_one_drains() -
     async with Upstream(behaviour=holds) as upstream:
         with running(config(upstream.url, server=ONE_BY_ONE)) as gateway:
             async with Client(gateway.port) as client:
-                old, new = await recycling(upstream, gateway, client)
+                old, new = await recycling(gateway, client)
                 os.kill(new, signal.SIGKILL)
                 async with asyncio.timeout(20):
                     while set(gateway.worker_pids) <= {old, new}:
@@ -300,7 +292,7 @@ async def test_a_stop_gives_a_worker_that_was_replaced_no_more_time_than_others(
     async with Upstream(behaviour=holds) as upstream:
         with running(config(upstream.url, server=ONE_BY_ONE)) as gateway:
             async with Client(gateway.port) as client:
-                await recycling(upstream, gateway, client)
+                await recycling(gateway, client)
                 assert gateway.stop() == 0  # which waits for much less than a request's total
                 body = await client.read_body()
                 assert b"error" in body
