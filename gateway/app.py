@@ -208,7 +208,7 @@ class Gateway:
         idle_end = self._loop.time() + min(linger, grace)
         while self._loop.time() < self._drained_by:
             busy = self.server.busy + (self._hot.draining if self._hot is not None else 0)
-            if not busy and (not self.server.connections or self._loop.time() >= idle_end):
+            if not busy and (not self.server.open or self._loop.time() >= idle_end):
                 return
             await asyncio.sleep(0.02)
 

@@ -82,6 +82,7 @@ class GatewayProtocol(RequestHandler):
     """
 
     __slots__ = (
+        "__weakref__",
         "_awaited",
         "_direct",
         "_head_awaited",

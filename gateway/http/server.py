@@ -1,6 +1,7 @@
 """The aiohttp server: makes connections, and sends each request the way it belongs."""
 
 import asyncio
+import weakref
 from collections import Counter
 from collections.abc import Awaitable
 from typing import Any, Protocol
@@ -58,6 +59,8 @@ class GatewayServer(web.Server):
         self._lane, self._head_seconds, self._bounds = hot, head_seconds, bounds
         self._by_address: Counter[str] = Counter()
         self._addresses: dict[RequestHandler, str] = {}  # a TLS transport forgets it at its end
+        # Accepted, and not yet a connection: a loop's turn, or a TLS handshake, is to come.
+        self._accepted = weakref.WeakSet[GatewayProtocol]()
         plain_handler, plain_factory = plain.request_handler, plain.request_factory
 
         def make_request(
@@ -95,13 +98,17 @@ class GatewayServer(web.Server):
         self.refused_connections = 0
 
     def __call__(self) -> GatewayProtocol:
-        return GatewayProtocol(
+        protocol = GatewayProtocol(
             self, self._lane, self._head_seconds, loop=self._loop, **self._kwargs
         )
+        self._accepted.add(protocol)
+        return protocol
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """Count a connection; one too many is closed at once, whoever it is of."""
         super().connection_made(handler, transport)
+        assert isinstance(handler, GatewayProtocol)
+        self._accepted.discard(handler)
         address = self._addresses[handler] = _address(transport)
         self._by_address[address] += 1
         most = self._bounds.connections_per_address
@@ -119,6 +126,11 @@ class GatewayServer(web.Server):
             if self._by_address[address] <= 0:
                 del self._by_address[address]
         super().connection_lost(handler, exc)
+
+    @property
+    def open(self) -> int:
+        """Return how many connections there are, with those that are only being made."""
+        return len(self._connections) + len(self._accepted)
 
     @property
     def busy(self) -> int:

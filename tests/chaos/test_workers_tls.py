@@ -6,10 +6,11 @@ import ssl
 import warnings
 from pathlib import Path
 
+import msgspec
 import pytest
 import trustme
 
-from tests.support.config import chat, config
+from tests.support.config import KEY, chat, config
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Client, once
 from tests.support.upstream import Upstream
@@ -125,3 +126,27 @@ async def test_a_reload_serves_the_new_certificate_and_cuts_nobody(
         assert "reload refused" in gateway.errors
         assert "server.tls" in gateway.errors
         assert {await serial(gateway, context)} == serials
+
+
+async def test_a_reload_waits_for_a_connection_that_is_only_being_made(
+    upstream: Upstream, certificates: Certificates
+) -> None:
+    with running(config(upstream.url, server=certificates.server)) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        # A second connection's answer says that the worker has accepted the first.
+        assert (await once(gateway.port, tls=certificates.context())).status == 200
+        await reloaded(gateway)
+        await asyncio.sleep(0.5)  # what is idle and closed would be gone by now
+        await writer.start_tls(certificates.context(), server_hostname="127.0.0.1")
+        body = msgspec.json.encode(chat())
+        head = (
+            "POST /v1/chat/completions HTTP/1.1",
+            "host: x",
+            f"authorization: Bearer {KEY}",
+            f"content-length: {len(body)}",
+            "connection: close",
+        )
+        writer.write("\r\n".join((*head, "", "")).encode() + body)
+        assert (await reader.readline()).split()[1] == b"200"
+        await reader.read()
+        writer.close()
