@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import msgspec
 from aiohttp import web
 
+from gateway.config.caching import Cache as CacheSettings
+from gateway.config.caching import KeyCache, ModelCache
 from gateway.config.schema import MEBIBYTE, Config, Ledger, Scope, Tls, Webhook
 from gateway.core.errors import ConfigError, StoreError
 from gateway.core.record import RequestRecord
@@ -30,11 +32,14 @@ from gateway.observe.recorder import Recorder, Writer
 from gateway.observe.scoreboard import Scoreboard
 from gateway.observe.traces import TraceExporter
 from gateway.observe.webhook import WebhookPoster, signing_key
+from gateway.pipeline.cached import Cache
 from gateway.pipeline.catalogue import Catalogue
 from gateway.pipeline.copies import Copies
 from gateway.pipeline.health import Health
 from gateway.pipeline.keyring import Keyring
+from gateway.pipeline.planning import KIBIBYTE
 from gateway.pipeline.reap import reap
+from gateway.pipeline.serve import serve
 from gateway.pipeline.services import Services
 from gateway.policy.overload import Gate
 from gateway.policy.overload import Rules as OverloadRules
@@ -43,7 +48,8 @@ from gateway.policy.retry import Rules
 from gateway.spool import Spool
 from gateway.store import requests
 from gateway.store.admission import Admission
-from gateway.store.client import make_client
+from gateway.store.cache import RedisTier
+from gateway.store.client import Client, make_client
 from gateway.store.journal import Journal
 from gateway.store.keys import VirtualKeys
 from gateway.store.location import Location
@@ -105,6 +111,7 @@ class Gateway:
             writers,
             self._gauges,
         )
+        self._cache = _cache(config, self._client) if _caches(config) else None
         catalogue = Catalogue(config, resources.prices, resources.demo_socket)
         overload = config.server.overload
         self._health = Health(catalogue, TargetBoard(self._client), self._admission)
@@ -121,6 +128,7 @@ class Gateway:
             ejected=self._health.ejected,
             copies=Copies(),
             gate=Gate(OverloadRules(most=overload.requests, lag=overload.lag)),
+            cache=self._cache,
         )
         self._traces = TraceExporter(config.tracing) if config.tracing.enabled else None
         self._readiness = Readiness(
@@ -172,6 +180,9 @@ class Gateway:
             self._loop.create_task(self._health.watch(), name="health"),
             self._loop.create_task(self._watch_lag(), name="lag"),
         ]
+        if self._cache is not None:
+            watch = self._cache.watch(self._services)
+            self._tasks.append(self._loop.create_task(watch, name="cache"))
         self.recorder.fold()
         return self.server
 
@@ -208,6 +219,7 @@ class Gateway:
         idle_end = self._loop.time() + min(linger, grace)
         while self._loop.time() < self._drained_by:
             busy = self.server.busy + (self._hot.draining if self._hot is not None else 0)
+            busy += self._cache.in_flight if self._cache is not None else 0
             if not busy and (not self.server.open or self._loop.time() >= idle_end):
                 return
             await asyncio.sleep(0.02)
@@ -219,6 +231,8 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._services.copies.aclose()
+        if self._cache is not None:
+            await self._cache.aclose()
         if self._hot is not None:
             await self._hot.aclose()
         if self.server is not None:
@@ -259,6 +273,8 @@ class Gateway:
             "sluice_loop_lag_seconds": self._lag,
             "sluice_requests_in_flight": self._services.gate.in_flight,
             "sluice_requests_bound": self._services.gate.bound,
+            "sluice_cache_entries": self._cache.entries if self._cache is not None else 0,
+            "sluice_cache_bytes": self._cache.bytes if self._cache is not None else 0,
         }
 
     async def _watch_lag(self) -> None:
@@ -283,6 +299,8 @@ class Gateway:
             if self.server is not None:
                 self.recorder.count("sluice_connections_refused", self.server.refused_connections)
             self.recorder.count("sluice_settlements_lost", self._admission.lost_settlements)
+            if self._cache is not None:
+                self.recorder.count("sluice_cache_corrupted", self._cache.corrupted)
             if self._ledger is not None:
                 self.recorder.count("sluice_ledger_lines_dropped", self._ledger.dropped)
             if self._webhook is not None:
@@ -297,6 +315,29 @@ class Gateway:
                     await replay(self._admission, self._journal)
                 if self._admission.may_reap:
                     await reap(self._services)
+
+
+def _caches(config: Config) -> bool:
+    """Tell whether any request's answer may be kept."""
+    sections: list[CacheSettings | ModelCache | KeyCache] = [config.cache]
+    sections += [model.cache for model in config.models.values()]
+    sections += [key.cache for key in config.auth.keys]
+    return any(section.enabled for section in sections)
+
+
+def _cache(config: Config, client: Client) -> Cache:
+    from gateway.store.memory import MemoryTier  # aiocache is slow to import
+    from gateway.store.packed import Packing
+
+    settings = config.cache
+    memory = MemoryTier(
+        settings.memory_mb * MEBIBYTE, settings.entries, asyncio.get_running_loop().time
+    )
+    redis = None
+    if settings.redis:
+        packing = Packing(settings.compress_kb * KIBIBYTE)
+        redis = RedisTier(client, packing, settings.max_value_kb * KIBIBYTE)
+    return Cache(settings, memory, redis, serve)
 
 
 def _affordable() -> int:

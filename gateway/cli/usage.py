@@ -21,6 +21,7 @@ _TITLES = {
     "completion_tokens": "COMPLETION",
     "reasoning_tokens": "REASONING",
     "cost_microusd": "USD",
+    "saved_microusd": "SAVED",
 }
 
 
@@ -89,7 +90,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], texts: int) -> str:
 
 def _cell(row: Row, counter: str) -> str:
     value: int = getattr(row, counter)
-    if counter != "cost_microusd":
+    if not counter.endswith("_microusd"):
         return str(value)
     whole, rest = divmod(value, 1_000_000)
     return f"{whole}.{rest:06d}"

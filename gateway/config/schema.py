@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Count = Annotated[int, Meta(ge=1, le=10**12)]  # Lua counts exactly up to 2**53
-Seconds = Annotated[float, Meta(gt=0, le=7 * 86_400)]
+from gateway.config.caching import Cache, KeyCache, ModelCache
+from gateway.config.sections import Count, Seconds, Section
+
 Weight = Annotated[int, Meta(ge=1)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -18,10 +19,6 @@ Usd = Annotated[float | str, Meta(description="US dollars")]
 DEFAULT_PORT = 8080
 DEFAULT_TENANT = "default"
 MEBIBYTE = 1024 * 1024
-
-
-class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A mapping in the file."""
 
 
 class Timeouts(Section, frozen=True):
@@ -145,6 +142,7 @@ class KeySettings(Scope, frozen=True, kw_only=True):
     tenant: Name = DEFAULT_TENANT
     models: tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...] = ("*",)
     labels: Annotated[dict[Label, Label], Meta(max_length=8)] = {}
+    cache: KeyCache = KeyCache()
     expires: Annotated[float, Meta(ge=0, le=253_402_300_799)] | None = None  # the year 9999
 
 
@@ -338,6 +336,7 @@ class Model(Section, frozen=True):
     on_stream_failure: Literal["error", "continue"] = "error"
     hedge: Hedge | None = None
     shadow: Shadow | None = None
+    cache: ModelCache = ModelCache()
 
 
 class Retries(Section, frozen=True):
@@ -424,6 +423,7 @@ class Config(Section, frozen=True):
     unsupported: Literal["refuse", "drop"] = "refuse"
     retries: Retries = Retries()
     breaker: Breaker = Breaker()
+    cache: Cache = Cache()
     log: Log = Log()
     ledger: Ledger = Ledger()
     metrics: Metrics = Metrics()

@@ -68,6 +68,7 @@ FAULTS: dict[str, Fault] = {
     "overloaded": Fault(503, SERVER),
     "store_unavailable": Fault(503, SERVER),
     "deadline_exceeded": Fault(504, SERVER),
+    "not_cached": Fault(504, INVALID),
 }
 
 

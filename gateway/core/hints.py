@@ -4,7 +4,9 @@ import msgspec
 
 TIMEOUT, TAGS, SESSION = "x-sluice-timeout", "x-sluice-tags", "x-sluice-session"
 IDEMPOTENCY_KEY = "idempotency-key"
-NAMES = (TIMEOUT, TAGS, SESSION, IDEMPOTENCY_KEY)
+CACHE_CONTROL, CACHE_TTL = "cache-control", "x-sluice-cache-ttl"
+CACHE_NAMESPACE = "x-sluice-cache-namespace"
+NAMES = (TIMEOUT, TAGS, SESSION, IDEMPOTENCY_KEY, CACHE_CONTROL, CACHE_TTL, CACHE_NAMESPACE)
 
 
 class Hints(msgspec.Struct, frozen=True, gc=False):
@@ -14,6 +16,9 @@ class Hints(msgspec.Struct, frozen=True, gc=False):
     tags: str = ""
     session: str = ""
     idempotency_key: str = ""
+    cache_control: str = ""
+    cache_ttl: str = ""
+    cache_namespace: str = ""
 
 
 NO_HINTS = Hints()

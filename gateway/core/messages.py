@@ -21,7 +21,7 @@ STOP, LENGTH, TOOL_CALLS, FILTERED = "stop", "length", "tool_calls", "content_fi
 _MARK = "sluice:"
 
 
-class Text(msgspec.Struct, frozen=True):
+class Text(msgspec.Struct, frozen=True, tag=True):
     """Plain text. `cache`: the prompt up to here may be cached, for so long (5m, 1h)."""
 
     text: str
@@ -29,7 +29,7 @@ class Text(msgspec.Struct, frozen=True):
     logprobs: Raw | None = None  # as chat completions writes them, `content` alone
 
 
-class Media(msgspec.Struct, frozen=True):
+class Media(msgspec.Struct, frozen=True, tag=True):
     """An image, a document or a sound: `data` is base64, or else it is at `url`.
 
     `media_type` may be empty where there is only a URL; `name` is a document's, or its title;
@@ -46,7 +46,7 @@ class Media(msgspec.Struct, frozen=True):
     where: str = "messages"
 
 
-class Thinking(msgspec.Struct, frozen=True):
+class Thinking(msgspec.Struct, frozen=True, tag=True):
     """What a model thought. `redacted` is thought that only its provider can read."""
 
     text: str = ""
@@ -54,7 +54,7 @@ class Thinking(msgspec.Struct, frozen=True):
     redacted: str = ""
 
 
-class ToolCall(msgspec.Struct, frozen=True):
+class ToolCall(msgspec.Struct, frozen=True, tag=True):
     """A call that the client is to carry out. `arguments` is a JSON object's text."""
 
     id: str
@@ -64,7 +64,7 @@ class ToolCall(msgspec.Struct, frozen=True):
     cache: str = ""
 
 
-class ToolResult(msgspec.Struct, frozen=True):
+class ToolResult(msgspec.Struct, frozen=True, tag=True):
     """What a call came to."""
 
     call_id: str
@@ -73,7 +73,7 @@ class ToolResult(msgspec.Struct, frozen=True):
     cache: str = ""
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class Refusal(msgspec.Struct, frozen=True, tag=True):
     """The model's own words of refusal."""
 
     text: str

@@ -55,6 +55,8 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     `cost` says what `cost_microusd` is made of; `queue_us` is the wait for admission; `tries` has
     each attempt at a provider, in order; `shadow` names the limits in shadow that would have
     refused, as `scope:unit`; `continued`: how often another target went on with the stream.
+    `cache` says what the cache had to do with it (hit, miss, bypass, stale, coalesced; empty without
+    one), and `saved_microusd` what an answer would have cost that needed no call of its own.
     """
 
     id: str
@@ -84,3 +86,5 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     tries: tuple[AttemptRecord, ...] = ()
     cost: Cost = FREE
     continued: int = 0
+    cache: str = ""
+    saved_microusd: int = 0

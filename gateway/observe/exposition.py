@@ -25,6 +25,9 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sluice_attempts": ("Attempts at upstreams.", ("provider",)),
     "sluice_cost_microusd": ("Cost in micro-dollars.", ("provider", "model")),
     "sluice_unpriced_requests": ("Requests whose model has no known price.", ("provider", "model")),
+    "sluice_cache_requests": ("Requests by what the cache had to do with them.", ("state",)),
+    "sluice_cache_saved_microusd": ("Cost of calls that were not made.", ("provider", "model")),
+    "sluice_cache_corrupted": ("Kept answers that were damaged, and deleted.", ()),
     "sluice_log_lines_dropped": ("Log lines lost because standard output was too slow.", ()),
     "sluice_spans_dropped": ("Spans lost because the trace collector did not take them.", ()),
     "sluice_ledger_lines_dropped": ("Ledger lines lost because the file took none.", ()),
@@ -49,6 +52,8 @@ GAUGES: dict[str, str] = {
     "sluice_workers": "Workers that run.",
     "sluice_loop_lag_seconds": "Lag of the event loops, summed over the workers.",
     "sluice_requests_in_flight": "Requests that are being served.",
+    "sluice_cache_entries": "Answers in the workers' memory.",
+    "sluice_cache_bytes": "Bytes they take.",
     "sluice_requests_bound": "Requests that workers would serve at once, as busy as they are.",
 }
 

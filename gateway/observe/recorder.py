@@ -95,6 +95,9 @@ def _fold_one(totals: Totals, r: RequestRecord) -> None:
         totals.add("sluice_errors", r.error, 1)
     for limit in r.shadow:
         totals.add("sluice_shadow_refusals", limit, 1)
+    if r.cache:
+        totals.add("sluice_cache_requests", r.cache, 1)
+        totals.add("sluice_cache_saved_microusd", join((r.provider, r.model)), r.saved_microusd)
     if not r.attempts:
         return
     served = join((r.operation, r.provider, r.model))

@@ -6,6 +6,7 @@ from gateway.core.errors import ApiError
 from gateway.core.operations import ANTHROPIC
 from gateway.pipeline.call import Call
 from gateway.policy.limits import REQUESTS, TOKENS, show_duration, tightest
+from gateway.store.answers import Answer
 
 MICROUSD_PER_USD = 1_000_000
 MAX_DROPPED_CHARS = 1000
@@ -16,6 +17,8 @@ def common_headers(call: Call) -> bytes:
     head = f"x-request-id: {call.id}\r\n"
     if call.operation in ANTHROPIC:
         head += f"request-id: {call.id}\r\n"
+    if call.cache:
+        head += f"x-sluice-cache: {call.cache}\r\n"
     standings = call.verdict.standings
     if standings:
         for unit in (REQUESTS, TOKENS):
@@ -39,13 +42,36 @@ def served_headers(call: Call, *, with_cost: bool) -> bytes:
         f"x-sluice-model: {target.model}\r\n"
         f"x-sluice-attempts: {call.attempts}\r\n"
     )
-    if call.dropped:
-        names = ", ".join([name if name.isprintable() else "?" for name in call.dropped])
-        head += f"x-sluice-dropped: {names[:MAX_DROPPED_CHARS]}\r\n"
+    head += _dropped(call.dropped)
     if with_cost and call.price_version:
-        whole, rest = divmod(call.cost_microusd, MICROUSD_PER_USD)
-        head += f"x-sluice-cost-usd: {whole}.{rest:06d}\r\n"
+        head += _cost(call)
     return common_headers(call) + head.encode("ascii", "replace")
+
+
+def kept_headers(call: Call, answer: Answer, age: float, *, with_cost: bool) -> bytes:
+    """Return the common headers and what served the request whose answer is kept."""
+    head = (
+        f"age: {int(age)}\r\n"
+        f"x-sluice-provider: {answer.provider}\r\n"
+        f"x-sluice-model: {answer.model}\r\n"
+        "x-sluice-attempts: 0\r\n"
+    )
+    head += _dropped(answer.dropped)
+    if with_cost and answer.price:
+        head += _cost(call)
+    return common_headers(call) + head.encode("ascii", "replace")
+
+
+def _dropped(names: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    shown = ", ".join([name if name.isprintable() else "?" for name in names])
+    return f"x-sluice-dropped: {shown[:MAX_DROPPED_CHARS]}\r\n"
+
+
+def _cost(call: Call) -> str:
+    whole, rest = divmod(call.cost_microusd, MICROUSD_PER_USD)
+    return f"x-sluice-cost-usd: {whole}.{rest:06d}\r\n"
 
 
 def error_headers(call: Call, error: ApiError) -> bytes:

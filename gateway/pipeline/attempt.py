@@ -51,7 +51,7 @@ async def attempt(services: Services, call: Call) -> Deliver:
     """
     served = call.model
     assert served is not None
-    until = call.started_at + _allowed(call, served.total or services.config.server.timeouts.total)
+    until = deadline(services, call)
     first = _Course(services, call, served, until)
     served.budget.earn()
     deliver = await first.ask_all()
@@ -77,6 +77,13 @@ async def _instead(course: "_Course", call: Call) -> Deliver | None:
         if call.client.begun:
             raise
         return None
+
+
+def deadline(services: Services, call: Call) -> float:
+    """Return when a request must be answered, by the monotonic clock. Raises ApiError."""
+    assert call.model is not None
+    most = call.model.total or services.config.server.timeouts.total
+    return call.started_at + _allowed(call, most)
 
 
 def _allowed(call: Call, most: float) -> float:
@@ -359,7 +366,7 @@ def _pass_on(call: Call, error: UpstreamError) -> Deliver:
     told = ApiError("invalid_value", error.message)
     call.status, call.error, call.outcome = error.status, f"upstream_{error.status}", "error"
     native = call.route is not None and call.route.ways[call.operation].lane.native
-    told.status = error.status
+    told.status, call.refused = error.status, told
     if call.client.begun:
         return partial(call.client.finish, FORMATS[call.operation].error_event(told, call.id))
     body = error.body if native else b""

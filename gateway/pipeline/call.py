@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import copy
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -20,6 +20,10 @@ from gateway.store.lease import Holding, Verdict
 from gateway.upstream import relay
 from gateway.upstream.exchange import Flow
 from gateway.upstream.relay import Relay
+
+if TYPE_CHECKING:
+    from gateway.pipeline.flight import Flight
+    from gateway.store.answers import Answer
 
 Deliver = Callable[[], None]
 Headers = tuple[tuple[str, str], ...]
@@ -105,19 +109,23 @@ class Call:
         "attempts",
         "before",
         "body",
+        "cache",
         "client",
         "connect_s",
         "continued",
         "cost",
         "cost_microusd",
+        "delegated",
         "dropped",
         "error",
         "finished",
+        "flight",
         "gated",
         "grants",
         "hints",
         "holding",
         "id",
+        "kept",
         "leased",
         "left",
         "model",
@@ -127,12 +135,15 @@ class Call:
         "price_version",
         "principal",
         "queued_s",
+        "refused",
         "relay",
         "reply_at",
         "request",
         "route",
+        "saved",
         "secret",
         "sent_at",
+        "stale",
         "started_at",
         "status",
         "trace",
@@ -180,6 +191,12 @@ class Call:
         self.outcome, self.error = record.OK, ""
         self.usage, self.usage_source = NO_USAGE, "none"
         self.cost, self.cost_microusd, self.price_version = record.FREE, 0, ""
+        # What the cache has to do with it. Delegated: another call asks, and accounts, for it.
+        self.cache, self.saved, self.delegated = "", 0, False
+        self.flight: Flight | None = None
+        self.kept: Answer | None = None
+        self.stale: Answer | None = None  # may stand in where no other can be had
+        self.refused: ApiError | None = None
 
     def fork(self, client: Client, attempts: int) -> "Call":
         """Return a call for one attempt at the same request, with a client of its own."""

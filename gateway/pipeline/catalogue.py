@@ -22,6 +22,7 @@ from gateway.pipeline.targets import (
 from gateway.policy import limits as policy_limits
 from gateway.policy.access import Principal
 from gateway.policy.breaker import Breaker, Rules
+from gateway.policy.caching import Overrides
 from gateway.policy.limits import Rates, check_period, limits
 from gateway.policy.pricing import Price, PriceTable, microusd
 from gateway.policy.retry import Budget
@@ -177,6 +178,7 @@ class Catalogue:
             None if model.shadow is None else self._shadow(name, model.shadow),
             model.timeouts.total if model.timeouts is not None else None,
             model.on_stream_failure == "continue",
+            Overrides.of(model.cache),
         )
 
     def _shadow(self, name: str, wanted: schema.Shadow) -> Shadow:

@@ -5,6 +5,7 @@ import msgspec
 from gateway.config import schema
 from gateway.core.errors import ConfigError
 from gateway.policy.access import Principal
+from gateway.policy.caching import Overrides
 from gateway.policy.limits import Budget, Limit, Rates, check_period, limits
 from gateway.policy.pricing import microusd
 from gateway.store import names
@@ -41,15 +42,17 @@ class LimitBook:
     def principal(self, key: schema.KeySettings, key_id: str, field: str = "") -> Principal:
         """Return a key's holder with every limit that applies to it."""
         labels = tuple(f"{name}={value}" for name, value in sorted(key.labels.items()))
+        cache = Overrides.of(key.cache)
         if not self._enabled:
-            return Principal(key_id, key.tenant, key.models, (), labels=labels)
+            return Principal(key_id, key.tenant, key.models, (), (), labels, cache)
         prefix = names.limit_prefix(key.tenant, f"key:{key_id}")
         applied = (
             scope(key, "key", prefix, field, self._default)
             + self._tenants.get(key.tenant, Applied())
             + self._everybody
         )
-        return Principal(key_id, key.tenant, key.models, applied.always, applied.by_model, labels)
+        limited, by_model = applied.always, applied.by_model
+        return Principal(key_id, key.tenant, key.models, limited, by_model, labels, cache)
 
     def check(self, key: schema.KeySettings) -> None:
         """Raise ConfigError if a key's limits are invalid or above its tenant's."""

@@ -31,7 +31,8 @@ from gateway.pipeline.named_models import (
     plain_name,
     segments_of,
 )
-from gateway.pipeline.serve import admit, authenticate
+from gateway.pipeline.admit import admit
+from gateway.pipeline.serve import authenticate
 from gateway.pipeline.served import Route, Served
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure, settle

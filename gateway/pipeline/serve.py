@@ -1,6 +1,6 @@
 """Hot path: one request from its body to its reply.
 
-authenticate -> decode -> admit -> attempt -> settle -> deliver. Settlement always runs, and runs
+authenticate -> decode -> cache -> admit -> attempt -> settle -> deliver. Settlement always runs, and runs
 before the reply leaves: what a client has seen completed has been accounted for.
 """
 
@@ -15,27 +15,24 @@ from gateway.core import record
 from gateway.core.errors import ApiError, StoreError, UpstreamError
 from gateway.core.ids import request_id
 from gateway.core.operations import Operation
-from gateway.core.usage import Usage
 from gateway.formats import FORMATS
 from gateway.formats.body import decode as decode_body
-from gateway.pipeline.allowance import SLICE_TOKENS, Allowance, price_of
+from gateway.pipeline.admit import admit
 from gateway.pipeline.answer import error_headers
-from gateway.pipeline.attempt import attempt
-from gateway.pipeline.call import NO_USAGE, Call, Deliver
+from gateway.pipeline.attempt import attempt, deadline
+from gateway.pipeline.cached import Cache
+from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.elsewhere import Elsewhere
-from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.served import Shadow
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import settle
 from gateway.policy.access import may_use
-from gateway.policy.limits import grants, has_budget
+from gateway.policy.caching import BYPASS, STALE
+from gateway.policy.limits import grants
 from gateway.policy.retry import client_error
-from gateway.store.lease import Holding, holds
+from gateway.store.answers import Answer
 
 logger = logging.getLogger("sluice.pipeline")
-
-# Reserved for the answer where neither the request nor the model's configuration sets a maximum.
-DEFAULT_OUTPUT_TOKENS = 1024
 
 
 async def serve(services: Services, call: Call) -> None:
@@ -68,6 +65,10 @@ async def _answer(services: Services, call: Call) -> Deliver:
         if call.request is None:
             await authenticate(services, call)
             decode(services, call)
+            if services.cache is not None:
+                deliver = await _from_cache(services, services.cache, call)
+                if deliver is not None:
+                    return deliver
         await admit(services, call)
         assert call.model is not None
         if call.model.shadow is not None:
@@ -78,7 +79,10 @@ async def _answer(services: Services, call: Call) -> Deliver:
         return _refuse(call, error)
     except UpstreamError as error:
         provider = call.route.target.provider if call.route else "upstream"
-        return _refuse(call, client_error(error, provider))
+        told = client_error(error, provider)
+        if call.stale is not None and not call.client.begun:
+            return _stale(call, call.stale)
+        return _refuse(call, told)
     except StoreError as error:
         logger.warning("admission failed: %s", error)
         message = "The store that decides over limits cannot be reached."
@@ -88,6 +92,25 @@ async def _answer(services: Services, call: Call) -> Deliver:
     except Exception:
         logger.exception("request %s failed inside the gateway", call.id)
         return _refuse(call, ApiError("internal_error", "The gateway failed. See its log."))
+
+
+async def _from_cache(services: Services, cache: Cache, call: Call) -> Deliver | None:
+    """Answer a request from the cache, or from a call that it shares; None where it may not."""
+    plan = cache.plan(call)
+    if plan is None:
+        return None
+    deliver = await cache.answer(services, call, plan, deadline(services, call))
+    if deliver is None:
+        call.cache = BYPASS
+    return deliver
+
+
+def _stale(call: Call, answer: Answer) -> Deliver:
+    """Let an old answer stand in where all targets fail; whoever waits for the call has it."""
+    assert call.flight is not None
+    call.cache, call.kept, call.saved = STALE, answer, answer.cost_microusd
+    call.status, call.finished = 200, True
+    return call.flight.delivered.set
 
 
 def _copy(services: Services, call: Call, shadow: Shadow) -> None:
@@ -142,54 +165,9 @@ def decode(services: Services, call: Call) -> None:
     call.model = served
 
 
-async def admit(services: Services, call: Call) -> None:
-    """Reserve what the request may use, under every limit that applies at once."""
-    request, served, principal = call.request, call.model, call.principal
-    assert request is not None
-    assert served is not None
-    assert principal is not None
-    output = request.max_output
-    if output is None:
-        output = served.max_output or DEFAULT_OUTPUT_TOKENS
-    output *= request.choices
-    tokens = request.prompt_estimate + output
-    now = services.admission.now()
-    limits = principal.limits_for(request.model)
-    money = 0
-    if has_budget(limits):
-        if request.stream:
-            output = min(output, SLICE_TOKENS)
-        money = price_of(served, Usage(request.prompt_estimate, completion_tokens=output))
-    elif services.config.pricing.unknown == "refuse":
-        price_of(served, NO_USAGE)
-    target = served.routes[0].target
-    call.grants = granted = grants(limits, tokens, money, now)
-    call.holding = Holding(
-        key=principal.key,
-        model=request.model,
-        provider=target.provider,
-        served=target.model,
-        operation=call.operation.value,
-        prompt=request.prompt_estimate,
-        output=output,
-        started=int(now),
-        holds=holds(granted),
-        labels=principal.labels,
-    )
-    if request.stream and money:
-        call.allowance = Allowance(services, call, tokens - request.prompt_estimate)
-    call.leased = True
-    asked_at = monotonic()
-    verdict = await services.admission.admit(principal.tenant, call.id, call.holding, granted)
-    call.verdict, call.queued_s = verdict, monotonic() - asked_at
-    if verdict.refused_by is not None:
-        call.leased = call.unsure = verdict.unsure
-        raise limit_error(verdict.refused_by, verdict.wait_seconds, tokens)
-
-
 def _refuse(call: Call, error: ApiError) -> Deliver:
     """Answer with an error: as a reply, or on a stream that is open as its last event."""
-    call.status, call.error = error.status, error.code
+    call.status, call.error, call.refused = error.status, error.code, error
     call.outcome = record.ERROR if call.leased and not call.unsure else record.REFUSED
     form = FORMATS[call.operation]
     if call.client.begun:

@@ -10,6 +10,7 @@ from gateway.core.target import Target
 from gateway.pipeline.targets import Way
 from gateway.policy.access import Principal
 from gateway.policy.breaker import Breaker, Rules
+from gateway.policy.caching import ASIS, Overrides
 from gateway.policy.limits import Limit
 from gateway.policy.pricing import Price, Schedule
 from gateway.policy.retry import Budget
@@ -99,6 +100,7 @@ class Served(msgspec.Struct, frozen=True):
     shadow: "Shadow | None" = None
     total: float | None = None  # seconds for a request; None: as for all
     goes_on: bool = False  # with a stream that is cut, at another target
+    cache: Overrides = ASIS
 
 
 class Shadow(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,6 +16,9 @@ from gateway.policy.overload import Gate
 from gateway.policy.retry import Rules
 from gateway.store.admission import Admission
 from gateway.upstream.pool import Transport
+
+if TYPE_CHECKING:
+    from gateway.pipeline.cached import Cache
 
 
 class Services(msgspec.Struct, frozen=True):
@@ -37,3 +41,4 @@ class Services(msgspec.Struct, frozen=True):
     ejected: Callable[[Route], None]
     copies: Copies
     gate: Gate
+    cache: "Cache | None" = None

@@ -1,16 +1,19 @@
 """Hot path: turns a finished request into usage, money and one record. Runs for every request."""
 
+from functools import partial
 from time import monotonic
 
 import msgspec
 
 from gateway.core import record
 from gateway.core.operations import Operation
-from gateway.core.record import RequestRecord
+from gateway.core.record import Cost, RequestRecord
 from gateway.core.usage import Usage
 from gateway.pipeline.call import NO_USAGE, Call, Spent
+from gateway.pipeline.flight import Flight
 from gateway.pipeline.lanes import Answer
 from gateway.pipeline.services import Services
+from gateway.policy.caching import COALESCED, HIT, STALE, shares
 from gateway.policy.limits import CONCURRENCY, MONEY, TOKENS
 from gateway.policy.pricing import cost_components, in_microusd, rounded
 from gateway.policy.tokens import count_tokens
@@ -21,7 +24,9 @@ MICROSECONDS = 1_000_000
 OTHER = "other"  # stands for names that a client made up: counters must not grow with them
 UNPRICED = "unpriced"
 MOST = 10**9  # tokens: nobody's context is larger
-NOTHING = (0,) * 8  # a refused request is not in the counters, also if its lease was taken
+NOTHING = (0,) * 9  # a refused request is not in the counters, also if its lease was taken
+
+HITS = frozenset((HIT, STALE, COALESCED))  # answered without a call of its own
 
 _PROMPT_FIELDS = ("messages", "prompt", "input", "system", "instructions", "tools")
 
@@ -81,18 +86,41 @@ def settle(services: Services, call: Call) -> None:
         assert call.principal is not None
         services.gate.leave(call.principal.tenant)
         call.gated = False
+    if call.delegated:
+        return
     if call.allowance is not None:
         call.allowance.close()
     cut = call.outcome == record.DISCONNECTED or call.error == "overloaded"
     idle = call.continued and call.relay is not None and not call.relay.goes_on
     if cut and call.sent_at and not call.finished and not idle:
         measure(call)
+    if call.flight is not None:
+        _share(call, call.flight)
     finished = _record(services, call)
     if call.leased:
         _close_lease(services, call, finished)
     else:
         services.append(finished)
     services.emit(finished)
+
+
+def _share(call: Call, flight: Flight) -> None:
+    """Let a request pay its part of a call that others share."""
+    if flight.call is call:
+        flight.paid(call)
+    elif not flight.takers or not call.finished:
+        return  # it left before the call was paid for
+    else:
+        call.usage_source, call.price_version = flight.usage_source, flight.price
+    place = 0 if flight.call is call else 1
+    part = partial(shares, flight.bill, takers=flight.takers, place=place)
+    call.usage = Usage(*[part(n) for n in msgspec.structs.astuple(flight.usage)])
+    call.cost = Cost(*[part(n) for n in msgspec.structs.astuple(flight.cost)])
+    call.cost_microusd = sum(msgspec.structs.astuple(call.cost))
+    if place:
+        call.saved = flight.microusd - call.cost_microusd
+        if flight.bill == "leader":
+            call.usage_source = "none"
 
 
 def _close_lease(services: Services, call: Call, finished: RequestRecord) -> None:
@@ -106,7 +134,9 @@ def _close_lease(services: Services, call: Call, finished: RequestRecord) -> Non
             tenant=principal.tenant,
             returns=_returns(call),
             parts=parts(principal.key, finished.model, finished.provider, principal.labels),
-            counts=NOTHING if call.unsure else counts(usage, failed, call.cost_microusd),
+            counts=NOTHING
+            if call.unsure
+            else counts(usage, failed, call.cost_microusd, int(call.cache in HITS), call.saved),
             entry=values(finished),
         )
     )
@@ -135,17 +165,18 @@ def parts(key: str, model: str, provider: str, labels: tuple[str, ...] = ()) -> 
     return (*named, *[f"label:{label}" for label in labels]) if labels else named
 
 
-def counts(usage: Usage, failed: int, cost: int) -> tuple[int, ...]:
+def counts(usage: Usage, failed: int, cost: int, hits: int = 0, saved: int = 0) -> tuple[int, ...]:
     """Return a request's counters in the order of `settle.lua`."""
     return (
         1,
         failed,
-        0,
+        hits,
         usage.prompt_tokens,
         usage.cached_tokens,
         usage.completion_tokens,
         usage.reasoning_tokens,
         cost,
+        saved,
     )
 
 
@@ -162,7 +193,7 @@ def _record(services: Services, call: Call) -> RequestRecord:
         operation=call.operation.value,
         model=_model_label(services, call),
         provider=_provider(call),
-        served_model=route.target.model if route else "",
+        served_model=route.target.model if route else call.kept.model if call.kept else "",
         status=call.status or 499,  # nginx's figure for a client that went away
         outcome=call.outcome,
         error=call.error,
@@ -181,6 +212,8 @@ def _record(services: Services, call: Call) -> RequestRecord:
         tries=tuple(call.tries),
         cost=call.cost,
         continued=call.continued,
+        cache=call.cache,
+        saved_microusd=call.saved,
         shadow=tuple([f"{limit.scope}:{limit.unit}" for limit in call.verdict.overdrawn]),
     )
 
@@ -194,7 +227,9 @@ def _model_label(services: Services, call: Call) -> str:
 
 
 def _provider(call: Call) -> str:
-    return call.route.target.provider if call.route else ""
+    if call.route is not None:
+        return call.route.target.provider
+    return call.kept.provider if call.kept is not None else ""
 
 
 def count_prompt(call: Call) -> int:

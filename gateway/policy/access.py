@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
+from gateway.policy.caching import ASIS, Overrides
 from gateway.policy.limits import Limit
 
 
@@ -20,6 +21,7 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     limits: tuple[Limit, ...]
     by_model: tuple[tuple[str, tuple[Limit, ...]], ...] = ()
     labels: tuple[str, ...] = ()
+    cache: Overrides = ASIS
 
     def limits_for(self, model: str) -> tuple[Limit, ...]:
         """Return all limits that apply to a request for a model.

@@ -18,6 +18,8 @@ LATENCIES = "sluice:targets:latency"  # provider/model -> microseconds, and when
 GATEWAY_LIMIT = "sluice:limit:gateway"  # the limits of everybody together
 TARGETS_TENANT = "~targets"  # holds the limits of targets; no tenant can be called so
 SHADOW_TENANT = "~shadow"  # has what copies of requests cost
+SHARED_TENANT = "~shared"  # has the answers that all tenants share
+CACHE_VERSION = "sluice:cache:version"  # raised with every purge
 REQUESTS_KEPT = 10_000
 
 DAY_TTL_SECONDS = 400 * 86_400
@@ -42,6 +44,16 @@ def key(key_id: str) -> str:
 def leases(tenant: str) -> tuple[str, str]:
     """Return the names of the lease deadlines and of what the leases hold."""
     return f"sluice:leases:{{{tenant}}}", f"sluice:lease:{{{tenant}}}"
+
+
+def answer(tenant: str, name: str) -> tuple[str, str]:
+    """Return the names of a kept answer, and of who is getting it."""
+    return f"sluice:cache:{{{tenant}}}:{name}", f"sluice:cache:{{{tenant}}}:{name}:lead"
+
+
+def answers(tenant: str) -> str:
+    """Return the name of the index of kept answers -> when each is gone (Unix ms)."""
+    return f"sluice:cache:{{{tenant}}}"
 
 
 def settled(tenant: str) -> str:

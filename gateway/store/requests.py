@@ -27,6 +27,7 @@ FIELDS = (
     "cost_microusd",
     "attempts",
     "duration_us",
+    "cache",
 )
 
 Values = tuple[str | int, ...]
@@ -53,6 +54,7 @@ def values(record: RequestRecord) -> Values:
         record.cost_microusd,
         record.attempts,
         record.duration_us,
+        record.cache,
     )
 
 

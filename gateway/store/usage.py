@@ -33,6 +33,7 @@ class Row(msgspec.Struct, kw_only=True):
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     cost_microusd: int = 0
+    saved_microusd: int = 0
 
 
 COUNTERS = tuple(Row.__struct_fields__[3:])

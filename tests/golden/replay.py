@@ -167,6 +167,11 @@ class Replay:
         self._thread = UpstreamThread(behaviour=self._answer)
 
     @property
+    def received(self) -> list[Received]:
+        """Every request so far."""
+        return self._thread.received
+
+    @property
     def port(self) -> int:
         """The port on 127.0.0.1."""
         return self._thread.upstream.port

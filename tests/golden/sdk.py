@@ -27,9 +27,12 @@ class Seen:
 
 
 class Reader:
-    """Clients of one gateway."""
+    """Clients of one gateway. `most`: all say how much may be generated, as Messages must."""
 
-    def __init__(self, url: str, key: str = "sk-test") -> None:
+    def __init__(self, url: str, key: str = "sk-test", *, most: int | None = None) -> None:
+        self._chat: dict[str, Any] = {} if most is None else {"max_completion_tokens": most}
+        self._responses: dict[str, Any] = {} if most is None else {"max_output_tokens": most}
+        self._messages = 1024 if most is None else most
         self.openai = openai.OpenAI(
             base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_SECONDS
         )
@@ -54,7 +57,7 @@ class Reader:
 
     def chat_whole(self, model: str) -> Seen:
         """A chat completion."""
-        reply = self.openai.chat.completions.create(model=model, messages=ASK)
+        reply = self.openai.chat.completions.create(model=model, messages=ASK, **self._chat)
         choice = reply.choices[0]
         return _chat(choice.message, choice.finish_reason, reply.usage)
 
@@ -64,7 +67,11 @@ class Reader:
         names: dict[int, str] = {}
         arguments: dict[int, str] = {}
         for chunk in self.openai.chat.completions.create(
-            model=model, messages=ASK, stream=True, stream_options={"include_usage": True}
+            model=model,
+            messages=ASK,
+            stream=True,
+            stream_options={"include_usage": True},
+            **self._chat,
         ):
             if chunk.usage is not None:
                 seen.usage = _chat_usage(chunk.usage)
@@ -107,7 +114,9 @@ class Reader:
 
     def responses_whole(self, model: str) -> Seen:
         """A response."""
-        return _response(self.openai.responses.create(model=model, input="Say something."))
+        return _response(
+            self.openai.responses.create(model=model, input="Say something.", **self._responses)
+        )
 
     def responses_stream(self, model: str) -> Seen:
         """A response's events: text from the deltas, the rest from the last one."""
@@ -115,7 +124,9 @@ class Reader:
         items: dict[int, Any] = {}
         last: Any = None
         numbers = []
-        for event in self.openai.responses.create(model=model, input="Say", stream=True):
+        for event in self.openai.responses.create(
+            model=model, input="Say something.", stream=True, **self._responses
+        ):
             found: Any = event
             numbers.append(getattr(found, "sequence_number", None))
             match found.type:
@@ -152,11 +163,15 @@ class Reader:
 
     def messages_whole(self, model: str) -> Seen:
         """A message."""
-        return _message(self.anthropic.messages.create(model=model, messages=ASK, max_tokens=1024))
+        return _message(
+            self.anthropic.messages.create(model=model, messages=ASK, max_tokens=self._messages)
+        )
 
     def messages_stream(self, model: str) -> Seen:
         """A message as the SDK puts it together of its events."""
-        with self.anthropic.messages.stream(model=model, messages=ASK, max_tokens=1024) as stream:
+        with self.anthropic.messages.stream(
+            model=model, messages=ASK, max_tokens=self._messages
+        ) as stream:
             return _message(stream.get_final_message())
 
 

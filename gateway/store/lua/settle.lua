@@ -7,7 +7,8 @@
 -- ARGV[1]   msgpack [[[sort, capacity, more], ...], day_ttl_s, month_ttl_s, stream length,
 --           [stream field, ...], [settlement, ...]], a settlement being
 --           [lease id, [[limit number, reserved (of a rate), used], ...], [counter number, ...],
---            [requests, errors, cache_hits, prompt, cached, completion, reasoning, cost_microusd],
+--            [requests, errors, cache_hits, prompt, cached, completion, reasoning, cost_microusd,
+--             saved_microusd],
 --            [value, ...] of the stream's fields, or nothing for what is no request, marked]
 --           limits count from 1; counters from 0, each of them two hashes: its day, its month
 -- returns   msgpack [1 or 0, ...]: whether each settlement was the one that counted
@@ -18,7 +19,7 @@
 local input = cmsgpack.unpack(ARGV[1])
 local specs, day_ttl, month_ttl, kept, names, settlements = unpack(input)
 local FIELDS = {'requests', 'errors', 'cache_hits', 'prompt_tokens', 'cached_tokens',
-  'completion_tokens', 'reasoning_tokens', 'cost_microusd'}
+  'completion_tokens', 'reasoning_tokens', 'cost_microusd', 'saved_microusd'}
 
 local MARKED_MS = 2 * DAY_S * 1000
 
@@ -58,7 +59,7 @@ for s, settlement in ipairs(settlements) do
     for _, number in ipairs(settlement[3]) do
       local sum = sums[number]
       if sum == nil then
-        sum = {0, 0, 0, 0, 0, 0, 0, 0}
+        sum = {0, 0, 0, 0, 0, 0, 0, 0, 0}
         sums[number] = sum
       end
       for f, amount in ipairs(settlement[4]) do sum[f] = sum[f] + amount end

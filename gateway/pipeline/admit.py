@@ -1,0 +1,91 @@
+"""Hot path: takes a lease for a request, on what it may use or on its being a request alone."""
+
+from time import monotonic
+
+from gateway.core.usage import Usage
+from gateway.pipeline.allowance import SLICE_TOKENS, Allowance, price_of
+from gateway.pipeline.call import NO_USAGE, Call
+from gateway.pipeline.refusal import limit_error
+from gateway.pipeline.services import Services
+from gateway.policy.limits import REQUESTS, Grant, grants, has_budget
+from gateway.store.lease import Holding, holds
+
+# Reserved for the answer where neither the request nor the model's configuration sets a maximum.
+DEFAULT_OUTPUT_TOKENS = 1024
+
+
+async def admit(services: Services, call: Call) -> None:
+    """Reserve what the request may use, under every limit that applies at once."""
+    request, served, principal = call.request, call.model, call.principal
+    assert request is not None
+    assert served is not None
+    assert principal is not None
+    output = request.max_output
+    if output is None:
+        output = served.max_output or DEFAULT_OUTPUT_TOKENS
+    output *= request.choices
+    tokens = request.prompt_estimate + output
+    now = services.admission.now()
+    limits = principal.limits_for(request.model)
+    money = 0
+    if has_budget(limits):
+        if request.stream:
+            output = min(output, SLICE_TOKENS)
+        money = price_of(served, Usage(request.prompt_estimate, completion_tokens=output))
+    elif services.config.pricing.unknown == "refuse":
+        price_of(served, NO_USAGE)
+    granted = grants(limits, tokens, money, now)
+    target = served.routes[0].target
+    holding = Holding(
+        key=principal.key,
+        model=request.model,
+        provider=target.provider,
+        served=target.model,
+        operation=call.operation.value,
+        prompt=request.prompt_estimate,
+        output=output,
+        started=int(now),
+        holds=holds(granted),
+        labels=principal.labels,
+    )
+    if request.stream and money:
+        call.holding = holding
+        call.grants = granted
+        call.allowance = Allowance(services, call, tokens - request.prompt_estimate)
+    await _take(services, call, holding, granted, tokens)
+
+
+async def admit_hit(services: Services, call: Call, provider: str, model: str) -> None:
+    """Let a request pass that needs no call: it counts as a request, and uses nothing."""
+    request, principal = call.request, call.principal
+    assert request is not None
+    assert principal is not None
+    limits = [one for one in principal.limits_for(request.model) if one.unit == REQUESTS]
+    now = services.admission.now()
+    granted = grants(tuple(limits), 0, 0, now) if limits else ()
+    holding = Holding(
+        key=principal.key,
+        model=request.model,
+        provider=provider,
+        served=model,
+        operation=call.operation.value,
+        prompt=0,
+        output=0,
+        started=int(now),
+        labels=principal.labels,
+    )
+    await _take(services, call, holding, granted, 0)
+
+
+async def _take(
+    services: Services, call: Call, holding: Holding, granted: tuple[Grant, ...], tokens: int
+) -> None:
+    principal = call.principal
+    assert principal is not None
+    call.grants, call.holding, call.leased = granted, holding, True
+    asked_at = monotonic()
+    verdict = await services.admission.admit(principal.tenant, call.id, holding, granted)
+    call.verdict, call.queued_s = verdict, monotonic() - asked_at
+    if verdict.refused_by is not None:
+        call.leased = call.unsure = verdict.unsure
+        raise limit_error(verdict.refused_by, verdict.wait_seconds, tokens)

@@ -1,0 +1,238 @@
+"""A call that several requests share: one asks, all who ask the same meanwhile have the answer.
+
+It belongs to nobody's connection: a client that leaves, the first one too, harms nobody else. When
+the last one has left, it ends.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from gateway.core import record
+from gateway.core.errors import ApiError
+from gateway.pipeline.call import NO_USAGE, NO_VERDICT, Call
+from gateway.pipeline.replay import Entry
+from gateway.upstream.exchange import Flow
+
+# Of a stream that readers have not had yet; above it the provider is held until they have.
+MOST_AHEAD = 4 * 1024 * 1024
+
+
+class Reader:
+    """One request that waits for the answer; a flow that its client's connection may pause."""
+
+    def __init__(self, flight: "Flight | None", call: Call) -> None:
+        self._flight, self.call = flight, call
+        self.paused = False
+        self.place = 0  # of the pieces of the stream, how many it has had
+        self.going = asyncio.Event()
+        self.going.set()
+
+    def pause(self) -> None:
+        """Take nothing for now."""
+        self.paused = True
+        self.going.clear()
+        if self._flight is not None:
+            self._flight.mind()
+
+    def resume(self) -> None:
+        """Go on."""
+        self.paused = False
+        self.going.set()
+        if self._flight is not None:
+            self._flight.mind()
+
+    def hold(self) -> None:
+        """Do nothing: nobody asks this of a reader."""
+
+    def release(self) -> None:
+        """Do nothing."""
+
+    def fail(self, error: Exception) -> None:
+        """Do nothing."""
+
+
+class Flight:
+    """One answer on its way, and who waits for it.
+
+    It ends in one of: an `entry` (`how` says of what kind: hit, stale, coalesced), an answer that
+    was passed on as it came (`whole`, or the pieces of a stream), an `error` for all, or `void`:
+    everybody is to ask anew, as what went wrong was the first one's own.
+    """
+
+    def __init__(
+        self, bill: str, ended: Callable[["Flight"], None], drains: Callable[[], bool]
+    ) -> None:
+        self.bill = bill  # who pays: leader, split, each
+        self._ended, self._drains = ended, drains
+        self.readers: list[Reader] = []
+        self.begun = self.over = self.void = False
+        self.entry: Entry | None = None
+        self.how, self.age, self.verdict = "", 0.0, NO_VERDICT
+        self.error: ApiError | None = None
+        self.call: Call | None = None  # whose settlement pays for the provider's answer
+        self.leader: Call | None = None  # the request that it was made for
+        self.headers = b""
+        self.whole: tuple[int, str, bytes, bytes] | None = None
+        self.pieces: list[bytes] = []
+        self.size = 0  # bytes of all pieces
+        self.ending = b""
+        self.usage, self.usage_source = NO_USAGE, "none"
+        self.cost, self.microusd, self.price = record.FREE, 0, ""
+        self.takers = 0  # how many share the call, once it is paid for
+        self.task: asyncio.Task[None] | None = None
+        self._flow: Flow | None = None
+        self._held = False
+        self._dropped = 0  # pieces that everybody has had, and nobody needs any more
+        self._news = asyncio.Event()
+        self.delivered = asyncio.Event()
+
+    def join(self, call: Call) -> Reader:
+        """Wait with the others."""
+        reader = Reader(self, call)
+        self.readers.append(reader)
+        return reader
+
+    def leave(self, reader: Reader) -> None:
+        """Wait no more. Idempotent."""
+        if reader not in self.readers:
+            return
+        self.readers.remove(reader)
+        if self.over:
+            return
+        call = self.call
+        if call is not None and reader.call is self.leader:
+            call.left = True  # the one that pays has nobody to answer
+        if not self.readers:
+            self._ended(self)
+            drains = call is not None and call.route is not None and call.route.target.drains
+            if self.task is not None and not (drains and self._drains()):
+                self.task.cancel()
+        self.mind()
+
+    async def news(self) -> None:
+        """Wait until something has come."""
+        await self._news.wait()
+
+    def tell(self) -> None:
+        """Wake everybody who waits."""
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def answer(self, entry: Entry, how: str) -> None:
+        """End with an answer that was kept."""
+        self.entry, self.how = entry, how
+        self.end()
+
+    def fail(self, error: ApiError | None) -> None:
+        """End with an error for all; None: each is to ask anew."""
+        self.error, self.void = error, error is None
+        self.end()
+
+    @property
+    def joinable(self) -> bool:
+        """Tell whether one who comes now misses nothing."""
+        return not self.over and not self._dropped
+
+    def piece(self, reader: Reader) -> bytes:
+        """Return what a reader has not had yet."""
+        start = reader.place - self._dropped
+        reader.place = self._dropped + len(self.pieces)
+        found = self.pieces[start:]
+        if self._held or self.size > MOST_AHEAD:
+            self.mind()
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def has_more(self, reader: Reader) -> bool:
+        """Tell whether there is anything that a reader has not had."""
+        return reader.place < self._dropped + len(self.pieces)
+
+    def mind(self) -> None:
+        """Hold the provider back, or let it go on, as the readers can take it."""
+        if self.size > MOST_AHEAD:
+            self._forget()
+        flow = self._flow
+        if flow is None:
+            return
+        slow = bool(self.readers) and (
+            all([reader.paused for reader in self.readers]) or self.size > MOST_AHEAD
+        )
+        if slow and not self._held:
+            self._held = True
+            flow.pause()
+        elif self._held and not slow:
+            self._held = False
+            flow.resume()
+
+    def _forget(self) -> None:
+        """Let go of what everybody has had: the stream is too large to be kept."""
+        least = min([r.place for r in self.readers], default=self._dropped + len(self.pieces))
+        gone = least - self._dropped
+        if gone > 0:
+            self.size -= sum([len(piece) for piece in self.pieces[:gone]])
+            del self.pieces[:gone]
+            self._dropped = least
+
+    @property
+    def stream(self) -> bytes | None:
+        """Return the whole stream; None where it is no longer there."""
+        return None if self._dropped else b"".join((*self.pieces, self.ending))
+
+    def end(self) -> None:
+        """Let everybody know that all is here."""
+        self.over = True
+        self._flow = None
+        self._ended(self)
+        self.tell()
+
+    # What follows is `pipeline.call.Client`, for the call itself.
+
+    @property
+    def connected(self) -> bool:
+        """Tell whether there is anybody to answer."""
+        return bool(self.readers)
+
+    @property
+    def chunked(self) -> bool:
+        """Tell whether `write_frame` may be used."""
+        return True
+
+    def reply(self, status: int, content_type: str, headers: bytes, body: bytes) -> None:
+        """Take a whole reply."""
+        self.whole = (status, content_type, headers, body)
+        self.delivered.set()
+
+    def start(self, headers: bytes) -> None:
+        """Take the head of a stream."""
+        if not self.begun:
+            self.begun, self.headers = True, headers
+
+    def write(self, data: bytes) -> None:
+        """Take content of the stream."""
+        self.pieces.append(data)
+        self.size += len(data)
+        if self.size > MOST_AHEAD:
+            self.mind()
+        self.tell()
+
+    def write_frame(self, frame: bytes) -> None:
+        """Take content of the stream that is one chunk, framing and all."""
+        self.write(frame[frame.index(b"\r\n") + 2 : -2])
+
+    def finish(self, data: bytes) -> None:
+        """Take the stream's end."""
+        self.ending = data
+        self.delivered.set()
+
+    def follow(self, flow: Flow | None) -> None:
+        """Hold this source back while nobody can take more."""
+        self._flow, self._held = flow, False
+        self.mind()
+
+    def expect(self) -> None:
+        """Do nothing: readers know that an answer is to come."""
+
+    def paid(self, call: Call) -> None:
+        """Know what the call has used, and count who shares it."""
+        self.usage, self.usage_source = call.usage, call.usage_source
+        self.cost, self.microusd, self.price = call.cost, call.cost_microusd, call.price_version
+        self.takers = max(1, len(self.readers))

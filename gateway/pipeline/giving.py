@@ -1,0 +1,145 @@
+"""Hot path: how one who asks is given an answer that is kept, or that another's call brings."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from gateway.core import record
+from gateway.pipeline.admit import admit, admit_hit
+from gateway.pipeline.answer import kept_headers, served_headers
+from gateway.pipeline.call import Call, Deliver
+from gateway.pipeline.flight import Flight, Reader
+from gateway.pipeline.planning import Plan
+from gateway.pipeline.replay import Entry, written
+from gateway.pipeline.services import Services
+from gateway.policy.caching import COALESCED, STALE
+
+Grown = Callable[[Entry, int], None]
+
+
+async def give(
+    services: Services, call: Call, plan: Plan, entry: Entry, how: str, grown: Grown
+) -> Deliver:
+    """Give an answer that is kept. Raises ApiError where a limit refuses it."""
+    answer = entry.answer
+    call.cache, call.kept = how, answer
+    if how == COALESCED and plan.rules.bill == "each":
+        await admit(services, call)
+        call.usage, call.usage_source = answer.usage, "provider"
+        call.cost_microusd, call.cost = answer.cost_microusd, answer.cost
+        call.price_version = answer.price
+    else:
+        await admit_hit(services, call, answer.provider, answer.model)
+        call.saved = answer.cost_microusd
+    call.status, call.finished = 200, True
+    return await write(call, plan, entry, entry.age(services.loop.time()), grown)
+
+
+async def write(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) -> Deliver:
+    """Write an answer that is kept, a stream at its pace."""
+    request, client = call.request, call.client
+    assert request is not None
+    pieces = written(entry, call, grown)
+    if not request.stream:
+        headers = kept_headers(call, entry.answer, age, with_cost=True)
+        content_type = entry.answer.content_type or "application/json"
+        return partial(client.reply, 200, content_type, headers, pieces[0])
+    client.start(kept_headers(call, entry.answer, age, with_cost=True))
+    if not plan.rules.pace:
+        return partial(client.finish, b"".join(pieces))
+    reader = Reader(None, call)
+    client.follow(reader)
+    try:
+        for piece in pieces[:-1]:
+            await reader.going.wait()
+            client.write(piece)
+            await asyncio.sleep(plan.rules.pace)
+    finally:
+        client.follow(None)
+    return partial(client.finish, pieces[-1])
+
+
+def suits(flight: Flight, call: Call) -> bool:
+    """Tell whether a call's answer may be passed on to a request as it comes."""
+    leader, request = flight.leader, call.request
+    assert request is not None
+    if leader is None or leader is call:
+        return leader is call
+    told = leader.request
+    assert told is not None
+    # Responses repeat what each request said.
+    return (
+        leader.operation is call.operation
+        and call.operation.value != "responses"
+        and (told.stream, told.wants_usage) == (request.stream, request.wants_usage)
+    )
+
+
+async def lead(call: Call, flight: Flight, reader: Reader, plan: Plan, grown: Grown) -> Deliver:
+    """Let the first one have what its call brings; the call itself is accounted for."""
+    await _pass_on(flight, reader, lambda: flight.headers)
+    if flight.how == STALE:
+        assert flight.entry is not None
+        call.cache, call.verdict = STALE, flight.verdict
+        return await write(call, plan, flight.entry, flight.age, grown)
+    if flight.whole is not None:
+        return partial(call.client.reply, *flight.whole)
+    return _finish(call, flight, lambda: flight.headers)
+
+
+async def take_part(services: Services, call: Call, flight: Flight, reader: Reader) -> Deliver:
+    """Let another have what a call brings, as it comes. Raises ApiError where a limit refuses it."""
+    await join(services, call, flight)
+
+    def headers() -> bytes:
+        return served_headers(call, with_cost=False)
+
+    await _pass_on(flight, reader, headers)
+    leading = flight.call
+    assert leading is not None
+    call.status, call.finished = 200, not leading.error
+    if leading.error:
+        call.outcome, call.error, call.status = record.ERROR, leading.error, leading.status
+    if flight.whole is not None:
+        _, content_type, _, body = flight.whole
+        return partial(call.client.reply, 200, content_type, headers(), body)
+    return _finish(call, flight, headers)
+
+
+async def join(services: Services, call: Call, flight: Flight) -> None:
+    """Let a request share a call, and its price."""
+    assert flight.call is not None
+    route = flight.call.route
+    assert route is not None
+    call.cache, call.flight, call.route = COALESCED, flight, route
+    if flight.bill == "leader":
+        await admit_hit(services, call, route.target.provider, route.target.model)
+    else:
+        await admit(services, call)
+
+
+async def _pass_on(flight: Flight, reader: Reader, headers: Callable[[], bytes]) -> None:
+    """Write pieces of a stream as they come, as fast as the client takes them."""
+    client = reader.call.client
+    client.follow(reader)
+    try:
+        while True:
+            if flight.has_more(reader):
+                if reader.paused:
+                    await reader.going.wait()
+                    continue
+                if not client.begun:
+                    client.start(headers())
+                client.write(flight.piece(reader))
+            elif flight.over:
+                return
+            else:
+                await flight.news()
+    finally:
+        client.follow(None)
+
+
+def _finish(call: Call, flight: Flight, headers: Callable[[], bytes]) -> Deliver:
+    if not call.client.begun:
+        call.client.start(headers())
+    return partial(call.client.finish, flight.ending)

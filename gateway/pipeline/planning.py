@@ -1,0 +1,155 @@
+"""Hot path: what the cache may do for a request, by the rules that hold for it and its own headers."""
+
+from typing import Any
+
+import msgspec
+
+from gateway.config.caching import Cache as Settings
+from gateway.core.messages import Media, Prompt, ToolResult
+from gateway.core.operations import CONVERSATIONS, Operation
+from gateway.core.request import Request
+from gateway.formats.canonical import canonical
+from gateway.pipeline.call import Call
+from gateway.pipeline.replay import VERSION_HEADER
+from gateway.policy.caching import (
+    ALL,
+    BYPASS,
+    MISS,
+    Directives,
+    Overrides,
+    Rules,
+    directives,
+    is_deterministic,
+    may_join,
+)
+from gateway.store import names
+from gateway.store.answers import Place, place
+
+KIBIBYTE = 1024
+MAX_RULES = 4096
+
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class Plan(msgspec.Struct, frozen=True, gc=False):
+    """Where the answer to a request is kept, and by which rules. `shared`: with all who ask it."""
+
+    place: Place
+    rules: Rules
+    wishes: Directives
+    shared: bool
+    prompt: Prompt | None
+
+    @property
+    def ttl(self) -> float:
+        """Return how long its answer is fresh, in seconds."""
+        asked = self.wishes.ttl
+        return self.rules.ttl if asked is None else min(asked, self.rules.max_ttl)
+
+    def may_be_stale(self, age: float, ttl: float) -> bool:
+        """Tell whether an answer so old may stand in where no other can be had; all in seconds."""
+        allowed, most = self.wishes.stale, self.wishes.max_age
+        good = ttl if most is None else min(ttl, most)
+        return age <= good + (self.rules.stale if allowed is None else allowed)
+
+    @property
+    def least_ms(self) -> int:
+        """Return how much longer an answer is kept that is fresh now, at the least."""
+        return int(self.rules.stale * 1000)
+
+
+class Planner:
+    """Plans for requests. Raises ApiError where a header is wrong."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._rules = Rules(
+            enabled=settings.enabled,
+            ttl=settings.ttl,
+            max_ttl=settings.max_ttl,
+            requests=settings.requests,
+            tools=settings.tools,
+            images=settings.images,
+            max_request=settings.max_request_kb * KIBIBYTE,
+            share=settings.share,
+            stale=settings.stale,
+            pace=settings.pace,
+            coalesce=settings.coalesce,
+            bill=settings.bill,
+            semantic=settings.semantic.threshold if settings.semantic is not None else 0.0,
+        )
+        self._by_overrides: dict[tuple[Overrides, Overrides], Rules] = {}
+
+    def plan(self, call: Call) -> Plan | None:
+        """Say what the cache may do for a request; None: nothing."""
+        served, principal, request = call.model, call.principal, call.request
+        assert served is not None
+        assert principal is not None
+        assert request is not None
+        rules = self._rules_for(served.cache, principal.cache)
+        if not rules.enabled or call.operation is Operation.COUNT_TOKENS:
+            return None
+        call.cache = BYPASS
+        wishes = directives(call.hints)
+        if not wishes.keeps and not wishes.reads:
+            return None
+        deterministic = call.operation is Operation.EMBEDDINGS or is_deterministic(
+            _value(request, "temperature"), _value(request, "seed")
+        )
+        if not deterministic and rules.requests != ALL:
+            return None
+        if _value(request, "background") or (not rules.tools and _value(request, "tools")):
+            return None
+        found = canonical(request)
+        if found is None or len(found.form) > rules.max_request:
+            return None
+        if not rules.images and call.operation in CONVERSATIONS and not _plain(found.prompt):
+            return None
+        call.cache = MISS
+        tenant, scope = _whose(rules, principal.tenant, principal.key)
+        namespace = wishes.namespace
+        form = (scope, namespace, request.model, call.hints.tags, _betas(call), found.form)
+        return Plan(
+            place(_pack(form), tenant, namespace, request.model, principal.key),
+            rules,
+            wishes,
+            may_join(rules, deterministic=deterministic)
+            and wishes.reads
+            and wishes.keeps
+            and not wishes.only_cached,
+            found.prompt,
+        )
+
+    def _rules_for(self, model: Overrides, key: Overrides) -> Rules:
+        rules = self._by_overrides.get((model, key))
+        if rules is None:
+            if len(self._by_overrides) >= MAX_RULES:
+                self._by_overrides.clear()
+            rules = self._by_overrides[model, key] = self._rules.but(model, key)
+        return rules
+
+
+def _whose(rules: Rules, tenant: str, key: str) -> tuple[str, tuple[str, ...]]:
+    """Return the tenant under whose name answers are kept, and who may have them."""
+    if rules.share == ALL:
+        return names.SHARED_TENANT, ()
+    return tenant, (tenant,) if rules.share == "tenant" else (tenant, key)
+
+
+def _betas(call: Call) -> list[str]:
+    """Return what a client's headers ask of the API beyond its body."""
+    return [value for name, value in call.passed_on if name != VERSION_HEADER and value]
+
+
+def _value(request: Request, name: str) -> Any:
+    """Return a field's value."""
+    raw = request.fields.get(name)
+    return msgspec.json.decode(raw) if raw is not None else None
+
+
+def _plain(prompt: Prompt | None) -> bool:
+    """Tell whether a prompt is known to hold no images, documents or sounds."""
+    if prompt is None:
+        return False
+    parts = [part for message in prompt.messages for part in message.parts]
+    inner = [one for part in parts if isinstance(part, ToolResult) for one in part.parts]
+    return not any(isinstance(part, Media) for part in (*parts, *inner))

@@ -1,0 +1,123 @@
+"""Answers that are kept: what is kept of one, where, and how it is put into bytes.
+
+In Redis an answer is sealed with a key that only the request itself yields: whoever reads Redis
+learns neither the prompt nor the answer. The seal also tells what is damaged or out of place.
+"""
+
+import hashlib
+import os
+from urllib.parse import quote
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from gateway.core.messages import Reply, Text
+from gateway.core.record import Cost
+from gateway.core.usage import Usage
+from gateway.store import names
+
+VERSION = b"\x01"
+NONCE_BYTES = 12
+NAME_BYTES, SECRET_BYTES = 20, 32
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A whole answer, and what it took.
+
+    `body` is the reply as it was written in its dialect, `reply` the hub's view of
+    it with the `logprobs` of its texts beside it; either may be missing. Money is micro-dollars,
+    times are milliseconds: it is fresh for `ttl_ms` and kept for `kept_ms`. `created` is Unix
+    seconds, for dialects that say it.
+    """
+
+    dialect: str
+    body: bytes
+    content_type: str
+    reply: Reply | None
+    logprobs: tuple[str, ...]
+    provider: str
+    model: str
+    usage: Usage
+    cost: Cost
+    cost_microusd: int
+    price: str
+    dropped: tuple[str, ...]
+    created: int
+    ttl_ms: int
+    kept_ms: int
+
+    def whole(self) -> Reply | None:
+        """Return the reply as it was before it was split for storing."""
+        if self.reply is None or not any(self.logprobs):
+            return self.reply
+        texts = iter(self.logprobs)
+        parts = [
+            msgspec.structs.replace(part, logprobs=msgspec.Raw(found.encode()))
+            if isinstance(part, Text) and (found := next(texts, ""))
+            else part
+            for part in self.reply.parts
+        ]
+        return msgspec.structs.replace(self.reply, parts=tuple(parts))
+
+
+def split(reply: Reply) -> tuple[Reply, tuple[str, ...]]:
+    """Take the logprobs, which are JSON, out of a reply's texts."""
+    found = tuple(
+        [
+            bytes(part.logprobs).decode() if part.logprobs is not None else ""
+            for part in reply.parts
+            if isinstance(part, Text)
+        ]
+    )
+    if not any(found):
+        return reply, ()
+    parts = [
+        msgspec.structs.replace(part, logprobs=None) if isinstance(part, Text) else part
+        for part in reply.parts
+    ]
+    return msgspec.structs.replace(reply, parts=tuple(parts)), found
+
+
+class Place(msgspec.Struct, frozen=True, gc=False):
+    """Where an answer is kept: the tenant whose it is, its name there, and the key of its seal.
+
+    `entry` is what the index of the tenant's answers says of it: name, namespace, model, key.
+    """
+
+    tenant: str
+    name: str
+    secret: bytes
+    entry: str
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Return the names of the answer and of who is getting it, in Redis."""
+        return names.answer(self.tenant, self.name)
+
+
+def place(form: bytes, tenant: str, namespace: str, model: str, key: str) -> Place:
+    """Return where the answer to a canonical request is kept."""
+    digest = hashlib.blake2b(form, digest_size=NAME_BYTES + SECRET_BYTES, person=b"sluice-answer")
+    found = digest.digest()
+    name = found[:NAME_BYTES].hex()
+    entry = " ".join((name, namespace or "-", quote(model, safe="/:@"), quote(key, safe="")))
+    return Place(tenant, name, found[NAME_BYTES:], entry)
+
+
+def seal(packed: bytes, where: Place) -> bytes:
+    """Return what Redis may have of an answer's bytes."""
+    nonce = os.urandom(NONCE_BYTES)
+    return VERSION + nonce + AESGCM(where.secret).encrypt(nonce, packed, where.name.encode())
+
+
+def unseal(sealed: bytes, where: Place) -> bytes:
+    """Return an answer's bytes. Raises ValueError where they are damaged, or another's."""
+    start = len(VERSION) + NONCE_BYTES
+    if sealed[: len(VERSION)] != VERSION or len(sealed) < start:
+        raise ValueError("of another version")
+    nonce = sealed[len(VERSION) : start]
+    try:
+        return AESGCM(where.secret).decrypt(nonce, sealed[start:], where.name.encode())
+    except InvalidTag:
+        raise ValueError("damaged") from None

@@ -1,0 +1,249 @@
+"""The tier of kept answers that all workers share, and who of them gets an answer nobody has.
+
+A Redis that is away or slow costs nobody more than a moment: the tier rests then, and all are
+misses.
+"""
+
+import asyncio
+import logging
+from typing import Any, Literal, Protocol
+from urllib.parse import unquote
+
+import msgspec
+
+from gateway.core.errors import StoreError
+from gateway.store import names, scripts
+from gateway.store.answers import Answer, Place, seal, unseal
+from gateway.store.client import Client
+from gateway.store.connection import Reply
+from gateway.store.lease import batches
+
+logger = logging.getLogger("sluice.cache")
+
+FIND_SECONDS = 0.1
+REST_SECONDS = 1.0
+LEAD_SECONDS = 3.0
+THREAD_BYTES = 64 * 1024  # of an answer whose packing would hold up other requests
+# Redis is not filled above this share of what it may hold: the rest is for what must be counted.
+MOST_MEMORY = 0.75
+
+NOBODY, MINE, ANOTHERS = 0, 1, 2
+
+
+class Found(msgspec.Struct, frozen=True, gc=False):
+    """What Redis says: the answer and its age (ms), or who gets it."""
+
+    answer: Answer | None
+    age_ms: int = 0
+    lead: int = NOBODY
+
+
+NOTHING = Found(None)
+
+
+class Packing(Protocol):
+    """Turns answers into bytes, and back: `store.packed`."""
+
+    def dumps(self, value: Answer) -> bytes:
+        """Return an answer's bytes."""
+        ...
+
+    def loads(self, value: bytes) -> Answer:
+        """Return the answer. Raises ValueError where it is none."""
+        ...
+
+
+class RedisTier:
+    """Finds and keeps answers in Redis. Nothing here raises StoreError."""
+
+    def __init__(self, client: Client, packing: Packing, most_bytes: int) -> None:
+        self._client, self._packing, self._most_bytes = client, packing, most_bytes
+        self._loop = asyncio.get_running_loop()
+        self._rests_until = 0.0
+        self._room: float = float("inf")
+        self.corrupted = 0
+        self.refused = 0  # answers that were too large, or had no room
+
+    def reaches(self, tenant: str) -> bool:
+        """Tell whether Redis is worth asking now."""
+        return self._loop.time() >= self._rests_until and self._client.reaches(tenant)
+
+    async def find(self, where: Place, token: str, least_ms: int = 0) -> Found:
+        """Look for an answer that is kept for so long yet; with a token, else get it for all."""
+        if not self.reaches(where.tenant):
+            return NOTHING
+        lead_ms = b"%d" % int(LEAD_SECONDS * 1000)
+        args = (token.encode(), lead_ms, b"%d" % least_ms)
+        try:
+            async with asyncio.timeout(FIND_SECONDS):
+                data, left_ms, lead = await self._run(scripts.CACHE_FIND, list(where.keys), args)
+        except (StoreError, TimeoutError):
+            self._rests_until = self._loop.time() + REST_SECONDS
+            return NOTHING
+        if not data:
+            return Found(None, lead=lead)
+        answer = await self._opened(data, where)
+        if answer is None:
+            self.corrupted += 1
+            logger.warning("a kept answer is damaged, and deleted")
+            self._client.post("DEL", where.keys[0])
+            if token and lead == NOBODY:
+                return await self.find(where, token, least_ms)
+            return Found(None, lead=lead)
+        return Found(answer, max(0, answer.kept_ms - left_ms), lead)
+
+    async def keep(self, where: Place, answer: Answer, token: str) -> None:
+        """Keep an answer; whoever waits for it finds it."""
+        if not self._client.reaches(where.tenant):
+            return
+        size = len(answer.body)
+        if size > THREAD_BYTES or answer.usage.completion_tokens > THREAD_BYTES // 4:
+            sealed = await asyncio.to_thread(self._sealed, answer, where)
+        else:
+            sealed = self._sealed(answer, where)
+        if len(sealed) > self._most_bytes or len(sealed) > self._room:
+            self.refused += 1
+            self.leave(where, token)
+            return
+        self._room -= len(sealed)
+        keys = [*where.keys, names.answers(where.tenant)]
+        args = (sealed, b"%d" % answer.kept_ms, token.encode(), where.entry.encode())
+        self._client.run(scripts.CACHE_KEEP, keys, args, lambda _: None)
+
+    def extend(self, where: Place, token: str) -> None:
+        """Go on getting an answer."""
+        self._lead(where, token, int(LEAD_SECONDS * 1000))
+
+    def leave(self, where: Place, token: str) -> None:
+        """Leave it to others to get an answer."""
+        if token:
+            self._lead(where, token, 0)
+
+    async def look(self, live_workers: int) -> int:
+        """Return how often answers were purged, and see how much room Redis has.
+
+        Raises StoreError.
+        """
+        version = int(await self._client.call("GET", names.CACHE_VERSION) or 0)
+        if not self._client.clustered:  # whose masters say it each for themselves
+            self._room = _room(await self._client.call("INFO", "memory")) / max(1, live_workers)
+        return version
+
+    def _lead(self, where: Place, token: str, more_ms: int) -> None:
+        if self._client.reaches(where.tenant):
+            args = (token.encode(), b"%d" % more_ms)
+            self._client.run(scripts.CACHE_LEAD, [where.keys[1]], args, lambda _: None)
+
+    def _sealed(self, answer: Answer, where: Place) -> bytes:
+        return seal(self._packing.dumps(answer), where)
+
+    async def _opened(self, data: bytes, where: Place) -> Answer | None:
+        def opened() -> Answer:
+            return self._packing.loads(unseal(data, where))
+
+        try:
+            return await asyncio.to_thread(opened) if len(data) > THREAD_BYTES else opened()
+        except ValueError:
+            return None
+
+    async def _run(self, script: scripts.Script, keys: list[str], args: tuple[bytes, ...]) -> Reply:
+        future: asyncio.Future[Reply] = self._loop.create_future()
+
+        def done(reply: Reply | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(reply, Exception):
+                future.set_exception(StoreError(str(reply)))
+            else:
+                future.set_result(reply)
+
+        self._client.run(script, keys, args, done)
+        return await future
+
+
+def _room(memory: Any) -> float:
+    """Return how many bytes Redis may still be given, by its own report."""
+    text = memory.decode() if isinstance(memory, bytes) else str(memory)
+    found = dict(line.split(":", 1) for line in text.split("\r\n") if ":" in line)
+    most, used = int(found.get("maxmemory", 0)), int(found.get("used_memory", 0))
+    return max(0.0, most * MOST_MEMORY - used) if most else float("inf")
+
+
+class Kept(msgspec.Struct):
+    """How many answers are kept of one tenant, namespace, model or key, and their bytes."""
+
+    group: str
+    answers: int = 0
+    bytes: int = 0
+
+
+Group = Literal["tenant", "namespace", "model", "key"]
+GROUPS: tuple[Group, ...] = ("tenant", "namespace", "model", "key")
+
+
+class Which(msgspec.Struct, frozen=True):
+    """Which answers are meant; what is None may be any."""
+
+    tenant: str | None = None
+    namespace: str | None = None
+    model: str | None = None
+    key: str | None = None
+
+    def means(self, about: dict[str, str]) -> bool:
+        """Tell whether an answer is one of them."""
+        return all(getattr(self, name) in (None, about[name]) for name in GROUPS)
+
+
+class CacheKeeper:
+    """Counts and purges kept answers, for operators. Raises StoreError."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def stats(self, by: Group, which: Which) -> list[Kept]:
+        """Return what is kept, by group."""
+        found: dict[str, Kept] = {}
+        for tenant, entries in (await self._entries(which)).items():
+            for part in batches(entries):
+                keys = [names.answer(tenant, entry.split(" ")[0])[0] for entry in part]
+                sizes = await asyncio.gather(*[self._client.call("STRLEN", key) for key in keys])
+                for entry, size in zip(part, sizes, strict=True):
+                    group = _about(tenant, entry)[by]
+                    row = found.setdefault(group, Kept(group))
+                    row.answers += 1 if size else 0
+                    row.bytes += size
+        return sorted(found.values(), key=lambda row: row.group)
+
+    async def purge(self, which: Which) -> int:
+        """Delete answers, everywhere within a second; return how many there were."""
+        count = 0
+        for tenant, entries in (await self._entries(which)).items():
+            for part in batches(entries):
+                keys = {names.answer(tenant, entry.split(" ")[0])[0] for entry in part}
+                count += await self._client.call("DEL", *keys)
+                await self._client.call("ZREM", names.answers(tenant), *part)
+        await self._client.call("INCR", names.CACHE_VERSION)
+        return count
+
+    async def _entries(self, which: Which) -> dict[str, list[str]]:
+        if which.tenant is not None:
+            tenants = [which.tenant]
+        else:
+            known = await self._client.call("SMEMBERS", names.TENANTS)
+            tenants = [*sorted(name.decode() for name in known), names.SHARED_TENANT]
+        found = {}
+        for tenant in tenants:
+            entries = await self._client.call("ZRANGE", names.answers(tenant), 0, -1)
+            texts = [entry.decode() for entry in entries]
+            found[tenant] = [one for one in texts if which.means(_about(tenant, one))]
+        return found
+
+
+def _about(tenant: str, entry: str) -> dict[str, str]:
+    _, namespace, model, key = entry.split(" ")
+    return {
+        "tenant": tenant,
+        "namespace": "" if namespace == "-" else namespace,
+        "model": unquote(model),
+        "key": unquote(key),
+    }

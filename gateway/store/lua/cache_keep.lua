@@ -1,0 +1,17 @@
+-- Keep an answer; whoever was getting it is done.
+--
+-- KEYS[1]  the answer; KEYS[2] who is getting it; KEYS[3] zset of the tenant's answers
+-- ARGV[1]  the answer; ARGV[2] for how long (ms); ARGV[3] who was getting it; ARGV[4] its entry in
+--          the zset, which is scored by when it is gone (Unix ms)
+
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+if redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local gone = now + tonumber(ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', string.format('%.0f', now))
+redis.call('ZADD', KEYS[3], string.format('%.0f', gone), ARGV[4])
+if redis.call('PTTL', KEYS[3]) < tonumber(ARGV[2]) then
+  redis.call('PEXPIRE', KEYS[3], ARGV[2])
+end
+return 1
