@@ -65,6 +65,12 @@ def _usage(arguments: argparse.Namespace) -> int:
     return usage.run(_store(arguments)[0], arguments)
 
 
+def _cache(arguments: argparse.Namespace) -> int:
+    from gateway.cli import cache
+
+    return cache.run(_store(arguments)[0], arguments)
+
+
 def _import(arguments: argparse.Namespace) -> int:
     from gateway.cli import import_litellm
 
@@ -102,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", parents=[configured], help="validate a configuration")
     check.set_defaults(run=_check)
 
-    from gateway.cli import import_litellm, keys, usage
+    from gateway.cli import cache, import_litellm, keys, usage
 
     keys_parser = commands.add_parser("keys", parents=[configured], help="manage virtual keys")
     keys.add_parser(keys_parser)
@@ -111,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     usage_parser = commands.add_parser("usage", parents=[configured], help="show what was used")
     usage.add_arguments(usage_parser)
     usage_parser.set_defaults(run=_usage)
+
+    cache_parser = commands.add_parser("cache", parents=[configured], help="show or purge answers")
+    cache.add_parser(cache_parser)
+    cache_parser.set_defaults(run=_cache)
 
     import_parser = commands.add_parser("import", help="translate another gateway's configuration")
     import_litellm.add_arguments(import_parser)

@@ -55,8 +55,8 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False):
     `cost` says what `cost_microusd` is made of; `queue_us` is the wait for admission; `tries` has
     each attempt at a provider, in order; `shadow` names the limits in shadow that would have
     refused, as `scope:unit`; `continued`: how often another target went on with the stream.
-    `cache` says what the cache had to do with it (hit, miss, bypass, stale, coalesced; empty without
-    one), and `saved_microusd` what an answer would have cost that needed no call of its own.
+    `cache` says what the cache had to do with it (hit, miss, bypass, stale, coalesced; empty
+    without one), `saved_microusd` what an answer would have cost that needed no call of its own.
     """
 
     id: str

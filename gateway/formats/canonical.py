@@ -1,9 +1,9 @@
 """What decides an answer, as bytes: the same for all requests that mean the same.
 
 Order of fields and white space do not matter, nor what changes no answer: who asks, metadata,
-whether it is streamed. Where the hub understands a conversation in full, its dialect does not matter
-either; where it does not, the client's own fields stand for it, so that nothing is mistaken for
-something else.
+whether it is streamed. Where the hub understands a conversation in full, its dialect does not
+matter either; where it does not, the client's own fields stand for it, so that nothing is mistaken
+for something else.
 """
 
 from types import UnionType
@@ -99,17 +99,15 @@ def _is_plain(request: Request, prompt: Prompt) -> bool:
 
 
 def _knows(names: Names | None, value: Any) -> bool:
-    """Tell whether every name inside of a value is known at its place; all are where anything goes."""
+    """Tell whether every name inside of a value is known at its place, or anything goes there."""
     if names is None:
         return True
     if isinstance(value, list):
-        return all([_knows(names, one) for one in value])
+        return all(_knows(names, one) for one in value)
     if isinstance(value, dict):
         return all(
-            [
-                found is None or (name in names and _knows(names[name], found))
-                for name, found in value.items()
-            ]
+            found is None or (name in names and _knows(names[name], found))
+            for name, found in value.items()
         )
     return True
 

@@ -154,7 +154,7 @@ class Flight:
         if flow is None:
             return
         slow = bool(self.readers) and (
-            all([reader.paused for reader in self.readers]) or self.size > MOST_AHEAD
+            all(reader.paused for reader in self.readers) or self.size > MOST_AHEAD
         )
         if slow and not self._held:
             self._held = True

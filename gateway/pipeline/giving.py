@@ -88,7 +88,7 @@ async def lead(call: Call, flight: Flight, reader: Reader, plan: Plan, grown: Gr
 
 
 async def take_part(services: Services, call: Call, flight: Flight, reader: Reader) -> Deliver:
-    """Let another have what a call brings, as it comes. Raises ApiError where a limit refuses it."""
+    """Let another have what a call brings, as it comes. Raises ApiError where a limit refuses."""
     await join(services, call, flight)
 
     def headers() -> bytes:

@@ -17,6 +17,7 @@ from gateway.core.operations import Operation
 from gateway.core.request import Request
 from gateway.core.target import Target
 from gateway.formats.body import estimate_prompt
+from gateway.pipeline.admit import admit
 from gateway.pipeline.ask import secrets_of
 from gateway.pipeline.call import Call, Headers
 from gateway.pipeline.catalogue import Catalogue
@@ -31,7 +32,6 @@ from gateway.pipeline.named_models import (
     plain_name,
     segments_of,
 )
-from gateway.pipeline.admit import admit
 from gateway.pipeline.serve import authenticate
 from gateway.pipeline.served import Route, Served
 from gateway.pipeline.services import Services

@@ -1,4 +1,4 @@
-"""Hot path: what the cache may do for a request, by the rules that hold for it and its own headers."""
+"""Hot path: what the cache may do for a request, by the rules that hold and its own headers."""
 
 from typing import Any
 

@@ -140,7 +140,7 @@ def _cut(text: str) -> list[str]:
 
 
 def read_whole(operation: Operation, body: bytes) -> Reply | None:
-    """Read a reply as a client had it; None where the hub has no view of it. Raises UpstreamError."""
+    """Read a reply as a client had it; None where the hub has no view. Raises UpstreamError."""
     reader = _READERS.get(operation)
     return reader.parse(body) if reader is not None else None
 

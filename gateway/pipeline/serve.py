@@ -1,7 +1,7 @@
 """Hot path: one request from its body to its reply.
 
-authenticate -> decode -> cache -> admit -> attempt -> settle -> deliver. Settlement always runs, and runs
-before the reply leaves: what a client has seen completed has been accounted for.
+authenticate -> decode -> cache -> admit -> attempt -> settle -> deliver. Settlement always runs,
+and runs before the reply leaves: what a client has seen completed has been accounted for.
 """
 
 import asyncio

@@ -65,7 +65,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Directives(msgspec.Struct, frozen=True):
-    """What a client asks of the cache. `reads`: it takes what is there; `keeps`: others may have it.
+    """What a client asks of the cache. `reads`: it takes what is there; `keeps`: so may others.
 
     `max_age` is the oldest answer that it takes (seconds), `stale` the age past that where nothing
     else can be had; `ttl` how long others may have what it gets.

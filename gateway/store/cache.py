@@ -235,7 +235,9 @@ class CacheKeeper:
         for tenant in tenants:
             entries = await self._client.call("ZRANGE", names.answers(tenant), 0, -1)
             texts = [entry.decode() for entry in entries]
-            found[tenant] = [one for one in texts if which.means(_about(tenant, one))]
+            meant = [one for one in texts if which.means(_about(tenant, one))]
+            if meant:
+                found[tenant] = meant
         return found
 
 

@@ -1,4 +1,7 @@
-"""Kept answers as bytes, by aiocache's interface of serializers. Imported where a cache is configured."""
+"""Kept answers as bytes, by aiocache's interface of serializers.
+
+Imported where a cache is configured: aiocache is slow to import.
+"""
 
 import zlib
 from typing import Any

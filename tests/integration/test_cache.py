@@ -1,14 +1,17 @@
 """Answers that are kept: who has them, what the client's headers say, what is counted."""
 
 import asyncio
+import hashlib
+import json
 from typing import Any
 
 import pytest
 
-from tests.support.config import KEY, chat, config
+from tests.support.command import run
+from tests.support.config import chat, config
 from tests.support.gateway import Gateway, running
-from tests.support.load import Ask, Outcome, flood, once
-from tests.support.upstream import Exchange, Upstream, completion, delta, like_openai, usage
+from tests.support.load import Ask, Client, Outcome, flood, once
+from tests.support.upstream import Exchange, Upstream, delta, like_openai, usage
 
 CACHE = {"enabled": True, "ttl": 60}
 
@@ -50,3 +53,274 @@ async def test_the_second_time_nobody_is_asked(upstream: Upstream) -> None:
         assert used["saved_microusd"] == 13 * used["cost_microusd"] // 3
         records = gateway.records(16)
         assert sorted(r["cache"] for r in records) == ["bypass"] * 2 + ["hit"] * 13 + ["miss"]
+
+
+def messages(text: str = "hello", **fields: Any) -> Ask:
+    """The same as `exact`, in Anthropic's dialect."""
+    said = [{"role": "user", "content": text}]
+    body = {"model": "m", "temperature": 0, "messages": said, "max_tokens": 50, **fields}
+    return Ask(body, path="/v1/messages")
+
+
+async def slow(exchange: Exchange) -> None:
+    """Answer properly, after a while."""
+    await asyncio.sleep(0.6)
+    await like_openai(exchange)
+
+
+TEXT = "one two three four five"
+
+
+def text_of(outcome: Outcome) -> str:
+    """What an answer says, whole or streamed, in chat's dialect."""
+    assert (outcome.status, outcome.failure) == (200, ""), outcome
+    if outcome.body.startswith(b"{"):
+        return str(outcome.json["choices"][0]["message"]["content"])
+    assert outcome.events[-1] == "[DONE]"
+    chunks = [json.loads(one) for one in outcome.events[:-1]]
+    parts = [choice["delta"].get("content") for c in chunks for choice in c["choices"]]
+    return "".join([part for part in parts if part])
+
+
+async def test_a_thousand_who_ask_the_same_cost_one_call() -> None:
+    async with Upstream(behaviour=slow) as upstream:
+        with running(cached(upstream.url), workers=4) as gateway:
+            asks = [Ask(exact(stream=bool(n % 2))) for n in range(1000)]
+            outcomes = await flood(gateway.port, asks, 1000)
+            assert {text_of(o) for o in outcomes} == {TEXT}
+            assert len(upstream.received) == 1
+            states = [state(o) for o in outcomes]
+            assert states.count("miss") == 1
+            assert set(states) <= {"miss", "hit", "coalesced"}
+            gateway.settled()
+            used = gateway.usage("acme")
+            assert (used["requests"], used["cache_hits"]) == (1000, 999)
+            assert (used["prompt_tokens"], used["completion_tokens"]) == (7, 5)
+            assert used["saved_microusd"] == 999 * used["cost_microusd"]
+            assert len({r["id"] for r in gateway.records(1000)}) == 1000
+
+
+async def test_a_stream_is_shared_from_where_it_stands() -> None:
+    going = asyncio.Event()
+
+    async def halting(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.event(delta("one"))
+        await exchange.event(delta(" two"))
+        await going.wait()
+        for word in (" three", " four", " five"):
+            await exchange.event(delta(word))
+        await exchange.event(delta(None, "stop"))
+        await exchange.event({**delta(None), "choices": [], "usage": usage(7, 5)})
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    async with Upstream(behaviour=halting) as upstream:
+        with running(cached(upstream.url), workers=1) as gateway:
+            async with Client(gateway.port) as first, Client(gateway.port) as second:
+                for client in (first, second):
+                    await client.send(Ask(exact(max_tokens=50, stream=True)))
+                    await client.read_head()
+                    assert client.status == 200
+                    assert b"one" in await client.read_chunk()
+                waiting = asyncio.ensure_future(once(gateway.port, Ask(exact(max_tokens=50))))
+                translated = asyncio.ensure_future(once(gateway.port, messages()))
+                await asyncio.sleep(0.1)
+                first.cut()  # the one for whom it is asked
+                await asyncio.sleep(0.1)
+                going.set()
+                rest = b""
+                while (chunk := await second.read_chunk()) != b"":
+                    rest += chunk
+                assert b" five" in rest
+                assert b"[DONE]" in rest
+                assert text_of(await waiting) == TEXT
+                assert (await translated).status == 200
+            assert text_of(await once(gateway.port, Ask(exact(max_tokens=50, stream=True)))) == TEXT
+            assert len(upstream.received) == 1
+            gateway.settled()
+            records = gateway.records(5)
+            left = [r for r in records if r["outcome"] == "disconnected"]
+            assert [(r["cache"], r["usage"]["completion_tokens"]) for r in left] == [("miss", 5)]
+
+
+async def test_when_all_have_left_the_call_ends() -> None:
+    gone = asyncio.Event()
+
+    async def endless(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.event(delta("one"))
+        await exchange.gone()
+        gone.set()
+
+    async with Upstream(behaviour=endless) as upstream:
+        with running(cached(upstream.url), workers=1) as gateway:
+            clients = [Client(gateway.port) for _ in range(3)]
+            for client in clients:
+                await client.connect()
+                await client.send(Ask(exact(stream=True)))
+                await client.read_head()
+            for client in clients:
+                assert not gone.is_set()
+                client.cut()
+                await asyncio.sleep(0.05)
+            async with asyncio.timeout(5):
+                await gone.wait()
+            gateway.settled()
+            assert {r["outcome"] for r in gateway.records(3)} == {"disconnected"}
+
+
+@pytest.mark.parametrize(
+    ("bill", "tokens", "requests"), [("leader", 7, 1), ("split", 7, 1), ("each", 28, 4)]
+)
+async def test_who_pays_for_a_shared_call(bill: str, tokens: int, requests: int) -> None:
+    async with Upstream(behaviour=slow) as upstream:
+        with running(cached(upstream.url, cache={"bill": bill}), workers=1) as gateway:
+            outcomes = await flood(gateway.port, [Ask(exact()) for _ in range(4)], 4)
+            assert {text_of(o) for o in outcomes} == {TEXT}
+            assert len(upstream.received) == 1
+            gateway.settled()
+            used, records = gateway.usage("acme"), gateway.records(4)
+            whole = max(r["cost_microusd"] + r["saved_microusd"] for r in records)
+            assert used["prompt_tokens"] == tokens
+            assert used["cost_microusd"] == whole * requests
+            costs = sorted(r["cost_microusd"] for r in records)
+            if bill == "split":
+                assert costs[-1] - costs[0] <= 4  # a remainder of each of its parts
+            assert used["cost_microusd"] + used.get("saved_microusd", 0) == 4 * whole
+            for record in records:
+                assert sum(record["cost"].values()) == record["cost_microusd"]
+
+
+def key(name: str, tenant: str = "acme", **settings: Any) -> dict[str, Any]:
+    """A client key whose secret is `sk-test-` and its name."""
+    digest = hashlib.sha256(f"sk-test-{name}".encode()).hexdigest()
+    return {"name": name, "tenant": tenant, "sha256": digest, **settings}
+
+
+KEYS = {
+    "keys": [
+        key("one"),
+        key("two", cache={"ttl": 1}),
+        key("never", cache={"enabled": False}),
+        key("globex", tenant="globex"),
+    ]
+}
+
+
+def sluice(gateway: Gateway, *words: str) -> str:
+    return run(gateway, "cache", *words)
+
+
+async def test_what_clients_ask_of_the_cache(upstream: Upstream) -> None:
+    async def ask(who: str = "one", text: str = "hello", **headers: str) -> Outcome:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await once(gateway.port, Ask(exact(text), key=f"sk-test-{who}", headers=names))
+
+    async def states(**headers: str) -> list[str]:
+        return [state(await ask(**headers)) for _ in range(2)]
+
+    with running(cached(upstream.url, auth=KEYS), workers=1) as gateway:
+        refused = await ask(Cache_Control="only-if-cached")
+        assert refused.status == 504
+        assert refused.json["error"]["code"] == "not_cached"
+        assert await states(Cache_Control="no-store") == ["bypass"] * 2
+        assert await states() == ["miss", "hit"]
+        assert await states(Cache_Control="only-if-cached") == ["hit"] * 2
+        assert await states(Cache_Control="No-Cache, x=1") == ["miss"] * 2
+        assert await states(Cache_Control="no-store") == ["bypass"] * 2
+        assert await states(x_sluice_cache_namespace="a") == ["miss", "hit"]
+        assert await states(x_sluice_cache_namespace="b") == ["miss", "hit"]
+        assert await states(x_sluice_tags="none-such", text="t") == ["miss"] * 2  # refused
+        assert state(await ask(who="two")) == "hit"
+        assert state(await ask(who="never")) == ""
+        assert await states(who="globex") == ["miss", "hit"]
+        await asyncio.sleep(1.1)
+        assert state(await ask(Cache_Control="max-age=60")) == "hit"
+        assert state(await ask(Cache_Control="max-age=0")) == "miss"
+        brief = {"text": "brief", "x_sluice_cache_ttl": "1"}
+        assert await states(**brief) == ["miss", "hit"]
+        assert await states(who="two", text="two") == ["miss", "hit"]
+        await asyncio.sleep(1.1)
+        assert state(await ask(**brief)) == "miss"
+        assert state(await ask(who="two", text="two")) == "miss"
+        for name, value in (
+            ("x-sluice-cache-ttl", "soon"),
+            ("x-sluice-cache-namespace", "a b"),
+            ("cache-control", "max-age=never"),
+        ):
+            wrong = await once(gateway.port, Ask(exact(), key="sk-test-one", headers={name: value}))
+            assert wrong.status == 400
+            assert name in wrong.json["error"]["message"]
+        zero = {"text": "zero", "x_sluice_cache_ttl": "0"}
+        assert await states(**zero) == ["miss", "miss"]
+
+        table = sluice(gateway, "stats", "--by", "namespace").splitlines()
+        assert table[0].split() == ["NAMESPACE", "ANSWERS", "BYTES"]
+        assert {line.split()[0] for line in table[1:]} == {"-", "a", "b", "TOTAL"}
+        assert json.loads(sluice(gateway, "stats", "--by", "key", "--format", "json"))
+        assert sluice(gateway, "purge", "--namespace", "a") == "purged 1\n"
+        assert sluice(gateway, "purge", "--tenant", "globex", "--model", "m") == "purged 1\n"
+        await asyncio.sleep(1.2)
+        assert state(await ask(x_sluice_cache_namespace="a")) == "miss"
+        assert state(await ask(x_sluice_cache_namespace="b")) == "hit"
+        assert state(await ask(who="globex")) == "miss"
+        assert state(await ask()) == "hit"
+        sluice(gateway, "purge", "--key", "one")
+        await asyncio.sleep(1.2)
+        assert state(await ask()) == "miss"
+        assert int(sluice(gateway, "purge", "--all").split()[1]) > 0
+        assert sluice(gateway, "stats").splitlines() == ["MODEL  ANSWERS  BYTES"]
+        with gateway.store as store:
+            kept = store.keys("sluice:cache:*")
+            assert kept == ["sluice:cache:version"]
+
+
+async def test_what_is_kept_is_explicit(upstream: Upstream) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    picture = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    shown = [{"role": "user", "content": [{"type": "text", "text": "see"}, picture]}]
+    large = [{"role": "user", "content": "x" * 3000}]
+    base = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    rules = {"tools": False, "images": False, "max_request_kb": 2}
+    with running(cached(upstream.url, cache=rules), workers=1) as gateway:
+
+        async def second(body: dict[str, Any], path: str = "/v1/chat/completions") -> str:
+            for _ in range(2):
+                outcome = await once(gateway.port, Ask(body, path=path))
+                assert outcome.status == 200, outcome.body
+            return state(outcome)
+
+        assert await second({**base, "temperature": 0}) == "hit"
+        assert await second({**base, "temperature": 0.0, "metadata": {"a": "b"}}) == "hit"
+        assert await second({**base, "seed": 1}) == "hit"
+        assert await second(base) == "bypass"
+        assert await second({**base, "temperature": 0.5}) == "bypass"
+        assert await second({**base, "temperature": 0, "tools": tools}) == "bypass"
+        assert await second({**base, "temperature": 0, "messages": shown}) == "bypass"
+        assert await second({**base, "temperature": 0, "messages": large}) == "bypass"
+        assert await second({**base, "temperature": 0, "n": 2}) == "bypass"
+        assert await second({"model": "m", "input": "hello"}, "/v1/embeddings") == "hit"
+        assert await second({**base, "temperature": 0, "logit_bias": {"1": 1}}) == "hit"
+        asked = len(upstream.received)
+        other = {**base, "temperature": 0, "logit_bias": {"2": 1}}
+        assert await second(other) == "hit"
+        assert len(upstream.received) == asked + 1
+        named = [{"role": "user", "name": "bob", "content": "hello"}]
+        assert await second({**base, "temperature": 0, "messages": named}) == "hit"
+        assert len(upstream.received) == asked + 2
+
+
+async def test_a_hit_obeys_requests_a_minute_and_uses_no_tokens(upstream: Upstream) -> None:
+    text = cached(upstream.url, auth={"keys": [key("one", rpm=5, tpm=2000)]})
+    with running(text, workers=2) as gateway:
+        outcomes = [
+            await once(gateway.port, Ask(exact(max_tokens=900), key="sk-test-one"))
+            for _ in range(7)
+        ]
+        assert [o.status for o in outcomes] == [200] * 5 + [429] * 2
+        assert [state(o) for o in outcomes[:5]] == ["miss"] + ["hit"] * 4
+        assert outcomes[4].headers["x-ratelimit-remaining-requests"] == "0"
+        gateway.settled()
+        used = gateway.usage("acme")
+        assert (used["requests"], used["cache_hits"], used["prompt_tokens"]) == (5, 4, 7)

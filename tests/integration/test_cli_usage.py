@@ -120,16 +120,27 @@ def test_a_table_has_the_same_figures_and_their_total(gateway: Gateway, by: str)
     head, *lines = run(gateway, "usage", "--by", by).splitlines()
     named = [] if by == "tenant" else [by.upper()]
     titles = ["PERIOD", "TENANT", *named, "REQUESTS", "ERRORS", "HITS", "PROMPT", "CACHED"]
-    assert head.split() == [*titles, "COMPLETION", "REASONING", "USD"]
+    assert head.split() == [*titles, "COMPLETION", "REASONING", "USD", "SAVED"]
     cells = [line.split() for line in lines]
-    *counts, cost = COUNTERS
+    *counts, cost, saved = COUNTERS
     wanted = [
-        [*filter(None, whose), *(str(row[name]) for name in counts), dollars(row[cost])]
+        [
+            *filter(None, whose),
+            *(str(row[name]) for name in counts),
+            *(dollars(row[name]) for name in (cost, saved)),
+        ]
         for whose, row in sorted(expected.items())
     ]
     if by != "label":  # one request may have several
         sums = {name: sum(row[name] for row in expected.values()) for name in COUNTERS}
-        wanted.append(["TOTAL", *(str(sums[name]) for name in counts), dollars(sums[cost])])
+        wanted.append(
+            [
+                "TOTAL",
+                *(str(sums[name]) for name in counts),
+                dollars(sums[cost]),
+                dollars(sums[saved]),
+            ]
+        )
         whole = dict.fromkeys(COUNTERS, 0)
         for row in counted(gateway, "tenant", now()).values():
             whole = {name: whole[name] + row[name] for name in COUNTERS}
@@ -176,8 +187,8 @@ def test_periods_of_the_past_are_shown(
     totals = [line.split()[1:] for line in lines if line.startswith("TOTAL")]
     assert len(totals) == (len(periods) > 1 and by != "label")
     for total in totals:
-        *counts, cost = (sum(row[name] for row in rows) for name in COUNTERS)
-        assert total == [*map(str, counts), dollars(cost)]
+        *counts, cost, saved = (sum(row[name] for row in rows) for name in COUNTERS)
+        assert total == [*map(str, counts), dollars(cost), dollars(saved)]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ COUNTERS = (
     "completion_tokens",
     "reasoning_tokens",
     "cost_microusd",
+    "saved_microusd",
 )
 
 _numbers = itertools.count()
@@ -155,7 +156,7 @@ def settlement(
     lease: str,
     who: Principal,
     surplus: int = 0,
-    counts: Iterable[int] = (1, 0, 0, 7, 3, 5, 2, 4),
+    counts: Iterable[int] = (1, 0, 0, 7, 3, 5, 2, 4, 0),
     parts: tuple[str, ...] = ("", "model:m"),
 ) -> Settlement:
     """A lease's end, giving `surplus` back to each token bucket."""

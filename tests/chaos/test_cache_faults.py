@@ -1,0 +1,178 @@
+"""What is kept stays right when workers die, Redis goes away, values rot and providers are down."""
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import psutil
+import redis
+
+from tests.integration.test_cache import TEXT, cached, exact, slow, state, text_of
+from tests.support.gateway import Gateway, running
+from tests.support.load import Ask, Outcome, flood, once
+from tests.support.upstream import Exchange, Upstream, completion, like_openai, usage
+
+
+async def answered(port: int, ask: Ask) -> Outcome:
+    """Ask as SDKs do: again where the connection broke before an answer."""
+    for _ in range(10):
+        outcome = await once(port, ask)
+        if not outcome.failure and outcome.status == 200:
+            return outcome
+        await asyncio.sleep(0.05)
+    return outcome
+
+
+def asking(gateway: Gateway, port: int) -> int:
+    """The worker that has a connection to this port."""
+    for pid in gateway.worker_pids:
+        for one in psutil.Process(pid).net_connections("tcp"):
+            if one.raddr and one.raddr.port == port:
+                return pid
+    raise AssertionError("nobody asks")
+
+
+async def test_a_leaders_death_costs_one_more_call() -> None:
+    async def very_slow(exchange: Exchange) -> None:
+        await asyncio.sleep(1.5)
+        await like_openai(exchange)
+
+    async with Upstream(behaviour=very_slow) as upstream:
+        with running(cached(upstream.url), workers=4) as gateway:
+            asks = [Ask(exact(stream=bool(n % 2))) for n in range(200)]
+            load = asyncio.gather(*(answered(gateway.port, ask) for ask in asks))
+            async with asyncio.timeout(10):
+                while not upstream.received:
+                    await asyncio.sleep(0.02)
+            await asyncio.sleep(0.5)
+            os.kill(asking(gateway, upstream.port), signal.SIGKILL)
+            assert {text_of(o) for o in await load} == {TEXT}
+            assert len(upstream.received) <= 2
+
+
+async def test_without_redis_requests_go_on(upstream: Upstream) -> None:
+    with running(cached(upstream.url), workers=2) as gateway:
+        assert state(await once(gateway.port, Ask(exact()))) == "miss"
+        os.kill(gateway.store_pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            for n in range(20):
+                outcome = await once(gateway.port, Ask(exact(f"prompt {n}")))
+                assert (outcome.status, state(outcome)) == (200, "miss")
+            assert time.monotonic() - started < 10  # far less; nothing waits for Redis's timeout
+        finally:
+            os.kill(gateway.store_pid, signal.SIGCONT)
+        async with asyncio.timeout(15):
+            while True:
+                await once(gateway.port, Ask(exact("again")))
+                found = [state(await once(gateway.port, Ask(exact("again")))) for _ in range(8)]
+                if found == ["hit"] * 8:
+                    break
+                await asyncio.sleep(0.2)
+
+
+async def test_a_damaged_value_is_a_miss_counted_and_deleted(upstream: Upstream) -> None:
+    with running(cached(upstream.url), workers=1) as gateway:
+        await once(gateway.port, Ask(exact()))
+        await once(gateway.port, Ask(exact("another")))
+        with gateway.store as store:
+            raw: Any = redis.Redis(unix_socket_path=store.connection_pool.connection_kwargs["path"])
+            names = store.keys("sluice:cache:{acme}:*")
+            assert len(names) == 2
+            values = {name: raw.get(name) for name in names}
+            # Each where the other belongs, and cut, and changed: none of it is believed.
+            for damage in (
+                lambda value: value[:-1] + bytes([value[-1] ^ 1]),
+                lambda value: value[: len(value) // 2],
+                lambda value: b"",
+                lambda value: b"\x02" + value[1:],
+            ):
+                before = len(upstream.received)
+                for name, value in values.items():
+                    raw.set(name, damage(value) or b"x", ex=60)
+                await forget(gateway)
+                assert text_of(await once(gateway.port, Ask(exact()))) == TEXT
+                assert len(upstream.received) == before + 1
+            (one, other) = names
+            raw.set(one, values[other], ex=60)
+            raw.set(other, values[one], ex=60)
+            await forget(gateway)
+            before = len(upstream.received)
+            assert state(await once(gateway.port, Ask(exact()))) == "miss"
+            assert state(await once(gateway.port, Ask(exact()))) == "hit"
+            assert len(upstream.received) == before + 1
+            raw.close()
+
+
+async def forget(gateway: Gateway) -> None:
+    """Let the workers' memories be emptied, as a purge does, and leave Redis as it is."""
+    with gateway.store as store:
+        store.incr("sluice:cache:version")
+    await asyncio.sleep(1.3)
+
+
+async def test_while_all_targets_are_down_old_answers_serve() -> None:
+    down = False
+
+    async def provider(exchange: Exchange) -> None:
+        if down:
+            await exchange.reply({"error": {"message": "no"}}, 503)
+        else:
+            await like_openai(exchange)
+
+    async with Upstream(behaviour=provider) as upstream:
+        text = cached(upstream.url, cache={"ttl": 1, "stale": 60}, retries={"attempts": 0})
+        with running(text, workers=2) as gateway:
+            first = await once(gateway.port, Ask(exact()))
+            await asyncio.sleep(1.2)
+            down = True
+            for ask in (Ask(exact()), Ask(exact(stream=True)), Ask(exact())):
+                outcome = await once(gateway.port, ask)
+                assert (state(outcome), text_of(outcome)) == ("stale", TEXT)
+                assert int(outcome.headers["age"]) >= 1
+            refused = await once(
+                gateway.port, Ask(exact(), headers={"Cache-Control": "stale-if-error=0"})
+            )
+            assert refused.status >= 500
+            down = False
+            async with asyncio.timeout(20):  # until its breaker tries again
+                while state(await once(gateway.port, Ask(exact()))) not in ("miss", "hit"):
+                    await asyncio.sleep(0.2)
+            assert (await once(gateway.port, Ask(exact()))).body == first.body
+            gateway.settled()
+            records = gateway.records(6)
+            assert all(r["outcome"] == "ok" for r in records if r["cache"] == "stale")
+            assert len({r["id"] for r in records}) == len(records)
+
+
+async def test_a_replay_outlives_its_answer(upstream: Upstream) -> None:
+    text = cached(upstream.url, cache={"ttl": 1, "pace": 0.4})
+    with running(text, workers=1) as gateway:
+        long = " ".join(["word"] * 200)
+
+        async def long_answer(exchange: Exchange) -> None:
+            await exchange.reply(completion(long, usage(7, 200)))
+
+        upstream.behaviour = long_answer
+        await once(gateway.port, Ask(exact()))
+        expiring = asyncio.ensure_future(once(gateway.port, Ask(exact(stream=True))))
+        await asyncio.sleep(0.3)
+        with gateway.store as store:  # purged, and expired, in the middle
+            store.delete(*store.keys("sluice:cache:{acme}:*"))
+            store.incr("sluice:cache:version")
+        outcome = await expiring
+        assert outcome.ended - outcome.started > 1.5
+        assert (state(outcome), text_of(outcome)) == ("hit", long)
+        assert state(await once(gateway.port, Ask(exact()))) == "miss"
+
+
+async def test_when_an_answer_expires_all_ask_once() -> None:
+    async with Upstream(behaviour=slow) as upstream:
+        with running(cached(upstream.url, cache={"ttl": 1}), workers=2) as gateway:
+            for number in range(1, 4):
+                outcomes = await flood(gateway.port, [Ask(exact()) for _ in range(200)], 200)
+                assert {text_of(o) for o in outcomes} == {TEXT}
+                assert len(upstream.received) == number
+                await asyncio.sleep(1.3)
