@@ -41,7 +41,7 @@ class Cache(Section, frozen=True):
     max_request_kb: Count = 1024
     max_value_kb: Count = 1024
     compress_kb: Count = 4
-    memory_mb: Count = 64
+    memory_mb: Annotated[int, Meta(ge=0, le=10**6)] = 64
     entries: Count = 100_000
     redis: bool = True
     share: Literal["key", "tenant", "all"] = "tenant"

@@ -6,11 +6,13 @@ from the cache nor kept for others goes its usual way.
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -25,7 +27,7 @@ from gateway.pipeline.replay import Entry, dialect_of, may_answer, may_be_kept, 
 from gateway.pipeline.services import Services
 from gateway.policy.caching import COALESCED, HIT, STALE
 from gateway.store.answers import Answer, Place, split
-from gateway.store.cache import ANOTHERS, LEAD_SECONDS, MINE, RedisTier
+from gateway.store.cache import ANOTHERS, LEAD_SECONDS, MINE, NOBODY, Found, RedisTier
 
 logger = logging.getLogger("sluice.cache")
 
@@ -37,6 +39,17 @@ STREAM_FACTOR = 8  # how much longer a stream is than what it says
 MAX_DRAINING = 100  # calls that are read to their end though nobody waits
 
 Serve = Callable[[Services, Call], Awaitable[None]]
+
+
+class Looked(NamedTuple):
+    """What Redis has, and the token of this worker where it is to get an answer for all."""
+
+    entry: Entry | None
+    lead: int
+    token: str
+
+
+UNSEEN = Looked(None, NOBODY, "")
 
 
 class Memory(Protocol):
@@ -75,11 +88,14 @@ class Cache:
     def __init__(
         self, settings: Settings, memory: Memory, redis: RedisTier | None, serve: Serve
     ) -> None:
-        self.plan = Planner(settings).plan
+        self.planner = Planner(settings)
         self._memory, self._redis, self._serve = memory, redis, serve
         self._loop = asyncio.get_running_loop()
         self._most_bytes = settings.max_value_kb * KIBIBYTE
         self._flights: dict[str, Flight] = {}
+        self._looking: dict[str, list[asyncio.Future[Looked]]] = {}
+        self._tokens = itertools.count()
+        self._own = secrets.token_hex(8)
         self._tasks: dict[asyncio.Task[None], Flight] = {}
         self._purges = 0
 
@@ -128,15 +144,18 @@ class Cache:
         `until` is when it must be answered, by the monotonic clock.
         """
         for _ in range(MOST_TRIES):
-            now = self._loop.time()
-            entry: Entry | None = self._memory.peek(plan.place.name) if plan.wishes.reads else None
-            if entry is not None and not may_answer(entry.answer, call):
-                entry = None
-            if entry is not None and entry.is_fresh(now, plan.wishes.max_age):
-                return await give(services, call, plan, entry, HIT, self._grown)
             flight = self._flights.get(plan.place.name) if plan.shared else None
             if flight is None or not flight.joinable:
-                flight = self._take_off(services, call, plan, entry)
+                looked = UNSEEN
+                if self._redis is not None and plan.wishes.reads:
+                    looked = await self._look(services, plan)
+                entry = self.recall(call, plan, looked.entry)
+                if entry is not None:
+                    self._leave(plan.place, looked.token)
+                    return await give(services, call, plan, entry, HIT, self.grown)
+                flight = self._flights.get(plan.place.name) if plan.shared else None
+                if flight is None or not flight.joinable:
+                    flight = self._take_off(services, call, plan, looked)
             reader = flight.join(call)
             try:
                 deliver = await self._await(services, flight, reader, plan, until)
@@ -146,7 +165,52 @@ class Cache:
                 return deliver
         return None
 
-    def _grown(self, entry: Entry, more: int) -> None:
+    async def _look(self, services: Services, plan: Plan) -> Looked:
+        """Look into Redis, once for all who look for the same."""
+        redis, name = self._redis, plan.place.name
+        if redis is None or services.admission.degraded:
+            return UNSEEN
+        future: asyncio.Future[Looked] = self._loop.create_future()
+        waiting = self._looking.get(name)
+        if waiting is not None:
+            waiting.append(future)
+            return await future
+        token = self._token() if plan.shared else ""
+        waiting = self._looking[name] = [future]
+
+        def done(found: Found) -> None:
+            del self._looking[name]
+            entry, mine = self._entry_of(name, found), token if found.lead == MINE else ""
+            for one in waiting:
+                if not one.done():
+                    one.set_result(Looked(entry, found.lead, mine))
+                    mine = ""
+            self._leave(plan.place, mine)  # nobody is left to get it
+
+        redis.find(plan.place, token, plan.least_ms, done)
+        return await future
+
+    def _token(self) -> str:
+        return f"{self._own}-{next(self._tokens)}"
+
+    def _entry_of(self, name: str, found: Found) -> Entry | None:
+        if found.answer is None:
+            return None
+        entry = Entry(name, found.answer, found.age_ms / 1000, self._loop.time())
+        self._memory.put(name, entry)
+        return entry
+
+    def recall(self, call: Call, plan: Plan, entry: Entry | None = None) -> Entry | None:
+        """Return an answer that is fresh, the one given or of this worker's memory."""
+        if not plan.wishes.reads:
+            return None
+        entry = entry or self._memory.peek(plan.place.name)
+        if entry is None or not may_answer(entry.answer, call):
+            return None
+        return entry if entry.is_fresh(self._loop.time(), plan.wishes.max_age) else None
+
+    def grown(self, entry: Entry, more: int) -> None:
+        """Know that an answer takes more room than before."""
         self._memory.grown(entry.name, entry, more)
 
     async def _await(
@@ -162,7 +226,7 @@ class Cache:
             message = "The answer that another request waits for did not come in time."
             raise ApiError("deadline_exceeded", message) from None
         if call.delegated and (flight.begun or flight.whole is not None or flight.how == STALE):
-            return await lead(call, flight, reader, plan, self._grown)
+            return await lead(call, flight, reader, plan, self.grown)
         call.delegated = False
         if flight.void:
             return None
@@ -172,16 +236,16 @@ class Cache:
             raise flight.error
         if flight.call is None or flight.how == STALE:
             assert flight.entry is not None
-            return await give(services, call, plan, flight.entry, flight.how, self._grown)
+            return await give(services, call, plan, flight.entry, flight.how, self.grown)
         if flight.whole is not None and suits(flight, call):
             return await take_part(services, call, flight, reader)
         if flight.entry is None or not may_answer(flight.entry.answer, call):
             return None  # of a kind that is read by nobody else
         await join(services, call, flight)
         call.status, call.finished = 200, True
-        return await write(call, plan, flight.entry, 0.0, self._grown)
+        return await write(call, plan, flight.entry, 0.0, self.grown)
 
-    def _take_off(self, services: Services, call: Call, plan: Plan, stale: Entry | None) -> Flight:
+    def _take_off(self, services: Services, call: Call, plan: Plan, looked: Looked) -> Flight:
         """Begin to get an answer."""
         name = plan.place.name
 
@@ -193,7 +257,7 @@ class Cache:
         if plan.shared:
             self._flights[name] = flight
         flight.leader = call
-        task = self._loop.create_task(self._get(services, flight, plan, stale), name="answer")
+        task = self._loop.create_task(self._get(services, flight, plan, looked), name="answer")
         flight.task = task
         self._tasks[task] = flight
         task.add_done_callback(self._tasks.pop)
@@ -202,62 +266,46 @@ class Cache:
     def _may_drain(self) -> bool:
         return sum([not flight.readers for flight in self._tasks.values()]) <= MAX_DRAINING
 
-    async def _get(
-        self, services: Services, flight: Flight, plan: Plan, stale: Entry | None
-    ) -> None:
-        """Get an answer: from Redis, from another worker that is getting it, or from a provider."""
-        token = ""
+    async def _get(self, services: Services, flight: Flight, plan: Plan, looked: Looked) -> None:
+        """Get an answer: from another worker that is getting it, or from a provider."""
         try:
-            token, stale = await self._find(services, flight, plan, stale)
-            if flight.over:
-                return
             if plan.wishes.only_cached:
                 message = "There is no kept answer that is fresh enough."
                 flight.fail(ApiError("not_cached", message, retryable=False))
                 return
-            await self._fly(services, flight, plan, token, stale)
+            if looked.lead == ANOTHERS:
+                looked = await self._wait(services, flight, plan)
+            if not flight.over:
+                await self._fly(services, flight, plan, looked)
         except Exception:
             logger.exception("an answer could not be got")
             flight.fail(ApiError("internal_error", "The gateway failed. See its log."))
         finally:
-            self._leave(plan.place, token)
+            self._leave(plan.place, looked.token)
             if not flight.over:  # cancelled
                 message = "The gateway is shutting down."
                 flight.fail(ApiError("overloaded", message, retry_after=1))
 
-    async def _find(
-        self, services: Services, flight: Flight, plan: Plan, stale: Entry | None
-    ) -> tuple[str, Entry | None]:
-        """Look in Redis until there is an answer, or nobody else gets it.
-
-        Returns the token by which this worker gets it for all, and what is kept past its time.
-        """
-        redis, leader = self._redis, flight.leader
-        assert leader is not None
-        if redis is None or not plan.wishes.reads or services.admission.degraded:
-            return "", stale
-        token = leader.id if plan.shared else ""
-        wait, waited = FIRST_WAIT_SECONDS, False
-        while True:
-            found = await redis.find(plan.place, token, plan.least_ms)
-            answer, now = found.answer, self._loop.time()
-            if answer is not None and may_answer(answer, leader):
-                entry = Entry(plan.place.name, answer, found.age_ms / 1000, now)
-                if entry.is_fresh(now, plan.wishes.max_age):
-                    self._memory.put(entry.name, entry)
-                    flight.answer(entry, COALESCED if waited else HIT)
-                    return (token if found.lead == MINE else ""), None
-                stale = entry
+    async def _wait(self, services: Services, flight: Flight, plan: Plan) -> Looked:
+        """Look into Redis until another worker's answer is there, or nobody gets it any more."""
+        redis, seconds, token = self._redis, FIRST_WAIT_SECONDS, self._token()
+        assert redis is not None
+        while not services.admission.degraded:
+            await asyncio.sleep(seconds)
+            seconds = min(seconds * 2, LAST_WAIT_SECONDS)
+            found = await redis.find_soon(plan.place, token, plan.least_ms)
+            entry = self._entry_of(plan.place.name, found)
+            if entry is not None and entry.is_fresh(self._loop.time(), plan.wishes.max_age):
+                flight.answer(entry, COALESCED)
+                return Looked(entry, found.lead, token if found.lead == MINE else "")
             if found.lead != ANOTHERS:
-                return (token if found.lead == MINE else ""), stale
-            waited = True
-            await asyncio.sleep(wait)
-            wait = min(wait * 2, LAST_WAIT_SECONDS)
+                return Looked(entry, found.lead, token if found.lead == MINE else "")
+        return UNSEEN
 
-    async def _fly(
-        self, services: Services, flight: Flight, plan: Plan, token: str, stale: Entry | None
-    ) -> None:
+    async def _fly(self, services: Services, flight: Flight, plan: Plan, looked: Looked) -> None:
         """Ask a provider, for all who wait."""
+        token = looked.token
+        stale: Entry | None = looked.entry or self._memory.peek(plan.place.name)
         callers = [reader.call for reader in flight.readers]
         if not callers:
             return
@@ -267,7 +315,7 @@ class Cache:
         flight.call = call = leader.fork(flight, 0)
         call.gated = call.delegated = False
         call.flight = flight
-        if stale is not None:
+        if stale is not None and plan.wishes.reads and may_answer(stale.answer, leader):
             age, ttl = stale.age(self._loop.time()), stale.answer.ttl_ms / 1000
             if plan.may_be_stale(age, ttl):
                 call.stale, flight.age = stale.answer, age

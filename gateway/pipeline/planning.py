@@ -11,6 +11,8 @@ from gateway.core.request import Request
 from gateway.formats.canonical import canonical
 from gateway.pipeline.call import Call
 from gateway.pipeline.replay import VERSION_HEADER
+from gateway.pipeline.served import Served
+from gateway.policy.access import Principal
 from gateway.policy.caching import (
     ALL,
     BYPASS,
@@ -27,6 +29,7 @@ from gateway.store.answers import Place, place
 
 KIBIBYTE = 1024
 MAX_RULES = 4096
+MAX_KNOWN, MAX_KNOWN_BYTES = 1024, 8 * KIBIBYTE  # of requests that are remembered as they are
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -58,8 +61,20 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
         return int(self.rules.stale * 1000)
 
 
+class _Known(msgspec.Struct, frozen=True, gc=False):
+    """What a request came to, for the next one that is the same to the byte."""
+
+    principal: Principal
+    request: Request
+    model: Served
+    plan: Plan
+
+
 class Planner:
-    """Plans for requests. Raises ApiError where a header is wrong."""
+    """Plans for requests. Raises ApiError where a header is wrong.
+
+    Whoever asks the same again mostly writes it the same: what it came to is remembered.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._rules = Rules(
@@ -78,6 +93,27 @@ class Planner:
             semantic=settings.semantic.threshold if settings.semantic is not None else 0.0,
         )
         self._by_overrides: dict[tuple[Overrides, Overrides], Rules] = {}
+        self._known: dict[tuple[object, ...], _Known] = {}
+
+    def recall(self, call: Call) -> Plan | None:
+        """Plan for a request that has been decoded and allowed before, if it has."""
+        known = self._known.get((call.body, call.operation, call.hints, call.passed_on))
+        if known is None or known.principal is not call.principal:
+            return None
+        call.request, call.model, call.cache = known.request, known.model, MISS
+        return known.plan
+
+    def remember(self, call: Call, body: bytes, plan: Plan) -> None:
+        """Remember what a request came to, for a while."""
+        assert call.principal is not None
+        assert call.request is not None
+        assert call.model is not None
+        if len(body) > MAX_KNOWN_BYTES:
+            return
+        if len(self._known) >= MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        known = _Known(call.principal, call.request, call.model, plan)
+        self._known[body, call.operation, call.hints, call.passed_on] = known
 
     def plan(self, call: Call) -> Plan | None:
         """Say what the cache may do for a request; None: nothing."""

@@ -23,11 +23,12 @@ from gateway.pipeline.attempt import attempt, deadline
 from gateway.pipeline.cached import Cache
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.elsewhere import Elsewhere
+from gateway.pipeline.giving import give
 from gateway.pipeline.served import Shadow
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import settle
 from gateway.policy.access import may_use
-from gateway.policy.caching import BYPASS, STALE
+from gateway.policy.caching import BYPASS, HIT, STALE
 from gateway.policy.limits import grants
 from gateway.policy.retry import client_error
 from gateway.store.answers import Answer
@@ -64,8 +65,9 @@ async def _answer(services: Services, call: Call) -> Deliver:
     try:
         if call.request is None:
             await authenticate(services, call)
-            decode(services, call)
-            if services.cache is not None:
+            if services.cache is None:
+                decode(services, call)
+            else:
                 deliver = await _from_cache(services, services.cache, call)
                 if deliver is not None:
                     return deliver
@@ -95,10 +97,23 @@ async def _answer(services: Services, call: Call) -> Deliver:
 
 
 async def _from_cache(services: Services, cache: Cache, call: Call) -> Deliver | None:
-    """Answer a request from the cache, or from a call that it shares; None where it may not."""
-    plan = cache.plan(call)
+    """Decode a request, and answer it from the cache or from a call that it shares.
+
+    None where it is to be answered otherwise.
+    """
+    planner = cache.planner
+    plan = planner.recall(call)
     if plan is None:
-        return None
+        body = call.body
+        decode(services, call)
+        plan = planner.plan(call)
+        if plan is None:
+            return None
+        planner.remember(call, body, plan)
+    call.body = b""
+    entry = cache.recall(call, plan)
+    if entry is not None:
+        return await give(services, call, plan, entry, HIT, cache.grown)
     deliver = await cache.answer(services, call, plan, deadline(services, call))
     if deliver is None:
         call.cache = BYPASS

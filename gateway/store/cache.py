@@ -6,12 +6,12 @@ misses.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 from urllib.parse import unquote
 
 import msgspec
 
-from gateway.core.errors import StoreError
 from gateway.store import names, scripts
 from gateway.store.answers import Answer, Place, seal, unseal
 from gateway.store.client import Client
@@ -23,6 +23,7 @@ logger = logging.getLogger("sluice.cache")
 FIND_SECONDS = 0.1
 REST_SECONDS = 1.0
 LEAD_SECONDS = 3.0
+LEAD_MS = b"%d" % int(LEAD_SECONDS * 1000)
 THREAD_BYTES = 64 * 1024  # of an answer whose packing would hold up other requests
 # Redis is not filled above this share of what it may hold: the rest is for what must be counted.
 MOST_MEMORY = 0.75
@@ -68,29 +69,49 @@ class RedisTier:
         """Tell whether Redis is worth asking now."""
         return self._loop.time() >= self._rests_until and self._client.reaches(tenant)
 
-    async def find(self, where: Place, token: str, least_ms: int = 0) -> Found:
-        """Look for an answer that is kept for so long yet; with a token, else get it for all."""
+    def find(self, where: Place, token: str, least_ms: int, done: Callable[[Found], None]) -> None:
+        """Look for an answer that is kept for so long yet; with a token, else get it for all.
+
+        `done` learns what there is, always once: nothing, where Redis is away or late.
+        """
         if not self.reaches(where.tenant):
-            return NOTHING
-        lead_ms = b"%d" % int(LEAD_SECONDS * 1000)
-        args = (token.encode(), lead_ms, b"%d" % least_ms)
-        try:
-            async with asyncio.timeout(FIND_SECONDS):
-                data, left_ms, lead = await self._run(scripts.CACHE_FIND, list(where.keys), args)
-        except (StoreError, TimeoutError):
+            done(NOTHING)
+            return
+        late = False
+
+        def give_up() -> None:
+            nonlocal late
+            late = True
             self._rests_until = self._loop.time() + REST_SECONDS
-            return NOTHING
-        if not data:
-            return Found(None, lead=lead)
-        answer = await self._opened(data, where)
-        if answer is None:
-            self.corrupted += 1
-            logger.warning("a kept answer is damaged, and deleted")
-            self._client.post("DEL", where.keys[0])
-            if token and lead == NOBODY:
-                return await self.find(where, token, least_ms)
-            return Found(None, lead=lead)
-        return Found(answer, max(0, answer.kept_ms - left_ms), lead)
+            done(NOTHING)
+
+        def answered(reply: Reply | Exception) -> None:
+            timer.cancel()
+            if late:
+                if not isinstance(reply, Exception) and reply[2] == MINE:
+                    self.leave(where, token)
+            elif isinstance(reply, Exception):
+                self._rests_until = self._loop.time() + REST_SECONDS
+                done(NOTHING)
+            else:
+                self._read(where, reply, done)
+
+        timer = self._loop.call_later(FIND_SECONDS, give_up)
+        args = (token.encode(), LEAD_MS, b"%d" % least_ms)
+        self._client.run(scripts.CACHE_FIND, [*where.keys], args, answered)
+
+    async def find_soon(self, where: Place, token: str, least_ms: int) -> Found:
+        """Look for an answer, as `find` does."""
+        future: asyncio.Future[Found] = self._loop.create_future()
+
+        def done(found: Found) -> None:
+            if not future.done():
+                future.set_result(found)
+            elif found.lead == MINE:
+                self.leave(where, token)
+
+        self.find(where, token, least_ms, done)
+        return await future
 
     async def keep(self, where: Place, answer: Answer, token: str) -> None:
         """Keep an answer; whoever waits for it finds it."""
@@ -137,28 +158,25 @@ class RedisTier:
     def _sealed(self, answer: Answer, where: Place) -> bytes:
         return seal(self._packing.dumps(answer), where)
 
-    async def _opened(self, data: bytes, where: Place) -> Answer | None:
-        def opened() -> Answer:
-            return self._packing.loads(unseal(data, where))
+    def _read(self, where: Place, reply: Reply, done: Callable[[Found], None]) -> None:
+        data, left_ms, lead = reply
+        if not data:
+            done(Found(None, 0, lead))
+        elif len(data) <= THREAD_BYTES:
+            done(self._opened(where, data, left_ms, lead))
+        else:
+            job = self._loop.run_in_executor(None, self._opened, where, data, left_ms, lead)
+            job.add_done_callback(lambda found: done(found.result()))
 
+    def _opened(self, where: Place, data: bytes, left_ms: int, lead: int) -> Found:
         try:
-            return await asyncio.to_thread(opened) if len(data) > THREAD_BYTES else opened()
+            answer = self._packing.loads(unseal(data, where))
         except ValueError:
-            return None
-
-    async def _run(self, script: scripts.Script, keys: list[str], args: tuple[bytes, ...]) -> Reply:
-        future: asyncio.Future[Reply] = self._loop.create_future()
-
-        def done(reply: Reply | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(reply, Exception):
-                future.set_exception(StoreError(str(reply)))
-            else:
-                future.set_result(reply)
-
-        self._client.run(script, keys, args, done)
-        return await future
+            self.corrupted += 1
+            logger.warning("a kept answer is damaged, and deleted")
+            self._loop.call_soon_threadsafe(self._client.post, "DEL", where.keys[0])
+            return Found(None, 0, lead)
+        return Found(answer, max(0, answer.kept_ms - left_ms), lead)
 
 
 def _room(memory: Any) -> float:

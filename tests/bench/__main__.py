@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -52,7 +53,7 @@ def _run(
         chunks=options.chunks,
         bundled=options.client == "bundled",
     )
-    wanted = {options.only} if options.only else {"idle", "unary", "stream"}
+    wanted = {options.only} if options.only else {"idle", "unary", "stream", "hits"}
     with contextlib.ExitStack() as stack:
         upstream = stack.enter_context(
             servers.upstream(
@@ -71,9 +72,15 @@ def _run(
         ]
         asked = [*every, *translating]
         stream = measure.streamed(asked, plan, _announce) if "stream" in wanted else {}
+        hits: measure.Rounds = {}
+        if "hits" in wanted:
+            cached, why = _start_cached(stack, options, placement, upstream, directory)
+            skipped |= why
+            bare = [one for one in every if one.name in (report.DIRECT, report.NGINX)]
+            hits = measure.unary([*bare, *cached], plan, _announce)
         rested = measure.idle(proxies, 1.0) if idle and (unary or stream) else {}
     return report.Report(
-        machine_facts, plan, bool(placement.proxy), idle, unary, stream, rested, skipped
+        machine_facts, plan, bool(placement.proxy), idle, unary, stream, hits, rested, skipped
     )
 
 
@@ -93,6 +100,31 @@ def _start(
         "aiohttp": lambda: servers.passthrough(port, directory, cores=cores),
         report.SLUICE: lambda: servers.sluice(port, directory, workers=workers, cores=cores),
     }
+    return _started(stack, options, starts)
+
+
+def _start_cached(
+    stack: contextlib.ExitStack,
+    options: argparse.Namespace,
+    placement: Placement,
+    upstream: Server,
+    directory: Path,
+) -> tuple[list[Server], dict[str, str]]:
+    """Sluice with a cache, once for each place an answer may come from."""
+    cores, workers, port = placement.proxy, options.workers, upstream.port
+
+    def start(place: str) -> AbstractContextManager[Server]:
+        return servers.sluice(port, directory, workers=workers, cores=cores, cached_in=place)
+
+    starts = {f"{report.SLUICE}, hit in {place}": partial(start, place) for place in servers.CACHES}
+    return _started(stack, options, starts)
+
+
+def _started(
+    stack: contextlib.ExitStack,
+    options: argparse.Namespace,
+    starts: Mapping[str, Callable[[], AbstractContextManager[Server]]],
+) -> tuple[list[Server], dict[str, str]]:
     proxies, skipped = [], {}
     for name, start in starts.items():
         _announce(f"starting {name}")
@@ -136,7 +168,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--gap-ms", type=float, default=2.0, help="pause between two chunks, whole ms")
     add("--workers", type=int, default=1, help="worker processes of nginx and Sluice")
     add("--idle-seconds", type=float, default=10.0, help="how long to watch idle servers")
-    add("--only", choices=("unary", "stream", "idle"), help="measure just this")
+    add("--only", choices=("unary", "stream", "idle", "hits"), help="measure just this")
     add("--client", choices=("auto", "bundled"), default="auto", help="auto: wrk if installed")
     add("--pin", action=argparse.BooleanOptionalAction, default=False, help="separate cores")
     add("--quick", action="store_true", help="one short round: does it work at all")

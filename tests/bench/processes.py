@@ -41,7 +41,8 @@ class Server:
     name: str
     port: int
     root_pid: int
-    translates: bool = False  # asked in another dialect than its upstream's
+    translates: bool = False
+    caches: bool = False  # asked in another dialect than its upstream's
 
     @property
     def authority(self) -> str:

@@ -16,6 +16,7 @@ _NONE = "-"
 # What Sluice aims at, against nginx in the same run; CPU is that of the gateway's own processes.
 _UNARY_AIM, _STREAM_AIM = 5.0, 1.5
 _TRANSLATED_AIM = 2.5  # times what a stream in its own dialect costs
+_HIT_AIMS = {f"{SLUICE}, hit in memory": 3.2, f"{SLUICE}, hit in Redis": 4.5}
 _IDLE_CORE_AIM = 0.005
 _UNIQUE_MEMORY_AIM = 25e6
 
@@ -32,6 +33,7 @@ class Report:
     idle: dict[str, Idle]
     unary: Rounds
     stream: Rounds
+    hits: Rounds
     rested: dict[str, Idle]
     skipped: dict[str, str]
 
@@ -39,9 +41,11 @@ class Report:
 def render(report: Report) -> str:
     parts = [_machine(report)]
     if report.unary:
-        parts.append(_unary(report))
+        parts.append(_unary(report, report.unary, "Unary"))
     if report.stream:
         parts.append(_stream(report))
+    if report.hits:
+        parts.append(_unary(report, report.hits, "Answers from the cache"))
     if report.idle:
         parts.append(_idle(report))
     parts += [_aims(report), _notes(report)]
@@ -52,7 +56,11 @@ def errors(report: Report) -> list[str]:
     """Every kind of failed request, with the server, the load and how often."""
     return [
         f"{name} ({kind}): {count} x {what}"
-        for kind, rounds in (("unary", report.unary), ("stream", report.stream))
+        for kind, rounds in (
+            ("unary", report.unary),
+            ("stream", report.stream),
+            ("hits", report.hits),
+        )
         for name, measured in rounds.items()
         for each in measured
         for what, count in (*each.load.errors.items(), *each.alone.errors.items())
@@ -69,10 +77,10 @@ def _machine(report: Report) -> str:
     )
 
 
-def _unary(report: Report) -> str:
-    plan, rounds = report.plan, report.unary
+def _unary(report: Report, rounds: Rounds, title: str) -> str:
+    plan = report.plan
     heading = (
-        f"## Unary: {plan.connections} connections ({report.machine.unary_client}), "
+        f"## {title}: {plan.connections} connections ({report.machine.unary_client}), "
         f"median of {plan.rounds} x {plan.seconds:g} s"
     )
     columns = ["proxy", "requests/s", "p50 ms", "p99 ms", "added p50 us", "added p99 us"]
@@ -145,6 +153,9 @@ def _aims(report: Report) -> str:
     ):
         if ratios := _ratios(SLUICE, rounds, lambda m: m.gateway_us):
             rows.append(_aim(f"CPU a {unit}, times nginx", median(ratios), aim, "x"))
+    for name, aim in _HIT_AIMS.items():
+        if ratios := _ratios(name, report.hits, lambda m: m.gateway_us):
+            rows.append(_aim(f"CPU a request, times nginx ({name})", median(ratios), aim, "x"))
     if {SLUICE, TRANSLATED} <= report.stream.keys():
         plain = median([m.gateway_us for m in report.stream[SLUICE]])
         translated = median([m.gateway_us for m in report.stream[TRANSLATED]])

@@ -31,7 +31,13 @@ tenants: {{bench: {{rpm: 60000000, tpm: 6000000000}}}}
 providers:
   mock: {{kind: openai-compatible, base_url: "http://{host}:{upstream}/v1", api_key: x}}
 models: {{{model}: {{targets: [{{provider: mock, model: gpt-4o-mini}}]}}}}
+cache: {{{cache}}}
 """
+# Where a cached answer comes from: the setting that makes it so.
+CACHES = {
+    "memory": "enabled: true, requests: all",
+    "Redis": "enabled: true, requests: all, memory_mb: 0",
+}
 # All that Sluice inherits: the person's own settings must not change the measurement.
 _INHERITED = ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV")
 
@@ -67,12 +73,13 @@ def sluice(
     *,
     workers: int = 1,
     cores: Collection[int] | None = None,
+    cached_in: str = "",
 ) -> Iterator[Server]:
     """Sluice with everything on: authentication, limits, usage, metrics, a log line a request."""
     if importlib.util.find_spec("workers") is None:
         raise Unavailable("the package `workers` cannot be imported")
     port = free_port()
-    configuration = directory / "sluice.yaml"
+    configuration = directory / f"sluice{cached_in}.yaml"
     configuration.write_text(
         _SLUICE_CONFIGURATION.format(
             host=HOST,
@@ -81,18 +88,20 @@ def sluice(
             sha256=traffic.KEY_SHA256,
             upstream=upstream_port,
             model=traffic.MODEL,
+            cache=CACHES.get(cached_in, ""),
         )
     )
     command = [*python_module("workers"), "serve", "--config", str(configuration)]
     command += ["--port", str(port), "--workers", str(workers)]
     environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    log = directory / "sluice.log"
+    log = directory / f"sluice{cached_in}.log"
     # A short path: a unix socket's may have about 100 bytes.
     with tempfile.TemporaryDirectory(prefix="sluice-", dir="/tmp") as state:
         environment["SLUICE_STATE_DIR"] = state
         with started(command, log=log, cores=cores, environment=environment) as child:
             wait_until(lambda: _healthy(port), child, log)
-            yield Server("sluice", port, child.pid)
+            name = f"sluice, hit in {cached_in}" if cached_in else "sluice"
+            yield Server(name, port, child.pid, caches=bool(cached_in))
 
 
 def _healthy(port: int) -> bool:
