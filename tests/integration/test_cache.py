@@ -3,15 +3,18 @@
 import asyncio
 import hashlib
 import json
+import os
+import random
 from typing import Any
 
 import pytest
 
+from tests.support.admin import ADMIN_KEY, make
 from tests.support.command import run
 from tests.support.config import chat, config
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Client, Outcome, flood, once
-from tests.support.upstream import Exchange, Upstream, delta, like_openai, usage
+from tests.support.upstream import Exchange, Upstream, completion, delta, like_openai, usage
 
 CACHE = {"enabled": True, "ttl": 60}
 
@@ -324,3 +327,92 @@ async def test_a_hit_obeys_requests_a_minute_and_uses_no_tokens(upstream: Upstre
         gateway.settled()
         used = gateway.usage("acme")
         assert (used["requests"], used["cache_hits"], used["prompt_tokens"]) == (5, 4, 7)
+
+
+async def echoing(exchange: Exchange) -> None:
+    """Answer with who asks, as the request says it, and what."""
+    asked = exchange.request.json
+    text = f"{asked['user']} asked {asked['messages'][0]['content']}"
+    if asked.get("stream"):
+        await exchange.start_stream()
+        await exchange.event(delta(text))
+        await exchange.event(delta(None, "stop"))
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+    else:
+        await exchange.reply(completion(text, usage(7, 5)))
+
+
+async def test_no_tenant_ever_sees_anothers_answer() -> None:
+    chance = random.Random(7)
+
+    def ask() -> Ask:
+        who = chance.choice(("one", "globex"))
+        stream = chance.random() < 0.5
+        body = exact(f"prompt {chance.randrange(300)}", user=who, stream=stream)
+        return Ask(body, key=f"sk-test-{who}")
+
+    async with Upstream(behaviour=echoing) as upstream:
+        with running(cached(upstream.url, auth=KEYS), workers=2) as gateway:
+            outcomes = await flood(gateway.port, [ask() for _ in range(10_000)], 50)
+            for outcome in outcomes:
+                body = outcome.ask.body
+                said = f"{body['user']} asked {body['messages'][0]['content']}"
+                assert text_of(outcome) == said
+            assert len(upstream.received) <= 600
+            gateway.settled()
+            used = [gateway.usage(tenant) for tenant in ("acme", "globex")]
+            assert sum(one["requests"] for one in used) == 10_000
+            assert sum(one["cache_hits"] for one in used) == 10_000 - len(upstream.received)
+
+
+@pytest.mark.parametrize(
+    ("share", "same_tenant", "another"),
+    [("key", "miss", "miss"), ("tenant", "hit", "miss"), ("all", "hit", "hit")],
+)
+async def test_who_may_have_anothers_answer(
+    upstream: Upstream, share: str, same_tenant: str, another: str
+) -> None:
+    text = cached(upstream.url, auth=KEYS, cache={"share": share})
+    with running(text, workers=1) as gateway:
+        found = [
+            state(await once(gateway.port, Ask(exact(), key=f"sk-test-{who}")))
+            for who in ("one", "two", "globex")
+        ]
+        assert found == ["miss", same_tenant, another]
+
+
+async def test_what_is_too_large_is_kept_for_nobody_and_limits_keep_their_room() -> None:
+    async def long_answer(exchange: Exchange) -> None:
+        await exchange.reply(completion(os.urandom(6000).hex(), usage(7, 5)))
+
+    async with Upstream(behaviour=long_answer) as upstream:
+        text = cached(upstream.url, cache={"max_value_kb": 2, "memory_mb": 0})
+        with running(text, workers=1) as gateway:
+            for _ in range(2):
+                assert state(await once(gateway.port, Ask(exact()))) == "miss"
+        text = cached(upstream.url, cache={"memory_mb": 0}, redis={"memory_mb": 16})
+        with running(text, workers=1) as gateway:
+            assert state(await once(gateway.port, Ask(exact("first")))) == "miss"
+            assert state(await once(gateway.port, Ask(exact("first")))) == "hit"
+            with gateway.store as store:
+                used = store.info("memory")["used_memory"]
+                store.config_set("maxmemory", int(used / 0.8))
+            await asyncio.sleep(1.3)
+            for _ in range(2):
+                assert state(await once(gateway.port, Ask(exact("later")))) == "miss"
+
+
+async def test_metrics_and_virtual_keys(upstream: Upstream) -> None:
+    text = cached(upstream.url, auth={"admin_key": ADMIN_KEY, "keys": KEYS["keys"]})
+    with running(text, workers=1) as gateway:
+        _, secret = await make(gateway, cache={"enabled": False})
+        assert state(await once(gateway.port, Ask(exact(), key=secret))) == ""
+        for expected in ("miss", "hit", "hit"):
+            assert state(await once(gateway.port, Ask(exact(), key="sk-test-one"))) == expected
+        await asyncio.sleep(0.5)
+        status, metrics = gateway.get("/metrics", {"Authorization": f"Bearer {ADMIN_KEY}"})
+        assert status == 200
+        assert b'sluice_cache_requests_total{state="hit"} 2.0' in metrics
+        assert b'sluice_cache_requests_total{state="miss"} 1.0' in metrics
+        assert b"sluice_cache_entries 1.0" in metrics
