@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
 import random
@@ -16,8 +17,8 @@ from urllib.parse import urlsplit
 import msgspec
 from aiohttp import web
 
+from gateway.config.caching import LOCAL_EMBEDDER, KeyCache, ModelCache
 from gateway.config.caching import Cache as CacheSettings
-from gateway.config.caching import KeyCache, ModelCache
 from gateway.config.schema import MEBIBYTE, Config, Ledger, Scope, Tls, Webhook
 from gateway.core.errors import ConfigError, StoreError
 from gateway.core.record import RequestRecord
@@ -155,6 +156,11 @@ class Gateway:
             self._traces.start()
         if self._webhook is not None:
             self._webhook.start()
+        if self._cache is not None and self._config.cache.semantic is not None:
+            from gateway.pipeline.semantic import semantic_of  # needs what few have installed
+
+            wanted = self._config.cache.semantic
+            self._cache.understand(await semantic_of(wanted, self._client, serve))
         if any(provider.kind == "demo" for provider in self._config.providers.values()):
             self._demo = DemoUpstream(self._resources.demo_socket)
             await self._demo.start()
@@ -394,7 +400,7 @@ def _ledger(ledger: Ledger, worker: str) -> LedgerFile | None:
 
 def check(config: Config, prices: PriceTable) -> None:
     """Compile everything a worker would, to find errors before any worker is started."""
-    Catalogue(config, prices, "")
+    catalogue = Catalogue(config, prices, "")
     Keyring(config)
     if "+cluster" in (config.redis.url or "") and config.limits.everybody != Scope():
         message = "a cluster decides over one tenant at a time: limits of all need a single Redis"
@@ -402,11 +408,31 @@ def check(config: Config, prices: PriceTable) -> None:
     if urlsplit(config.tracing.endpoint).scheme not in ("http", "https"):
         raise ConfigError("expected a URL (http, https)", field="tracing.endpoint")
     _check_webhook(config.ledger.webhook)
+    _check_semantic(config, catalogue)
     if config.server.tls is not None:
         tls_context(config.server.tls)
     if (ledger := _ledger(config.ledger, "check")) is not None:
         ledger.close()
         ledger.remove()
+
+
+def _check_semantic(config: Config, catalogue: Catalogue) -> None:
+    semantic = config.cache.semantic
+    if semantic is None:
+        for name, model in config.models.items():
+            if model.cache.semantic:
+                message = "cache.semantic says by which model questions are compared"
+                raise ConfigError(message, field=f"models.{name}.cache.semantic")
+        return
+    local = semantic.model == LOCAL_EMBEDDER
+    needed = ["numpy", *(["wordllama"] if local else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        message = f"needs {' and '.join(missing)}: pip install 'sluicegate[semantic]'"
+        raise ConfigError(message, field="cache.semantic")
+    if not local and catalogue.resolve(semantic.model) is None:
+        message = f"no provider serves {semantic.model!r}"
+        raise ConfigError(message, field="cache.semantic.model")
 
 
 def _check_webhook(webhook: Webhook | None) -> None:

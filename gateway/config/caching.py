@@ -10,6 +10,9 @@ Which = Literal["deterministic_only", "all"]
 Kept = Annotated[float, Meta(ge=0, le=7 * 86_400)]
 
 
+LOCAL_EMBEDDER = "local"
+
+
 class Semantic(Section, frozen=True):
     """Answers to prompts that mean nearly the same, told by the cosine of their embeddings.
 
@@ -17,7 +20,7 @@ class Semantic(Section, frozen=True):
     with `sluicegate[semantic]`. `entries` is of one tenant, model, system prompt and set of tools.
     """
 
-    model: str = "local"
+    model: str = LOCAL_EMBEDDER
     threshold: Annotated[float, Meta(gt=0, le=1)] = 0.95
     entries: Count = 10_000
 

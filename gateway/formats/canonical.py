@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from gateway.core.errors import ApiError
 from gateway.core.messages import (
+    USER,
     Media,
     Message,
     Part,
@@ -50,10 +51,14 @@ Names = dict[str, "Names | None"]
 
 
 class Canonical(msgspec.Struct, frozen=True):
-    """`form` is what decides the answer; `prompt` the hub's view of it, where it has one."""
+    """`form` is what decides the answer; `prompt` the hub's view of it, where it has one.
+
+    `plain`: that is the whole of the request.
+    """
 
     form: bytes
     prompt: Prompt | None
+    plain: bool = False
 
 
 def canonical(request: Request) -> Canonical | None:
@@ -71,7 +76,19 @@ def canonical(request: Request) -> Canonical | None:
         return Canonical(_own(request), None)
     except RecursionError:
         return None
-    return Canonical(form, prompt)
+    return Canonical(form, prompt, neutral)
+
+
+def question(prompt: Prompt) -> tuple[str, bytes] | None:
+    """Return what is asked last, and the form of all the rest; None where it is no text alone."""
+    *before, last = prompt.messages or (None,)
+    if last is None or last.role != USER:
+        return None
+    texts = [part.text for part in last.parts if isinstance(part, Text)]
+    if len(texts) != len(last.parts) or not texts:
+        return None
+    rest = msgspec.structs.replace(prompt, messages=tuple([one for one in before if one]))
+    return "\n\n".join(texts), _pack(_neutral(rest))
 
 
 def _own(request: Request) -> bytes:

@@ -56,6 +56,8 @@ def kept_headers(call: Call, answer: Answer, age: float, *, with_cost: bool) -> 
         f"x-sluice-model: {answer.model}\r\n"
         "x-sluice-attempts: 0\r\n"
     )
+    if call.likeness:
+        head += f"x-sluice-cache-likeness: {call.likeness:.3f}\r\n"
     head += _dropped(answer.dropped)
     if with_cost and answer.price:
         head += _cost(call)

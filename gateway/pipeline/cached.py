@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -28,6 +28,9 @@ from gateway.pipeline.services import Services
 from gateway.policy.caching import COALESCED, HIT, STALE
 from gateway.store.answers import Answer, Place, split
 from gateway.store.cache import ANOTHERS, LEAD_SECONDS, MINE, NOBODY, Found, RedisTier
+
+if TYPE_CHECKING:
+    from gateway.pipeline.semantic import Semantic
 
 logger = logging.getLogger("sluice.cache")
 
@@ -86,10 +89,15 @@ class Cache:
     """
 
     def __init__(
-        self, settings: Settings, memory: Memory, redis: RedisTier | None, serve: Serve
+        self,
+        settings: Settings,
+        memory: Memory,
+        redis: RedisTier | None,
+        serve: Serve,
     ) -> None:
         self.planner = Planner(settings)
         self._memory, self._redis, self._serve = memory, redis, serve
+        self._semantic: Semantic | None = None
         self._loop = asyncio.get_running_loop()
         self._most_bytes = settings.max_value_kb * KIBIBYTE
         self._flights: dict[str, Flight] = {}
@@ -98,6 +106,10 @@ class Cache:
         self._own = secrets.token_hex(8)
         self._tasks: dict[asyncio.Task[None], Flight] = {}
         self._purges = 0
+
+    def understand(self, semantic: "Semantic") -> None:
+        """Find answers by what is meant, too."""
+        self._semantic = semantic
 
     @property
     def entries(self) -> int:
@@ -127,6 +139,8 @@ class Cache:
                 if purges != self._purges:
                     self._purges = purges
                     self._memory.empty()
+                    if self._semantic is not None:
+                        self._semantic.empty()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def aclose(self) -> None:
@@ -153,6 +167,11 @@ class Cache:
                 if entry is not None:
                     self._leave(plan.place, looked.token)
                     return await give(services, call, plan, entry, HIT, self.grown)
+                if self._semantic is not None and plan.wishes.reads:
+                    alike = await self._alike(services, self._semantic, call, plan)
+                    if alike is not None:
+                        self._leave(plan.place, looked.token)
+                        return await give(services, call, plan, alike, HIT, self.grown)
                 flight = self._flights.get(plan.place.name) if plan.shared else None
                 if flight is None or not flight.joinable:
                     flight = self._take_off(services, call, plan, looked)
@@ -189,6 +208,24 @@ class Cache:
 
         redis.find(plan.place, token, plan.least_ms, done)
         return await future
+
+    async def _alike(
+        self, services: Services, semantic: "Semantic", call: Call, plan: Plan
+    ) -> Entry | None:
+        """Return the answer to a question that means nearly the same."""
+        near = await semantic.find(services, plan)
+        if near is None:
+            return None
+        entry: Entry | None = self._memory.peek(near.place.name)
+        if entry is None and self._redis is not None:
+            found = await self._redis.find_soon(near.place, "", plan.least_ms)
+            entry = self._entry_of(near.place.name, found)
+        fresh = self.recall(call, plan, entry) if entry is not None else None
+        if fresh is not None:
+            call.likeness = near.likeness
+        elif entry is None:
+            semantic.drop(plan, near.place)
+        return fresh
 
     def _token(self) -> str:
         return f"{self._own}-{next(self._tokens)}"
@@ -360,6 +397,8 @@ class Cache:
             self._memory.put(entry.name, entry)
             if self._redis is not None:
                 await self._redis.keep(plan.place, answer, token)
+            if self._semantic is not None:
+                await self._semantic.add(plan, plan.place, answer.ttl_ms / 1000)
 
     def _leave(self, where: Place, token: str) -> None:
         if token and self._redis is not None:

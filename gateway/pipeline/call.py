@@ -128,6 +128,7 @@ class Call:
         "kept",
         "leased",
         "left",
+        "likeness",
         "model",
         "operation",
         "outcome",
@@ -193,6 +194,7 @@ class Call:
         self.cost, self.cost_microusd, self.price_version = record.FREE, 0, ""
         # What the cache has to do with it. Delegated: another call asks, and accounts, for it.
         self.cache, self.saved, self.delegated = "", 0, False
+        self.likeness = 0.0  # of the question that was answered, where it is another
         self.flight: Flight | None = None
         self.kept: Answer | None = None
         self.stale: Answer | None = None  # may stand in where no other can be had

@@ -1,5 +1,6 @@
 """Hot path: what the cache may do for a request, by the rules that hold and its own headers."""
 
+import hashlib
 from typing import Any
 
 import msgspec
@@ -8,7 +9,7 @@ from gateway.config.caching import Cache as Settings
 from gateway.core.messages import Media, Prompt, ToolResult
 from gateway.core.operations import CONVERSATIONS, Operation
 from gateway.core.request import Request
-from gateway.formats.canonical import canonical
+from gateway.formats.canonical import Canonical, canonical, question
 from gateway.pipeline.call import Call
 from gateway.pipeline.replay import VERSION_HEADER
 from gateway.pipeline.served import Served
@@ -34,6 +35,16 @@ MAX_KNOWN, MAX_KNOWN_BYTES = 1024, 8 * KIBIBYTE  # of requests that are remember
 _pack = msgspec.msgpack.Encoder().encode
 
 
+class Question:
+    """What is asked last in a conversation, and the digest of all the rest that matters."""
+
+    __slots__ = ("scope", "text", "vector")
+
+    def __init__(self, text: str, scope: bytes) -> None:
+        self.text, self.scope = text, scope
+        self.vector: Any = None
+
+
 class Plan(msgspec.Struct, frozen=True, gc=False):
     """Where the answer to a request is kept, and by which rules. `shared`: with all who ask it."""
 
@@ -41,7 +52,7 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     rules: Rules
     wishes: Directives
     shared: bool
-    prompt: Prompt | None
+    question: Question | None = None
 
     @property
     def ttl(self) -> float:
@@ -152,8 +163,20 @@ class Planner:
             and wishes.reads
             and wishes.keeps
             and not wishes.only_cached,
-            found.prompt,
+            self._question(rules, found, (principal.tenant, *form[:-1])),
         )
+
+    def _question(
+        self, rules: Rules, found: Canonical, whose: tuple[object, ...]
+    ) -> Question | None:
+        """Return the question of a request; only those of one tenant are ever compared."""
+        if not rules.semantic or not found.plain or found.prompt is None:
+            return None
+        asked = question(found.prompt)
+        if asked is None:
+            return None
+        digest = hashlib.blake2b(_pack((*whose, asked[1])), person=b"sluice-question")
+        return Question(asked[0], digest.digest())
 
     def _rules_for(self, model: Overrides, key: Overrides) -> Rules:
         rules = self._by_overrides.get((model, key))

@@ -1,0 +1,208 @@
+"""Where questions that were answered are found by their meaning: in Redis's search, or in memory.
+
+A question is only ever compared with those of its scope: one tenant, one model, one system prompt,
+one set of tools, one conversation before it. Imported where the semantic cache is configured.
+"""
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from gateway.core.errors import StoreError
+from gateway.store.answers import NONCE_BYTES, Place
+from gateway.store.client import Client
+
+MAX_SCOPES = 1000
+FIRST_ROWS = 16
+FIND_SECONDS = 0.5
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(Place).decode
+
+
+class Near(NamedTuple):
+    """The nearest question that was answered: where its answer is, and how alike they are."""
+
+    place: Place
+    likeness: float
+
+
+class Index(Protocol):
+    """Finds the nearest question of a scope."""
+
+    async def add(self, scope: bytes, vector: Any, place: Place, seconds: float) -> None:
+        """Remember a question for so long."""
+        ...
+
+    async def nearest(self, scope: bytes, vector: Any) -> Near | None:
+        """Return the nearest one, if there is any."""
+        ...
+
+    def drop(self, scope: bytes, vector: Any, place: Place) -> None:
+        """Forget a question whose answer is gone."""
+        ...
+
+    def empty(self) -> None:
+        """Forget what this worker remembers."""
+        ...
+
+
+class _Scope:
+    """The questions of one scope: a row each; a new one takes the place of the oldest."""
+
+    def __init__(self, most: int, size: int) -> None:
+        self._most = most
+        self._rows = np.zeros((min(FIRST_ROWS, most), size), dtype=np.float32)
+        self._until = np.zeros(len(self._rows))
+        self._places: list[Place] = []
+        self._next = 0
+
+    def add(self, vector: Any, place: Place, until: float) -> None:
+        if len(self._places) == len(self._rows) < self._most:
+            more = min(len(self._rows), self._most - len(self._rows))
+            self._rows = np.vstack((self._rows, np.zeros((more, vector.size), dtype=np.float32)))
+            self._until = np.concatenate((self._until, np.zeros(more)))
+        if len(self._places) < len(self._rows):
+            self._places.append(place)
+            row = len(self._places) - 1
+        else:
+            row, self._next = self._next, (self._next + 1) % self._most
+            self._places[row] = place
+        self._rows[row], self._until[row] = vector, until
+
+    def drop(self, place: Place) -> None:
+        self._until[[row for row, one in enumerate(self._places) if one.name == place.name]] = 0
+
+    def nearest(self, vector: Any, now: float) -> Near | None:
+        count = len(self._places)
+        likeness = np.where(self._until[:count] > now, self._rows[:count] @ vector, -1.0)
+        best = int(np.argmax(likeness))
+        if likeness[best] <= 0:
+            return None
+        return Near(self._places[best], float(likeness[best]))
+
+
+class MemoryIndex:
+    """A worker's own index: so many questions a scope, the newest scopes."""
+
+    def __init__(self, entries: int, clock: Callable[[], float]) -> None:
+        self._entries, self._clock = entries, clock
+        self._scopes: OrderedDict[bytes, _Scope] = OrderedDict()
+
+    async def add(self, scope: bytes, vector: Any, place: Place, seconds: float) -> None:
+        """Remember a question for so long."""
+        found = self._scopes.get(scope)
+        if found is None:
+            if len(self._scopes) >= MAX_SCOPES:
+                self._scopes.popitem(last=False)
+            found = self._scopes[scope] = _Scope(self._entries, vector.size)
+        self._scopes.move_to_end(scope)
+        found.add(vector, place, self._clock() + seconds)
+
+    async def nearest(self, scope: bytes, vector: Any) -> Near | None:
+        """Return the nearest one, off the event loop."""
+        found = self._scopes.get(scope)
+        if found is None:
+            return None
+        self._scopes.move_to_end(scope)
+        return await asyncio.to_thread(found.nearest, vector, self._clock())
+
+    def drop(self, scope: bytes, vector: Any, place: Place) -> None:
+        """Forget a question whose answer is gone."""
+        found = self._scopes.get(scope)
+        if found is not None:
+            found.drop(place)
+
+    def empty(self) -> None:
+        """Forget everything."""
+        self._scopes.clear()
+
+
+class RedisIndex:
+    """Redis's, or Valkey's, own search. What opens an answer is sealed with its scope."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._made: set[int] = set()
+
+    @staticmethod
+    async def offered(client: Client) -> bool:
+        """Tell whether this Redis has it."""
+        if client.clustered:
+            return False
+        try:
+            await client.call("FT._LIST")
+        except StoreError:
+            return False
+        return True
+
+    async def add(self, scope: bytes, vector: Any, place: Place, seconds: float) -> None:
+        """Remember a question for so long."""
+        await self._make(vector.size)
+        nonce = os.urandom(NONCE_BYTES)
+        sealed = nonce + AESGCM(scope[-32:]).encrypt(nonce, _pack(place), None)
+        key = _key(vector.size, place)
+        fields = ("scope", scope[:20].hex(), "vector", vector.tobytes(), "place", sealed)
+        self._client.post("HSET", key, *fields)
+        self._client.post("PEXPIRE", key, int(seconds * 1000))
+
+    async def nearest(self, scope: bytes, vector: Any) -> Near | None:
+        """Return the nearest one."""
+        await self._make(vector.size)
+        query = f"(@scope:{{{scope[:20].hex()}}})=>[KNN 1 @vector $v AS far]"
+        words = ("PARAMS", 2, "v", vector.tobytes(), "RETURN", 2, "far", "place", "DIALECT", 2)
+        try:
+            async with asyncio.timeout(FIND_SECONDS):
+                reply = await self._client.call("FT.SEARCH", _index(vector.size), query, *words)
+        except (StoreError, TimeoutError):
+            return None
+        if not reply or not reply[0]:
+            return None
+        fields = dict(zip(reply[2][::2], reply[2][1::2], strict=True))
+        sealed = fields[b"place"]
+        try:
+            data = AESGCM(scope[-32:]).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
+        except InvalidTag:
+            return None
+        return Near(_unpack(data), 1.0 - float(fields[b"far"]))
+
+    def drop(self, scope: bytes, vector: Any, place: Place) -> None:
+        """Forget a question whose answer is gone."""
+        self._client.post("DEL", _key(vector.size, place))
+
+    def empty(self) -> None:
+        """Do nothing: a purge deletes the answers themselves."""
+
+    async def _make(self, size: int) -> None:
+        if size in self._made:
+            return
+        words = (
+            *("FT.CREATE", _index(size), "ON", "HASH", "PREFIX", 1, _prefix(size), "SCHEMA"),
+            *("scope", "TAG", "vector", "VECTOR", "HNSW", 6, "TYPE", "FLOAT32"),
+            *("DIM", size, "DISTANCE_METRIC", "COSINE"),
+        )
+        try:
+            await self._client.call(*words)
+        except StoreError as error:
+            if "already exists" not in str(error):
+                return
+        self._made.add(size)
+
+
+def _index(size: int) -> str:
+    return f"sluice:vectors:{size}"
+
+
+def _key(size: int, place: Place) -> str:
+    return f"{_prefix(size)}{{{place.tenant}}}:{place.name}"
+
+
+def _prefix(size: int) -> str:
+    return f"sluice:vector:{size}:"
