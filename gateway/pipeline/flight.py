@@ -64,7 +64,7 @@ class Flight:
     ) -> None:
         self.bill = bill  # who pays: leader, split, each
         self._ended, self._drains = ended, drains
-        self.readers: list[Reader] = []
+        self.readers: dict[Reader, None] = {}  # in the order in which they came
         self.begun = self.over = self.void = False
         self.entry: Entry | None = None
         self.how, self.age, self.verdict = "", 0.0, NO_VERDICT
@@ -89,14 +89,14 @@ class Flight:
     def join(self, call: Call) -> Reader:
         """Wait with the others."""
         reader = Reader(self, call)
-        self.readers.append(reader)
+        self.readers[reader] = None
         return reader
 
     def leave(self, reader: Reader) -> None:
         """Wait no more. Idempotent."""
         if reader not in self.readers:
             return
-        self.readers.remove(reader)
+        del self.readers[reader]
         if self.over:
             return
         call = self.call

@@ -108,7 +108,7 @@ def _share(call: Call, flight: Flight) -> None:
     """Let a request pay its part of a call that others share."""
     if flight.call is call:
         flight.paid(call)
-    elif not flight.takers or not call.finished:
+    elif not flight.takers:
         return  # it left before the call was paid for
     else:
         call.usage_source, call.price_version = flight.usage_source, flight.price

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from gateway.core.errors import StoreError
 from gateway.store import names, scripts
 from gateway.store.answers import Answer, Place, seal, unseal
 from gateway.store.client import Client
@@ -146,8 +147,14 @@ class RedisTier:
         Raises StoreError.
         """
         version = int(await self._client.call("GET", names.CACHE_VERSION) or 0)
-        if not self._client.clustered:  # whose masters say it each for themselves
-            self._room = _room(await self._client.call("INFO", "memory")) / max(1, live_workers)
+        if self._client.clustered:  # its masters say it each for themselves
+            return version
+        try:
+            memory = await self._client.call("INFO", "memory")
+        except StoreError:  # an ACL may forbid it
+            self._room = float("inf")
+        else:
+            self._room = _room(memory) / max(1, live_workers)
         return version
 
     def _lead(self, where: Place, token: str, more_ms: int) -> None:

@@ -17,6 +17,7 @@ _WRK_SCRIPT = """\
 wrk.method = "POST"
 wrk.body = [==[{body}]==]
 {headers}
+{questions}
 function done(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
@@ -26,6 +27,21 @@ function done(summary, latency, requests)
     e.status, e.connect, e.read, e.write, e.timeout))
 end
 """
+
+# So many questions in turn, where answers are kept: one alone would be looked up once for many.
+_QUESTIONS = """\
+local questions, turn = {{}}, 0
+function init(args)
+  for n = 1, {count} do
+    questions[n] = wrk.format(nil, nil, nil, (wrk.body:gsub("river", "river " .. n)))
+  end
+end
+function request()
+  turn = turn % {count} + 1
+  return questions[turn]
+end
+"""
+_QUESTION_COUNT = 256
 
 
 def wrk() -> str | None:
@@ -82,7 +98,8 @@ def _wrk(program: str, server: Server, connections: int, seconds: float) -> Load
     duration = max(1, round(seconds))  # wrk takes whole seconds only
     with tempfile.TemporaryDirectory(prefix="sluice-bench-wrk-") as directory:
         script = Path(directory) / "request.lua"
-        script.write_text(_WRK_SCRIPT.format(body=body, headers=headers))
+        questions = _QUESTIONS.format(count=_QUESTION_COUNT) if server.caches else ""
+        script.write_text(_WRK_SCRIPT.format(body=body, headers=headers, questions=questions))
         command = [program, "-t1", f"-c{connections}", f"-d{duration}s", "--timeout", "10s"]
         command += ["-s", str(script), f"http://{HOST}:{server.port}{traffic.CHAT_PATH}"]
         shown = subprocess.run(

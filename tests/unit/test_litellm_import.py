@@ -230,6 +230,7 @@ def test_a_teams_settings_are_carried_over() -> None:
         "server": {"timeouts": {"first_byte": 300, "first_token": 300}},
         "redis": {"url": "redis://:not-a-secret@redis.internal:6379"},
         "auth": {"admin_key": key, "keys": [{"name": "master", "key": key}]},
+        "cache": {"enabled": True, "requests": "all", "ttl": 3600},
         "limits": {"global": {"budget": {"usd": 250, "per": "30d"}}},
         "pricing": {"default": {"input": 0, "output": 0}},
         "unsupported": "drop",

@@ -120,7 +120,7 @@ def test_a_budget_is_that_of_everybody(litellm: dict[str, Any], budget: Any) -> 
 def test_whatever_else_is_set_is_noted_with_a_reason() -> None:
     found = settled(
         router_settings={"retry_policy": {"TimeoutErrorRetries": 3}, "retry_after": 3, "x": 1},
-        litellm_settings={"cache": True, "cache_params": {"type": "redis"}, "callbacks": ["a"]},
+        litellm_settings={"callbacks": ["a"]},
         general_settings={"database_url": "postgres://u:p@h/d", "max_parallel_requests": 5, "y": 0},
         environment_variables={"REDIS_HOST": "h", "SECRET": "s3cret"},
         guardrails=[{}],
@@ -130,7 +130,7 @@ def test_whatever_else_is_set_is_noted_with_a_reason() -> None:
     fields = {note.field for note in found.notes if note.text.startswith("not carried over: ")}
     assert fields == {
         *("router_settings.retry_policy", "router_settings.retry_after", "router_settings.x"),
-        *("litellm_settings.cache", "litellm_settings.cache_params", "litellm_settings.callbacks"),
+        "litellm_settings.callbacks",
         *("general_settings.database_url", "general_settings.max_parallel_requests"),
         *("general_settings.y", "environment_variables.REDIS_HOST", "environment_variables.SECRET"),
         *("guardrails", "include", "z"),
@@ -150,3 +150,35 @@ def test_what_is_off_or_empty_is_no_loss() -> None:
 def test_a_size_of_requests_is_in_bytes() -> None:
     found = settled(general_settings={"max_request_size_mb": 2, "master_key": "sk-1234"})
     assert found.config["server"] == {"max_request_size": 2_097_152}
+
+
+@pytest.mark.parametrize(
+    ("litellm", "cache", "lost"),
+    [
+        ({"cache": True}, {"enabled": True, "requests": "all"}, set()),
+        (
+            {"cache": "true", "cache_params": {"type": "redis", "ttl": 600, "host": "h"}},
+            {"enabled": True, "requests": "all", "ttl": 600},
+            {"host"},
+        ),
+        (
+            {"cache": True, "cache_params": {"type": "local", "supported_call_types": ["x"]}},
+            {"enabled": True, "requests": "all", "redis": False},
+            {"supported_call_types"},
+        ),
+        (
+            {"cache": True, "cache_params": {"type": "redis-semantic", "ttl": -1}},
+            {"enabled": True, "requests": "all"},
+            {"type", "ttl"},
+        ),
+        ({"cache": True, "cache_params": {"mode": "default_off"}}, None, {"mode"}),
+        ({"cache": False, "cache_params": {"type": "redis"}}, None, set()),
+    ],
+)
+def test_the_cache_is_carried_over(
+    litellm: dict[str, Any], cache: dict[str, Any] | None, lost: set[str]
+) -> None:
+    found = settled(litellm_settings=litellm)
+    assert found.config.get("cache") == cache
+    texts = {note.field.rpartition(".")[2] for note in found.notes if "not carried" in note.text}
+    assert texts == lost

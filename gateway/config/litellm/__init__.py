@@ -56,6 +56,7 @@ def translate(source: Mapping[str, Any]) -> Translation:
     found = {
         "server": settings.server(general, usual, longest),
         "redis": settings.redis(router),
+        "cache": settings.cache(router, litellm),
         "auth": settings.auth(general),
         **settings.budget(litellm),
         **models.result(),

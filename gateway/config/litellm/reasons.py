@@ -4,7 +4,7 @@ _ROUTING = "a model's targets of one priority are asked by its strategy"
 _RETRY = "see retries: after which failures and how long is the same for all models"
 _COOLDOWN = "see breaker: failures are not told apart"
 _TAGS = "there is no routing by tags: give each tag a model name of its own"
-_CACHE = "Sluice does not cache replies"
+_CACHE = "see cache: it is the same for all models, or each has its own"
 _LOGS = "Sluice calls no logging service: see ledger, tracing and /metrics"
 _DATABASE = (
     "there is no database; keys and spend in it stay there (sluice keys create makes new ones)"
@@ -19,6 +19,15 @@ _SERVICES = "there is no such service here"
 _GUARDRAILS = "there are no guardrails to call"
 NOTHING = "Sluice has no such setting"
 
+CACHE: dict[str, str] = {
+    **dict.fromkeys(
+        ("host", "port", "password", "ssl", "db", "redis_startup_nodes", "url"), "see redis.url"
+    ),
+    **dict.fromkeys(("supported_call_types", "namespace"), "whatever can be kept is"),
+    **dict.fromkeys(
+        ("similarity_threshold", "redis_semantic_cache_embedding_model"), "see cache.semantic"
+    ),
+}
 ROUTER: dict[str, str] = {
     **dict.fromkeys(("routing_strategy_args", "routing_groups", "weights"), _ROUTING),
     **dict.fromkeys(("retry_after", "retry_policy", "model_group_retry_policy"), _RETRY),
@@ -31,7 +40,7 @@ ROUTER: dict[str, str] = {
         ("enable_pre_call_checks", "optional_pre_call_checks"),
         "no request is routed by its length or its client",
     ),
-    **dict.fromkeys(("cache_responses", "cache_kwargs", "caching_groups", "client_ttl"), _CACHE),
+    **dict.fromkeys(("cache_kwargs", "caching_groups", "client_ttl"), _CACHE),
     "default_max_parallel_requests": _LIMITS,
     "provider_budget_config": _PEOPLE,
     "default_litellm_params": "Sluice adds nothing to requests: clients have to send it themselves",
@@ -40,7 +49,7 @@ ROUTER: dict[str, str] = {
 }
 LITELLM: dict[str, str] = {
     "retry_after": _RETRY,
-    **dict.fromkeys(("cache", "cache_params", "enable_redis_auth_cache"), _CACHE),
+    "enable_redis_auth_cache": "keys are remembered for as long as nobody changes them",
     **dict.fromkeys(
         (
             *("callbacks", "success_callback", "failure_callback", "service_callback"),

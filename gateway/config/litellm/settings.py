@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from gateway.config.litellm.providers import deadlines
+from gateway.config.litellm.reasons import CACHE, NOTHING
 from gateway.config.litellm.source import CLEAR, REFERENCE, Fields, float_or_whole
 from gateway.config.schema import MEBIBYTE, Breaker, Timeouts
 
@@ -22,6 +23,7 @@ DEFAULT_STRATEGY = "simple-shuffle"
 MAX_COUNT, MAX_RETRIES, MAX_FAILURES = 10**12, 5, 1000  # schema
 MIN_ADMIN_KEY_CHARS, MIN_ADMIN_KEY_VARIETY = 16, 8  # load._check_admin_key
 MAX_BUDGET_USD, MIN_BUDGET_USD = 10**9, 0.000_001
+_ALWAYS = "default_on"
 _SCHEMES = frozenset(("redis", "rediss"))
 _DURATION = re.compile(r"([1-9][0-9]{0,3})([mhd])")
 
@@ -120,6 +122,30 @@ def redis(router: Fields) -> dict[str, Any]:
         return {}
     router.note(name, "Sluice wants Redis 7 or later with maxmemory-policy noeviction")
     return {"url": url}
+
+
+def cache(router: Fields, litellm: Fields) -> dict[str, Any]:
+    """Return the cache section."""
+    everywhere, routed = litellm.flag("cache"), router.flag("cache_responses")
+    if not (everywhere or routed):
+        litellm.take("cache_params")
+        return {}
+    params = litellm.fields("cache_params")
+    if (params.text("mode") or _ALWAYS) != _ALWAYS:
+        params.lost("mode", "a client opts out (cache-control: no-store), it cannot opt in")
+        return {}
+    fields, name = (litellm, "cache") if everywhere else (router, "cache_responses")
+    fields.note(name, "carried over; each tenant has its own answers here (see cache.share)")
+    found: dict[str, Any] = {"enabled": True, "requests": "all"}
+    if (seconds := params.seconds("ttl")) is not None:
+        found["ttl"] = seconds
+    kind = params.text("type") or "redis"
+    if kind == "local":
+        found["redis"] = False
+    elif kind != "redis":
+        params.lost("type", "answers are kept in memory and in Redis; see cache.semantic")
+    params.rest(CACHE, NOTHING)
+    return found
 
 
 def _part(router: Fields, name: str) -> str | None:
