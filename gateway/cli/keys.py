@@ -20,7 +20,7 @@ from gateway.store.keys import NoSuchKey, VirtualKey, VirtualKeys
 _SPAN = re.compile(r"([0-9]{1,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _BUDGET = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:/([a-z0-9]+))?")
-CLEARABLE = ("rpm", "burst", "tpm", "concurrency", "budget", "models", "labels", "expires")
+CLEARABLE = ("rpm", "burst", "tpm", "concurrency", "budget", "models", "labels", "expires", "cache")
 SETTINGS = ("name", "tenant", "models", "rpm", "burst", "tpm", "concurrency", "budget", "labels")
 
 
@@ -68,6 +68,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "--budget", type=budget, action="append", metavar="USD[/PER]", help="5/day, 250/30d"
     )
     parser.add_argument("--label", dest="labels", type=label, action="append", metavar="NAME=VALUE")
+    parser.add_argument("--cache", choices=("on", "off"), help="whether answers are kept")
+    parser.add_argument("--cache-ttl", type=span, metavar="SPAN", help="for how long: 90s, 12h")
     parser.add_argument("--expires", type=span, metavar="SPAN", help="from now: 12h, 30d")
 
 
@@ -150,6 +152,13 @@ def _settings(before: dict[str, Any], arguments: argparse.Namespace) -> KeySetti
         given["labels"] = dict(given["labels"])
     if arguments.expires is not None:
         given["expires"] = int(time.time()) + arguments.expires
+    cache = dict(before.get("cache") or {})
+    if arguments.cache is not None:
+        cache["enabled"] = arguments.cache == "on"
+    if arguments.cache_ttl is not None:
+        cache["ttl"] = arguments.cache_ttl
+    if cache:
+        given["cache"] = cache
     try:
         return msgspec.convert({**before, **given}, KeySettings)
     except msgspec.ValidationError as error:

@@ -71,7 +71,7 @@ class ModelCache(Section, frozen=True):
     semantic: Annotated[float, Meta(ge=0, le=1)] | None = None
 
 
-class KeyCache(Section, frozen=True):
+class KeyCache(Section, frozen=True, omit_defaults=True):
     """What a key has otherwise."""
 
     enabled: bool | None = None

@@ -39,6 +39,7 @@ FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.01, 0.1  # between looks for another w
 MOST_TRIES = 8  # of one who is told to ask anew
 THREAD_BYTES = 128 * KIBIBYTE  # of an answer whose reading would hold up other requests
 STREAM_FACTOR = 8  # how much longer a stream is than what it says
+GRACE_SECONDS = 2.0
 MAX_DRAINING = 100  # calls that are read to their end though nobody waits
 
 Serve = Callable[[Services, Call], Awaitable[None]]
@@ -255,8 +256,10 @@ class Cache:
     ) -> Deliver | None:
         """Wait for what a flight brings to one of its readers; None: nothing, ask anew."""
         call = reader.call
+        # The call itself ends in time; who waits for its own must not be first.
+        seconds = until - monotonic() + (GRACE_SECONDS if flight.leader is call else 0)
         try:
-            async with asyncio.timeout_at(self._loop.time() + until - monotonic()):
+            async with asyncio.timeout(seconds):
                 while not (flight.over or (flight.pieces and suits(flight, call))):
                     await flight.news()
         except TimeoutError:

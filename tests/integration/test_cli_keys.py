@@ -51,6 +51,7 @@ async def test_a_key_is_made_with_all_that_is_asked(gateway: Gateway) -> None:
     words = ["--tenant", "bounded", "--model", "m", "--model", "o*", "--rpm", "90", "--burst", "9"]
     words += ["--tpm", "9000", "--concurrency", "7", "--budget", "4.5/day", "--budget", "250/30d"]
     words += ["--label", "team=x", "--label", "env=prod", "--expires", "12h"]
+    words += ["--cache", "off", "--cache-ttl", "90s"]
     record = created(gateway, *words)
     wanted = {
         "name": "cli",
@@ -65,6 +66,7 @@ async def test_a_key_is_made_with_all_that_is_asked(gateway: Gateway) -> None:
     assert {name: record[name] for name in wanted} == wanted
     assert [(b["usd"], b["per"]) for b in record["budget"]] == [("4.5", "day"), ("250", "30d")]
     assert 0 <= record["created"] + 43_200 - record["expires"] <= 1
+    assert record["cache"] == {"enabled": False, "ttl": 90}
     assert (await use(gateway, record["key"])).status == 200
 
 
