@@ -6,6 +6,7 @@ matter either; where it does not, the client's own fields stand for it, so that 
 for something else.
 """
 
+from collections.abc import Callable
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -34,6 +35,7 @@ from gateway.formats.responses_prompt import ResponsesFields
 
 _pack = msgspec.msgpack.Encoder().encode
 _sorted = msgspec.json.Encoder(order="sorted").encode
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -105,13 +107,82 @@ def _is_plain(request: Request, prompt: Prompt) -> bool:
     """Tell whether the hub has read all of a request."""
     if prompt.unknown or not IDLE.issuperset(prompt.hints) or prompt.choices != 1:
         return False
-    if not _HALF_READ.isdisjoint(request.fields):
+    if not _HALF_READ.isdisjoint(request.fields) or not _KEEPS[request.operation](request.fields):
         return False
     names = _NAMES[request.operation]
     return all(
         _knows(names.get(name), _decode(raw))
         for name, raw in request.fields.items()
         if name not in IDLE and names.get(name) is not None
+    )
+
+
+def _list(raw: Raw | None) -> list[dict[str, Any]]:
+    found = _decode(raw) if raw is not None else None
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _dict(raw: Raw | None) -> dict[str, Any]:
+    found = _decode(raw) if raw is not None else None
+    return found if isinstance(found, dict) else {}
+
+
+def _all_text(content: Any, kinds: tuple[str, ...]) -> bool:
+    if not isinstance(content, list):
+        return True
+    return all(isinstance(part, dict) and part.get("type") in kinds for part in content)
+
+
+def _chat_keeps(fields: dict[str, Raw]) -> bool:
+    """Tell whether the hub loses nothing of a chat request whose names it knows."""
+    for message in _list(fields.get("messages")):
+        said = message.get("content")
+        if not said and not message.get("tool_calls"):
+            return False  # an empty turn is left out
+        if message.get("role") in ("system", "developer") and not _all_text(said, ("text",)):
+            return False
+        if message.get("reasoning_details"):  # beside which other thoughts are not read
+            return False
+    if "reasoning" in fields and "reasoning_effort" in fields:
+        return False
+    wanted = _dict(fields.get("response_format"))
+    return _is_known_format(wanted, "json_schema" in wanted)
+
+
+def _responses_keep(fields: dict[str, Raw]) -> bool:
+    before = None
+    for item in _list(fields.get("input")):
+        kind, role = item.get("type", "message"), item.get("role")
+        if kind == "reasoning" or (kind == "message" and role == before):
+            return False  # a thought is more than its summary; turns of one side are joined
+        said = item.get("content")
+        if role in ("system", "developer") and not _all_text(said, ("input_text", "text")):
+            return False
+        before = role if kind == "message" else None
+    if "summary" in _dict(fields.get("reasoning")):
+        return False  # of which there are several kinds
+    wanted = _dict(fields.get("text")).get("format") or {}
+    return isinstance(wanted, dict) and _is_known_format(wanted, "schema" in wanted)
+
+
+def _messages_keep(fields: dict[str, Raw]) -> bool:
+    for message in _list(fields.get("messages")):
+        blocks = message.get("content")
+        for block in blocks if isinstance(blocks, list) else ():
+            if not isinstance(block, dict) or block.get("type") == "tool_reference":
+                return False
+            inner = block.get("content")
+            if isinstance(inner, list) and not _all_text(inner, ("text", "image", "document")):
+                return False
+    if "output_format" in fields and "output_config" in fields:
+        return False
+    thinking = _dict(fields.get("thinking"))
+    return thinking.get("type", "disabled") in ("enabled", "disabled")
+
+
+def _is_known_format(wanted: dict[str, Any], has_schema: bool) -> bool:
+    return wanted.get("type", "text") in (
+        ("json_schema",) if has_schema else ("text", "json_object")
     )
 
 
@@ -151,7 +222,8 @@ def _neutral(prompt: Prompt) -> list[object]:
         None
         if wanted is None
         else [
-            None if wanted.schema is None else _ordered(bytes(wanted.schema)),
+            # Answers follow the order of a schema: only white space is no matter.
+            None if wanted.schema is None else _plain_json(bytes(wanted.schema)),
             *(wanted.name, wanted.description, wanted.strict),
         ],
         None
@@ -190,6 +262,13 @@ def _ordered(json: bytes) -> bytes:
         return json
 
 
+def _plain_json(json: bytes) -> bytes:
+    try:
+        return _encode(_decode(json))
+    except _UNREADABLE:
+        return json
+
+
 def _names_of(kind: type, seen: dict[type, Names]) -> Names:
     """Return the names of a struct's fields, each with the names inside of it."""
     if kind in seen:
@@ -218,4 +297,9 @@ _NAMES: dict[Operation, Names] = {
     Operation.CHAT: _names_of(ChatFields, {}),
     Operation.RESPONSES: _names_of(ResponsesFields, {}),
     Operation.MESSAGES: _names_of(MessagesFields, {}),
+}
+_KEEPS: dict[Operation, Callable[[dict[str, Raw]], bool]] = {
+    Operation.CHAT: _chat_keeps,
+    Operation.RESPONSES: _responses_keep,
+    Operation.MESSAGES: _messages_keep,
 }

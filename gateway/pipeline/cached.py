@@ -18,12 +18,13 @@ import msgspec
 
 from gateway.config.caching import Cache as Settings
 from gateway.core.errors import ApiError, StoreError
-from gateway.core.operations import CONVERSATIONS
+from gateway.core.messages import Reply
+from gateway.core.operations import CONVERSATIONS, Operation
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.flight import Flight, Reader
 from gateway.pipeline.giving import give, join, lead, suits, take_part, write
 from gateway.pipeline.planning import KIBIBYTE, Plan, Planner
-from gateway.pipeline.replay import Entry, dialect_of, may_answer, may_be_kept, readable
+from gateway.pipeline.replay import Entry, form_of, may_answer, may_be_kept, readable
 from gateway.pipeline.services import Services
 from gateway.policy.caching import COALESCED, HIT, STALE
 from gateway.store.answers import Answer, Place, split
@@ -40,6 +41,7 @@ MOST_TRIES = 8  # of one who is told to ask anew
 THREAD_BYTES = 128 * KIBIBYTE  # of an answer whose reading would hold up other requests
 STREAM_FACTOR = 8  # how much longer a stream is than what it says
 GRACE_SECONDS = 2.0
+LEARN_SECONDS = 0.5
 MAX_DRAINING = 100  # calls that are read to their end though nobody waits
 
 Serve = Callable[[Services, Call], Awaitable[None]]
@@ -159,23 +161,23 @@ class Cache:
         `until` is when it must be answered, by the monotonic clock.
         """
         for _ in range(MOST_TRIES):
-            flight = self._flights.get(plan.place.name) if plan.shared else None
-            if flight is None or not flight.joinable:
-                looked = UNSEEN
-                if self._redis is not None and plan.wishes.reads:
-                    looked = await self._look(services, plan)
-                entry = self.recall(call, plan, looked.entry)
-                if entry is not None:
+            flight = self._flight_of(plan)
+            if flight is None:
+                looked = await self._look(services, plan)
+                try:
+                    entry = self.recall(call, plan, looked.entry)
+                    if entry is None and self._semantic is not None and plan.wishes.reads:
+                        entry = await self._alike(services, self._semantic, call, plan)
+                    flight = self._flight_of(plan)
+                except BaseException:
                     self._leave(plan.place, looked.token)
+                    raise
+                if entry is not None or flight is not None:
+                    self._leave(plan.place, looked.token)
+                if entry is not None:
                     return await give(services, call, plan, entry, HIT, self.grown)
-                if self._semantic is not None and plan.wishes.reads:
-                    alike = await self._alike(services, self._semantic, call, plan)
-                    if alike is not None:
-                        self._leave(plan.place, looked.token)
-                        return await give(services, call, plan, alike, HIT, self.grown)
-                flight = self._flights.get(plan.place.name) if plan.shared else None
-                if flight is None or not flight.joinable:
-                    flight = self._take_off(services, call, plan, looked)
+                if flight is None:
+                    flight = self._take_off(services, plan, looked)
             reader = flight.join(call)
             try:
                 deliver = await self._await(services, flight, reader, plan, until)
@@ -185,10 +187,15 @@ class Cache:
                 return deliver
         return None
 
+    def _flight_of(self, plan: Plan) -> Flight | None:
+        """Return the flight that brings an answer, if it can be joined."""
+        flight = self._flights.get(plan.place.name) if plan.shared else None
+        return flight if flight is not None and flight.joinable else None
+
     async def _look(self, services: Services, plan: Plan) -> Looked:
         """Look into Redis, once for all who look for the same."""
         redis, name = self._redis, plan.place.name
-        if redis is None or services.admission.degraded:
+        if redis is None or not plan.wishes.reads or services.admission.degraded:
             return UNSEEN
         future: asyncio.Future[Looked] = self._loop.create_future()
         waiting = self._looking.get(name)
@@ -208,7 +215,11 @@ class Cache:
             self._leave(plan.place, mine)  # nobody is left to get it
 
         redis.find(plan.place, token, plan.least_ms, done)
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._leave(plan.place, token)  # it may be there already
+            raise
 
     async def _alike(
         self, services: Services, semantic: "Semantic", call: Call, plan: Plan
@@ -256,15 +267,9 @@ class Cache:
     ) -> Deliver | None:
         """Wait for what a flight brings to one of its readers; None: nothing, ask anew."""
         call = reader.call
-        # The call itself ends in time; who waits for its own must not be first.
-        seconds = until - monotonic() + (GRACE_SECONDS if flight.leader is call else 0)
-        try:
-            async with asyncio.timeout(seconds):
-                while not (flight.over or (flight.pieces and suits(flight, call))):
-                    await flight.news()
-        except TimeoutError:
-            message = "The answer that another request waits for did not come in time."
-            raise ApiError("deadline_exceeded", message) from None
+        await self._news(flight, reader, until)
+        if reader.refusal is not None:
+            return partial(call.client.reply, *reader.refusal)
         if call.delegated and (flight.begun or flight.whole is not None or flight.how == STALE):
             return await lead(call, flight, reader, plan, self.grown)
         call.delegated = False
@@ -272,10 +277,15 @@ class Cache:
             return None
         if flight.pieces and suits(flight, call):
             return await take_part(services, call, flight, reader)
-        if flight.error is not None:
+        stale = flight.how == STALE and flight.entry is not None
+        if stale and not plan.may_be_stale(flight.age, flight.fresh_s):
+            stale = False
+        if flight.error is not None and not stale:
             raise flight.error
-        if flight.call is None or flight.how == STALE:
+        if flight.call is None or stale:
             assert flight.entry is not None
+            if not may_answer(flight.entry.answer, call):
+                return None
             return await give(services, call, plan, flight.entry, flight.how, self.grown)
         if flight.whole is not None and suits(flight, call):
             return await take_part(services, call, flight, reader)
@@ -285,7 +295,25 @@ class Cache:
         call.status, call.finished = 200, True
         return await write(call, plan, flight.entry, 0.0, self.grown)
 
-    def _take_off(self, services: Services, call: Call, plan: Plan, looked: Looked) -> Flight:
+    async def _news(self, flight: Flight, reader: Reader, until: float) -> None:
+        """Wait until there is anything for a reader. Raises ApiError where it takes too long."""
+        while not (
+            flight.over
+            or reader.refusal is not None
+            or (flight.pieces and suits(flight, reader.call))
+        ):
+            # The call itself ends in time; who waits for its own must not be first.
+            grace = GRACE_SECONDS if flight.leader is reader.call else 0
+            try:
+                async with asyncio.timeout(until - monotonic() + grace):
+                    await flight.news()
+            except TimeoutError:
+                if flight.leader is reader.call and not grace:
+                    continue  # it has become its own meanwhile
+                message = "The answer that another request waits for did not come in time."
+                raise ApiError("deadline_exceeded", message) from None
+
+    def _take_off(self, services: Services, plan: Plan, looked: Looked) -> Flight:
         """Begin to get an answer."""
         name = plan.place.name
 
@@ -296,7 +324,6 @@ class Cache:
         flight = Flight(plan.rules.bill, ended, self._may_drain)
         if plan.shared:
             self._flights[name] = flight
-        flight.leader = call
         task = self._loop.create_task(self._get(services, flight, plan, looked), name="answer")
         flight.task = task
         self._tasks[task] = flight
@@ -333,7 +360,11 @@ class Cache:
         while not services.admission.degraded:
             await asyncio.sleep(seconds)
             seconds = min(seconds * 2, LAST_WAIT_SECONDS)
-            found = await redis.find_soon(plan.place, token, plan.least_ms)
+            try:
+                found = await redis.find_soon(plan.place, token, plan.least_ms)
+            except asyncio.CancelledError:
+                self._leave(plan.place, token)  # it may be there already
+                raise
             entry = self._entry_of(plan.place.name, found)
             if entry is not None and entry.is_fresh(self._loop.time(), plan.wishes.max_age):
                 flight.answer(entry, COALESCED)
@@ -343,41 +374,57 @@ class Cache:
         return UNSEEN
 
     async def _fly(self, services: Services, flight: Flight, plan: Plan, looked: Looked) -> None:
-        """Ask a provider, for all who wait."""
-        token = looked.token
-        stale: Entry | None = looked.entry or self._memory.peek(plan.place.name)
-        callers = [reader.call for reader in flight.readers]
-        if not callers:
-            return
-        leader = flight.leader = flight.leader if flight.leader in callers else callers[0]
-        assert leader is not None
-        leader.delegated = True
-        flight.call = call = leader.fork(flight, 0)
-        call.gated = call.delegated = False
-        call.flight = flight
-        if stale is not None and plan.wishes.reads and may_answer(stale.answer, leader):
-            age, ttl = stale.age(self._loop.time()), stale.answer.ttl_ms / 1000
-            if plan.may_be_stale(age, ttl):
-                call.stale, flight.age = stale.answer, age
+        """Ask a provider, for all who wait.
+
+        Who is refused for its own sake (a limit, a budget) is told so, and the next one asks.
+        """
         purges = self._purges
         keeping = None
-        if token:
-            keeping = self._loop.create_task(self._extend(plan.place, token), name="lead")
+        if looked.token:
+            keeping = self._loop.create_task(self._extend(plan.place, looked.token), name="lead")
         try:
-            await self._serve(services, call)
-            await flight.delivered.wait()
-            if call.cache == STALE:
-                assert stale is not None
-                flight.verdict = call.verdict
-                flight.answer(stale, STALE)
-            elif call.error:
-                flight.fail(None if _is_own(call) else call.refused)
+            while (leader := flight.next_leader()) is not None:
+                call = self._fork(flight, leader, plan, looked)
+                await self._serve(services, call)
+                await flight.delivered.wait()
+                if not _is_own(call):
+                    break
+                if flight.begun:  # it spent its own budget: others have seen the beginning
+                    return flight.fail(None)
+                flight.refuse(leader)
             else:
-                await self._land(services, flight, plan, token, keep=purges == self._purges)
+                return flight.fail(None)
+            if call.cache == STALE:
+                assert flight.stale is not None
+                flight.verdict, flight.error = call.verdict, call.refused
+                flight.answer(flight.stale, STALE)
+            elif call.error:
+                flight.fail(call.refused)
+            else:
+                try:
+                    kept = purges == self._purges
+                    await self._land(services, flight, plan, looked.token, keep=kept)
+                except Exception:
+                    logger.exception("an answer could not be kept")
                 flight.end()
+                await self._learn(flight, plan)
         finally:
             if keeping is not None:
                 keeping.cancel()
+
+    def _fork(self, flight: Flight, leader: Call, plan: Plan, looked: Looked) -> Call:
+        """Return the call that asks for a request, and accounts for it."""
+        leader.delegated = True
+        flight.leader = leader
+        flight.call = call = leader.fork(flight, 0)
+        call.gated = call.delegated = False
+        call.flight = flight
+        stale: Entry | None = looked.entry or self._memory.peek(plan.place.name)
+        if stale is not None and plan.wishes.reads and may_answer(stale.answer, leader):
+            age = stale.age(self._loop.time())
+            if plan.may_be_stale(age, stale.answer.ttl_ms / 1000):
+                call.stale, flight.stale, flight.age = stale.answer, stale, age
+        return call
 
     async def _extend(self, where: Place, token: str) -> None:
         assert self._redis is not None
@@ -389,47 +436,57 @@ class Cache:
         self, services: Services, flight: Flight, plan: Plan, token: str, *, keep: bool
     ) -> None:
         """Keep an answer, if it may be kept."""
-        answer = await self._answer_of(services, flight, plan)
+        answer, whole = await self._answer_of(services, flight, plan)
         if answer is None:
             return
         entry = Entry(plan.place.name, answer, 0.0, self._loop.time())
         flight.entry, flight.how = entry, COALESCED
         assert flight.call is not None
-        whole = answer.reply is None or may_be_kept(answer.reply)
         if whole and keep and plan.wishes.keeps and not flight.call.continued:
             self._memory.put(entry.name, entry)
+            flight.kept_s = answer.ttl_ms / 1000
             if self._redis is not None:
                 await self._redis.keep(plan.place, answer, token)
-            if self._semantic is not None:
-                await self._semantic.add(plan, plan.place, answer.ttl_ms / 1000)
+
+    async def _learn(self, flight: Flight, plan: Plan) -> None:
+        """Let the question be found by its meaning, once its answer is kept and given."""
+        if self._semantic is not None and flight.kept_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEARN_SECONDS):
+                    await self._semantic.add(plan, plan.place, flight.kept_s)
 
     def _leave(self, where: Place, token: str) -> None:
         if token and self._redis is not None:
             self._redis.leave(where, token)
 
-    async def _answer_of(self, services: Services, flight: Flight, plan: Plan) -> Answer | None:
-        """Make of what the first client has what is kept; None where that cannot be."""
-        whole, call = flight.whole, flight.call
+    async def _answer_of(
+        self, services: Services, flight: Flight, plan: Plan
+    ) -> tuple[Answer | None, bool]:
+        """Make of what the first client has what is kept, and tell whether it may be."""
+        sent, call = flight.whole, flight.call
         assert call is not None
-        data = flight.stream if whole is None else whole[3]
-        if data is None or (whole is not None and whole[0] != 200) or call.route is None:
-            return None
+        streamed = sent is None
+        data = flight.stream if sent is None else sent[3]
+        if data is None or (sent is not None and sent[0] != 200) or call.route is None:
+            return None, False
         if len(data) > self._most_bytes * STREAM_FACTOR:
-            return None
-        reply = None
+            return None, False
+        reply, whole = None, True
         if call.operation in CONVERSATIONS:
-            read = partial(readable, call.operation, streamed=whole is None, data=data)
-            reply = await asyncio.to_thread(read) if len(data) > THREAD_BYTES else read()
+            read = partial(_read, call.operation, data, streamed=streamed)
+            reply, whole = await asyncio.to_thread(read) if len(data) > THREAD_BYTES else read()
             if reply is None:
-                return None
-            if flight.usage_source == "provider":  # which a stream need not have shown
+                return None, False
+            if not plan.plain:
+                reply = None  # the hub knows not all of what was asked, nor of the answer
+            elif flight.usage_source == "provider":  # which a stream need not have shown
                 reply = msgspec.structs.replace(reply, usage=flight.usage)
         kept, logprobs = split(reply) if reply is not None else (None, ())
         target, ttl = call.route.target, plan.ttl
-        return Answer(
-            dialect=dialect_of(call),
-            body=whole[3] if whole is not None else b"",
-            content_type=whole[1] if whole is not None else "",
+        answer = Answer(
+            form=form_of(call),
+            body=data if not streamed or reply is None else b"",
+            content_type=sent[1] if sent is not None else "",
             reply=kept,
             logprobs=logprobs,
             provider=target.provider,
@@ -443,8 +500,19 @@ class Cache:
             ttl_ms=int(ttl * 1000),
             kept_ms=int((ttl + plan.rules.stale) * 1000),
         )
+        return answer, whole
+
+
+def _read(operation: Operation, data: bytes, *, streamed: bool) -> tuple[Reply | None, bool]:
+    """Read what a client had, and tell whether it may be kept."""
+    reply = readable(operation, streamed=streamed, data=data)
+    if reply is None:
+        return None, False
+    return reply, may_be_kept(operation, reply, data, streamed=streamed)
 
 
 def _is_own(call: Call) -> bool:
     """Tell whether what refused a call is about its own request alone: a limit, a budget."""
+    if call.allowance is not None and call.allowance.spent is not None:
+        return True
     return not call.attempts and call.refused is not None and call.refused.status < 500

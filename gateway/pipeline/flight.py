@@ -24,6 +24,9 @@ class Reader:
         self._flight, self.call = flight, call
         self.paused = False
         self.place = 0  # of the pieces of the stream, how many it has had
+        self.takes = False  # pieces, as they come
+        self.lost = False  # too far behind for the others to wait
+        self.refusal: tuple[int, str, bytes, bytes] | None = None  # for its own sake
         self.going = asyncio.Event()
         self.going.set()
 
@@ -67,6 +70,8 @@ class Flight:
         self.readers: dict[Reader, None] = {}  # in the order in which they came
         self.begun = self.over = self.void = False
         self.entry: Entry | None = None
+        self.stale: Entry | None = None
+        self.kept_s = 0.0  # for how long the answer is kept
         self.how, self.age, self.verdict = "", 0.0, NO_VERDICT
         self.error: ApiError | None = None
         self.call: Call | None = None  # whose settlement pays for the provider's answer
@@ -78,6 +83,7 @@ class Flight:
         self.ending = b""
         self.usage, self.usage_source = NO_USAGE, "none"
         self.cost, self.microusd, self.price = record.FREE, 0, ""
+        self.sharers: dict[Call, None] = {}  # who was let in beside the one that asks
         self.takers = 0  # how many share the call, once it is paid for
         self.task: asyncio.Task[None] | None = None
         self._flow: Flow | None = None
@@ -97,6 +103,8 @@ class Flight:
         if reader not in self.readers:
             return
         del self.readers[reader]
+        if not self.takers:
+            self.sharers.pop(reader.call, None)
         if self.over:
             return
         call = self.call
@@ -108,6 +116,24 @@ class Flight:
             if self.task is not None and not (drains and self._drains()):
                 self.task.cancel()
         self.mind()
+
+    def next_leader(self) -> Call | None:
+        """Return the first of those who wait that has not been refused."""
+        return next((one.call for one in self.readers if one.refusal is None), None)
+
+    def refuse(self, leader: Call) -> None:
+        """Tell who asked that it is refused for its own sake, and let another ask."""
+        for reader in self.readers:
+            if reader.call is leader:
+                reader.refusal = self.whole
+        self.whole, self.call, self.leader = None, None, None
+        self.delivered = asyncio.Event()
+        self.tell()
+
+    @property
+    def fresh_s(self) -> float:
+        """Return for how long the answer that was kept was fresh."""
+        return self.entry.answer.ttl_ms / 1000 if self.entry is not None else 0.0
 
     async def news(self) -> None:
         """Wait until something has come."""
@@ -142,6 +168,10 @@ class Flight:
             self.mind()
         return found[0] if len(found) == 1 else b"".join(found)
 
+    def has_lost(self, reader: Reader) -> bool:
+        """Tell whether what a reader should have next is there no more."""
+        return reader.place < self._dropped
+
     def has_more(self, reader: Reader) -> bool:
         """Tell whether there is anything that a reader has not had."""
         return reader.place < self._dropped + len(self.pieces)
@@ -153,9 +183,15 @@ class Flight:
         flow = self._flow
         if flow is None:
             return
-        slow = bool(self.readers) and (
-            all(reader.paused for reader in self.readers) or self.size > MOST_AHEAD
-        )
+        taking = [reader for reader in self.readers if reader.takes]
+        slow = bool(taking) and all(reader.paused for reader in taking)
+        if self.size > MOST_AHEAD and not slow:
+            for reader in taking:
+                if reader.paused:  # the others do not wait for it
+                    reader.lost, reader.takes = True, False
+                    reader.going.set()
+            self._forget()
+            slow = bool(taking) and self.size > MOST_AHEAD
         if slow and not self._held:
             self._held = True
             flow.pause()
@@ -165,7 +201,8 @@ class Flight:
 
     def _forget(self) -> None:
         """Let go of what everybody has had: the stream is too large to be kept."""
-        least = min([r.place for r in self.readers], default=self._dropped + len(self.pieces))
+        taking = [reader.place for reader in self.readers if reader.takes]
+        least = min(taking, default=self._dropped + len(self.pieces))
         gone = least - self._dropped
         if gone > 0:
             self.size -= sum([len(piece) for piece in self.pieces[:gone]])
@@ -235,4 +272,5 @@ class Flight:
         """Know what the call has used, and count who shares it."""
         self.usage, self.usage_source = call.usage, call.usage_source
         self.cost, self.microusd, self.price = call.cost, call.cost_microusd, call.price_version
-        self.takers = max(1, len(self.readers))
+        self.sharers.pop(call, None)
+        self.takers = 1 + len(self.sharers)

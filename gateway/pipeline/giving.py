@@ -5,14 +5,19 @@ from collections.abc import Callable
 from functools import partial
 
 from gateway.core import record
+from gateway.core.errors import ApiError
+from gateway.core.operations import Operation
+from gateway.formats import FORMATS
 from gateway.pipeline.admit import admit, admit_hit
 from gateway.pipeline.answer import kept_headers, served_headers
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.flight import Flight, Reader
 from gateway.pipeline.planning import Plan
-from gateway.pipeline.replay import Entry, written
+from gateway.pipeline.replay import Entry, form_of, written
 from gateway.pipeline.services import Services
 from gateway.policy.caching import COALESCED, STALE
+
+BEHIND = "The client took too little of a stream that others share, and fell too far behind."
 
 Grown = Callable[[Entry, int], None]
 
@@ -61,18 +66,10 @@ async def write(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) 
 
 def suits(flight: Flight, call: Call) -> bool:
     """Tell whether a call's answer may be passed on to a request as it comes."""
-    leader, request = flight.leader, call.request
-    assert request is not None
+    leader = flight.leader
     if leader is None or leader is call:
         return leader is call
-    told = leader.request
-    assert told is not None
-    # Responses repeat what each request said.
-    return (
-        leader.operation is call.operation
-        and call.operation.value != "responses"
-        and (told.stream, told.wants_usage) == (request.stream, request.wants_usage)
-    )
+    return form_of(leader) == form_of(call)
 
 
 async def lead(call: Call, flight: Flight, reader: Reader, plan: Plan, grown: Grown) -> Deliver:
@@ -100,10 +97,22 @@ async def take_part(services: Services, call: Call, flight: Flight, reader: Read
     call.status, call.finished = 200, not leading.error
     if leading.error:
         call.outcome, call.error, call.status = record.ERROR, leading.error, leading.status
+        return partial(call.client.finish, _broken(call, flight))
     if flight.whole is not None:
         _, content_type, _, body = flight.whole
         return partial(call.client.reply, 200, content_type, headers(), body)
     return _finish(call, flight, headers)
+
+
+def _broken(call: Call, flight: Flight) -> bytes:
+    """Return what ends a stream that broke off, for one who shared it."""
+    assert flight.call is not None
+    error = flight.call.refused
+    if flight.void or error is None:  # the reason is none of this client's business
+        error = ApiError("stream_interrupted", "The call that this answer came from has ended.")
+    if call.operation is Operation.RESPONSES:  # whose events are numbered
+        return flight.ending
+    return FORMATS[call.operation].error_event(error, call.id)
 
 
 async def join(services: Services, call: Call, flight: Flight) -> None:
@@ -111,19 +120,27 @@ async def join(services: Services, call: Call, flight: Flight) -> None:
     assert flight.call is not None
     route = flight.call.route
     assert route is not None
-    call.cache, call.flight, call.route = COALESCED, flight, route
+    call.cache, call.route, call.dropped = COALESCED, route, flight.call.dropped
     if flight.bill == "leader":
         await admit_hit(services, call, route.target.provider, route.target.model)
     else:
         await admit(services, call)
+    call.flight = flight
+    if not flight.takers:
+        flight.sharers[call] = None
 
 
 async def _pass_on(flight: Flight, reader: Reader, headers: Callable[[], bytes]) -> None:
     """Write pieces of a stream as they come, as fast as the client takes them."""
     client = reader.call.client
+    if flight.has_lost(reader):
+        raise ApiError("stream_interrupted", BEHIND)  # its beginning is there no more
     client.follow(reader)
+    reader.takes = True
     try:
         while True:
+            if reader.lost:
+                raise ApiError("stream_interrupted", BEHIND)
             if flight.has_more(reader):
                 if reader.paused:
                     await reader.going.wait()
@@ -136,6 +153,7 @@ async def _pass_on(flight: Flight, reader: Reader, headers: Callable[[], bytes])
             else:
                 await flight.news()
     finally:
+        reader.takes = False
         client.follow(None)
 
 

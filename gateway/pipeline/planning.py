@@ -11,7 +11,7 @@ from gateway.core.operations import CONVERSATIONS, Operation
 from gateway.core.request import Request
 from gateway.formats.canonical import Canonical, canonical, question
 from gateway.pipeline.call import Call
-from gateway.pipeline.replay import VERSION_HEADER
+from gateway.pipeline.replay import VERSION_HEADER, form_of
 from gateway.pipeline.served import Served
 from gateway.policy.access import Principal
 from gateway.policy.caching import (
@@ -29,6 +29,8 @@ from gateway.store import names
 from gateway.store.answers import Place, place
 
 KIBIBYTE = 1024
+# What makes a request do something that an answer from the cache would not.
+STATEFUL = ("background", "conversation", "container")
 MAX_RULES = 4096
 MAX_KNOWN, MAX_KNOWN_BYTES = 1024, 8 * KIBIBYTE  # of requests that are remembered as they are
 
@@ -52,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     rules: Rules
     wishes: Directives
     shared: bool
+    plain: bool = True  # the hub knows all of what is asked
     question: Question | None = None
 
     @property
@@ -144,7 +147,9 @@ class Planner:
         )
         if not deterministic and rules.requests != ALL:
             return None
-        if _value(request, "background") or (not rules.tools and _value(request, "tools")):
+        if any(_value(request, name) for name in STATEFUL):
+            return None
+        if not rules.tools and _value(request, "tools"):
             return None
         found = canonical(request)
         if found is None or len(found.form) > rules.max_request:
@@ -154,7 +159,8 @@ class Planner:
         call.cache = MISS
         tenant, scope = _whose(rules, principal.tenant, principal.key)
         namespace = wishes.namespace
-        form = (scope, namespace, request.model, call.hints.tags, _betas(call), found.form)
+        asked = found.form if found.plain else found.form + form_of(call).encode()
+        form = (scope, namespace, request.model, call.hints.tags, _betas(call), asked)
         return Plan(
             place(_pack(form), tenant, namespace, request.model, principal.key),
             rules,
@@ -162,7 +168,9 @@ class Planner:
             may_join(rules, deterministic=deterministic)
             and wishes.reads
             and wishes.keeps
-            and not wishes.only_cached,
+            and not wishes.only_cached
+            and not call.hints.timeout,  # which is this client's alone
+            found.plain,
             self._question(rules, found, (principal.tenant, *form[:-1])),
         )
 

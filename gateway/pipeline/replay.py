@@ -1,5 +1,7 @@
 """Hot path: an answer that is kept, and how it is written for whoever asks, in any dialect."""
 
+import hashlib
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -35,6 +37,26 @@ _READERS: dict[Operation, Conversation] = {
 }
 _pack = msgspec.msgpack.Encoder().encode
 
+# How a reply says why it ended, and which ends are good. Inside of texts its quotes are escaped.
+_CHAT_ENDINGS = (
+    re.compile(rb'"finish_reason"\s*:\s*"([^"\\]*)"'),
+    frozenset((b"stop", b"eos", b"tool_calls", b"function_call")),
+)
+_ENDINGS: dict[Operation, tuple[re.Pattern[bytes], frozenset[bytes]]] = {
+    Operation.CHAT: _CHAT_ENDINGS,
+    Operation.COMPLETIONS: _CHAT_ENDINGS,
+    Operation.MESSAGES: (
+        re.compile(rb'"stop_reason"\s*:\s*"([^"\\]*)"'),
+        frozenset((b"end_turn", b"stop_sequence", b"tool_use")),
+    ),
+}
+_COMPLETED = re.compile(rb'"type"\s*:\s*"response\.completed"')
+# Of a request, what a response says again though it changes no answer.
+_REPEATED = (
+    *("metadata", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("service_tier", "store"),
+)
+
 
 class Entry:
     """An answer in this worker's memory; times are the loop's.
@@ -63,14 +85,32 @@ class Entry:
 
 
 def dialect_of(call: Call) -> str:
-    """Return how a call's answer is written: its operation, and the version where it names one."""
+    """Return how a call's answer is written: its operation, and what else its form depends on.
+
+    Anthropic's version, and what a response repeats of its request.
+    """
+    operation, request = call.operation, call.request
+    assert request is not None
+    if operation is Operation.RESPONSES:
+        told = [bytes(request.fields.get(name, b"")) for name in _REPEATED]
+        return f"{operation.value}@{hashlib.blake2b(_pack(told), digest_size=12).hexdigest()}"
     versions = [value for name, value in call.passed_on if name == VERSION_HEADER and value]
-    return "@".join((call.operation.value, *versions))
+    return "@".join((operation.value, *versions)) if versions else operation.value
+
+
+def form_of(call: Call) -> str:
+    """Return how a call's answer is written, to the byte."""
+    request = call.request
+    assert request is not None
+    dialect = dialect_of(call)
+    if not request.stream:
+        return dialect
+    return f"{dialect} stream {'with' if request.wants_usage else 'without'} usage"
 
 
 def may_answer(answer: Answer, call: Call) -> bool:
     """Tell whether a request in this dialect can be answered."""
-    return answer.reply is not None or answer.dialect == dialect_of(call)
+    return answer.reply is not None or answer.form == form_of(call)
 
 
 def written(entry: Entry, call: Call, grown: Callable[[Entry, int], None]) -> list[bytes]:
@@ -81,8 +121,8 @@ def written(entry: Entry, call: Call, grown: Callable[[Entry, int], None]) -> li
     request = call.request
     assert request is not None
     answer = entry.answer
-    if not request.stream and answer.body and answer.dialect == dialect_of(call):
-        return [answer.body]
+    if answer.body and answer.form == form_of(call):
+        return _events(answer.body) if request.stream else [answer.body]
     form = (call.operation, request.stream, request.wants_usage)
     found = entry.written.get(form)
     if found is None:
@@ -91,6 +131,15 @@ def written(entry: Entry, call: Call, grown: Callable[[Entry, int], None]) -> li
             entry.written[form] = found
             grown(entry, sum(map(len, found)))
     return found
+
+
+def _events(body: bytes) -> list[bytes]:
+    """Return a stream's events, many of them together where there are many."""
+    found = body.split(b"\n\n")
+    step = len(found) // MOST_PIECES + 1
+    pieces = [b"\n\n".join(found[i : i + step]) + b"\n\n" for i in range(0, len(found), step)]
+    pieces[-1] = pieces[-1].removesuffix(b"\n\n")
+    return [piece for piece in pieces if piece]
 
 
 def _write(answer: Answer, call: Call) -> list[bytes]:
@@ -238,16 +287,32 @@ class _Maker:
         return ToolCall(id, name, text or "{}", signature)
 
 
-def may_be_kept(reply: Reply) -> bool:
+def may_be_kept(operation: Operation, reply: Reply, data: bytes, *, streamed: bool) -> bool:
     """Tell whether a reply is a whole answer: not truncated, filtered or refused, nor empty."""
     return (
-        reply.finish in (STOP, TOOL_CALLS)
+        _ended_well(operation, data, streamed=streamed)
+        and reply.finish in (STOP, TOOL_CALLS)
         and any(
             isinstance(part, ToolCall) or (isinstance(part, Text) and part.text)
             for part in reply.parts
         )
         and not any(isinstance(part, Refusal) for part in reply.parts)
     )
+
+
+def _ended_well(operation: Operation, data: bytes, *, streamed: bool) -> bool:
+    """Tell whether a reply says itself that it is whole, in words that are known."""
+    if operation is Operation.RESPONSES:
+        if streamed:
+            return _COMPLETED.search(data) is not None
+        return msgspec.json.decode(data, type=_WithStatus).status == "completed"
+    pattern, good = _ENDINGS[operation]
+    said = pattern.findall(data)
+    return bool(said) and good.issuperset(said)
+
+
+class _WithStatus(msgspec.Struct):
+    status: str = ""
 
 
 def readable(operation: Operation, *, streamed: bool, data: bytes) -> Reply | None:

@@ -83,6 +83,7 @@ async def _answer(services: Services, call: Call) -> Deliver:
         provider = call.route.target.provider if call.route else "upstream"
         told = client_error(error, provider)
         if call.stale is not None and not call.client.begun:
+            call.refused = told
             return _stale(call, call.stale)
         return _refuse(call, told)
     except StoreError as error:

@@ -113,13 +113,16 @@ def _share(call: Call, flight: Flight) -> None:
     else:
         call.usage_source, call.price_version = flight.usage_source, flight.price
     place = 0 if flight.call is call else 1
-    part = partial(shares, flight.bill, takers=flight.takers, place=place)
+    bill = flight.bill
+    if place and bill == "split" and call not in flight.sharers:
+        bill = "leader"  # it came when the call was paid for
+    part = partial(shares, bill, takers=flight.takers, place=place)
     call.usage = Usage(*[part(n) for n in msgspec.structs.astuple(flight.usage)])
     call.cost = Cost(*[part(n) for n in msgspec.structs.astuple(flight.cost)])
     call.cost_microusd = sum(msgspec.structs.astuple(call.cost))
     if place:
         call.saved = flight.microusd - call.cost_microusd
-        if flight.bill == "leader":
+        if bill == "leader":
             call.usage_source = "none"
 
 

@@ -25,13 +25,13 @@ NAME_BYTES, SECRET_BYTES = 20, 32
 class Answer(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A whole answer, and what it took.
 
-    `body` is the reply as it was written in its dialect, `reply` the hub's view of
+    `body` is the reply as it was written, in its `form`, `reply` the hub's view of
     it with the `logprobs` of its texts beside it; either may be missing. Money is micro-dollars,
     times are milliseconds: it is fresh for `ttl_ms` and kept for `kept_ms`. `created` is Unix
     seconds, for dialects that say it.
     """
 
-    dialect: str
+    form: str
     body: bytes
     content_type: str
     reply: Reply | None

@@ -178,7 +178,7 @@ class RedisTier:
     def _opened(self, where: Place, data: bytes, left_ms: int, lead: int) -> Found:
         try:
             answer = self._packing.loads(unseal(data, where))
-        except ValueError:
+        except Exception:  # of whatever kind: it is waited for
             self.corrupted += 1
             logger.warning("a kept answer is damaged, and deleted")
             self._loop.call_soon_threadsafe(self._client.post, "DEL", where.keys[0])

@@ -35,7 +35,7 @@ class Value:
 
 def answer(text: str = "hello", **changes: object) -> Answer:
     fields: dict[str, object] = {
-        "dialect": "chat",
+        "form": "chat",
         "body": text.encode(),
         "content_type": "application/json",
         "reply": Reply(id="r", model="gpt", parts=(Text(text),), finish=STOP),
