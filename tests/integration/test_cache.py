@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.support.command import run
 from tests.support.config import chat, config
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Client, Outcome, flood, once
+from tests.support.threaded import UpstreamThread
 from tests.support.upstream import Exchange, Upstream, completion, delta, like_openai, usage
 
 CACHE = {"enabled": True, "ttl": 60}
@@ -416,3 +418,172 @@ async def test_metrics_and_virtual_keys(upstream: Upstream) -> None:
         assert b'sluice_cache_requests_total{state="hit"} 2.0' in metrics
         assert b'sluice_cache_requests_total{state="miss"} 1.0' in metrics
         assert b"sluice_cache_entries 1.0" in metrics
+
+
+async def test_a_long_stream_is_not_held_up_by_who_waits_for_the_whole() -> None:
+    going = asyncio.Event()
+    word = "word " * 200
+
+    async def long_stream(exchange: Exchange) -> None:
+        if not exchange.request.json.get("stream"):
+            await exchange.reply(completion("whole", usage(7, 5)))
+            return
+        await exchange.start_stream()
+        await exchange.event(delta("one"))
+        await going.wait()
+        for _ in range(5600):
+            await exchange.event(delta(word))
+        await exchange.event(delta(None, "stop"))
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    async with Upstream(behaviour=long_stream) as upstream:
+        with running(cached(upstream.url), workers=1) as gateway:
+            async with Client(gateway.port, limit=2**24) as stalled:
+                streaming = asyncio.ensure_future(once(gateway.port, Ask(exact(stream=True))))
+                await stalled.send(Ask(exact(stream=True)))
+                await stalled.read_head()
+                waiting = asyncio.ensure_future(once(gateway.port, Ask(exact())))
+                await asyncio.sleep(0.3)
+                going.set()
+                async with asyncio.timeout(20):
+                    assert len(text_of(await streaming)) == 5600 * len(word) + 3
+                    assert text_of(await waiting) == "whole"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("reason", ["length", "content_filter", "error", "abort", None])
+async def test_what_does_not_say_that_it_is_whole_is_not_kept(
+    gateway_of_endings: tuple[Gateway, Upstream], stream: bool, reason: str | None
+) -> None:
+    gateway, upstream = gateway_of_endings
+    body = exact(f"{reason} {stream}", stop=[reason or "null"], stream=stream)
+    asked = len(upstream.received)
+    for number in (1, 2):
+        outcome = await once(gateway.port, Ask(body))
+        assert (outcome.status, state(outcome)) == (200, "miss")
+        assert len(upstream.received) == asked + number
+
+
+@pytest.fixture(scope="module")
+def gateway_of_endings() -> Iterator[tuple[Gateway, Upstream]]:
+    async def ending(exchange: Exchange) -> None:
+        asked = exchange.request.json
+        (reason,) = asked["stop"]
+        reason = None if reason == "null" else reason
+        if not asked.get("stream"):
+            reply = completion("half", usage(7, 5))
+            reply["choices"][0]["finish_reason"] = reason
+            await exchange.reply(reply)
+            return
+        await exchange.start_stream()
+        await exchange.event(delta("half"))
+        await exchange.event(delta(None, reason))
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    with UpstreamThread(behaviour=ending) as thread, running(cached(thread.url)) as gateway:
+        yield gateway, thread.upstream
+
+
+async def test_one_clients_limits_and_patience_are_its_own() -> None:
+    keys = {"keys": [key("one", rpm=2), key("two"), key("three")]}
+    async with Upstream(behaviour=slow) as upstream:
+        with running(cached(upstream.url, auth=keys), workers=1) as gateway:
+            for n in range(2):
+                assert (
+                    state(await once(gateway.port, Ask(exact(f"{n}"), key="sk-test-one"))) == "miss"
+                )
+            asks = [Ask(exact(), key="sk-test-one") for _ in range(20)]
+            asks += [Ask(exact(), key="sk-test-two") for _ in range(20)]
+            before = len(upstream.received)
+            outcomes = await flood(gateway.port, asks, 40)
+            assert {o.status for o in outcomes if o.ask.key == "sk-test-one"} == {429}
+            healthy = [o for o in outcomes if o.ask.key == "sk-test-two"]
+            assert {text_of(o) for o in healthy} == {TEXT}
+            assert len(upstream.received) == before + 1
+            hasty = Ask(exact("hasty"), key="sk-test-two", headers={"x-sluice-timeout": "0.2"})
+            first = asyncio.ensure_future(once(gateway.port, hasty))
+            await asyncio.sleep(0.05)
+            patient = await once(gateway.port, Ask(exact("hasty"), key="sk-test-three"))
+            assert (await first).status == 504
+            assert text_of(patient) == TEXT
+
+
+async def test_a_split_adds_up_when_the_first_one_leaves() -> None:
+    async with Upstream(behaviour=slow) as upstream:
+        keys = {"keys": [key("one"), key("two", rpm=1)]}
+        text = cached(upstream.url, cache={"bill": "split"}, auth=keys)
+        with running(text, workers=1) as gateway:
+            await once(gateway.port, Ask(exact("before"), key="sk-test-two"))
+            async with Client(gateway.port) as first:
+                await first.send(Ask(exact(stream=True), key="sk-test-one"))
+                await asyncio.sleep(0.1)
+                others = [Ask(exact(stream=True), key="sk-test-one") for _ in range(2)]
+                others += [Ask(exact(stream=True), key="sk-test-two")]
+                load = asyncio.gather(*(once(gateway.port, ask) for ask in others))
+                await asyncio.sleep(0.2)
+                first.cut()
+                outcomes = await load
+            assert sorted(o.status for o in outcomes) == [200, 200, 429]
+            assert len(upstream.received) == 2
+            gateway.settled()
+            used = gateway.usage("acme")
+            assert (used["prompt_tokens"], used["completion_tokens"]) == (14, 10)
+            billed = [r for r in gateway.records(5) if r["status"] == 429]
+            assert [r["usage"]["prompt_tokens"] for r in billed] == [0]
+
+
+async def test_what_the_hub_does_not_know_is_replayed_as_it_was() -> None:
+    async def provider(exchange: Exchange) -> None:
+        asked = exchange.request.json
+        if exchange.request.path.endswith("/responses"):
+            reply = {
+                "id": "resp_1",
+                "object": "response",
+                "status": "completed",
+                "model": "gpt",
+                "output": [
+                    {
+                        "type": "message",
+                        "id": "m",
+                        "role": "assistant",
+                        "status": "completed",
+                        "content": [{"type": "output_text", "text": "hi", "annotations": []}],
+                    }
+                ],
+                "metadata": asked.get("metadata"),
+                "usage": {"input_tokens": 7, "output_tokens": 5, "total_tokens": 12},
+            }
+            await exchange.reply(reply)
+            return
+        await exchange.start_stream()
+        for index, text in enumerate(asked["prompt"]):
+            chunk = {"id": "c", "object": "text_completion", "created": 1, "model": "gpt"}
+            choice = {"index": index, "text": text, "finish_reason": "stop"}
+            await exchange.event({**chunk, "choices": [choice]})
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    async with Upstream(behaviour=provider) as upstream:
+        with running(cached(upstream.url, cache={"requests": "all"}), workers=1) as gateway:
+
+            async def ask(path: str, **fields: Any) -> Outcome:
+                return await once(gateway.port, Ask({"model": "m", **fields}, path=path))
+
+            texts = [
+                await ask("/v1/completions", prompt=["a", "b"], stream=True, seed=1)
+                for _ in range(2)
+            ]
+            assert [state(o) for o in texts] == ["miss", "hit"]
+            assert texts[0].body == texts[1].body
+            told = [
+                await ask("/v1/responses", input="hi", metadata={"order": order})
+                for order in ("one", "two", "two")
+            ]
+            assert [o.json["metadata"]["order"] for o in told] == ["one", "two", "two"]
+            assert [state(o) for o in told] == ["miss", "hit", "hit"]
+            talks = [
+                await ask("/v1/responses", input="hi", conversation="conv_1") for _ in range(2)
+            ]
+            assert [state(o) for o in talks] == ["bypass"] * 2

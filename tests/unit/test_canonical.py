@@ -136,6 +136,19 @@ def test_what_means_the_same_has_one_form(one: bytes, other: bytes) -> None:
     assert one == other
 
 
+A_PICTURE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+
+
+def formatted(names: tuple[str, ...]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": {name: {"type": "string"} for name in names}}
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+
+
+def thought(**fields: Any) -> dict[str, Any]:
+    details = [{"type": "reasoning.text", "text": "t"}]
+    return {"role": "assistant", "content": "a", "reasoning_details": details, **fields}
+
+
 DIFFERENT = [
     chat(),
     chat(temperature=0),
@@ -169,6 +182,30 @@ DIFFERENT = [
     messages(thinking={"type": "enabled", "budget_tokens": 1024}),
     messages(tools=[{"type": "web_search_20250305", "name": "web_search"}]),
     messages(container="c"),
+    chat(
+        messages=[{"role": "system", "content": [{"type": "text", "text": "s"}, A_PICTURE]}, *SAID]
+    ),
+    chat(messages=[{"role": "system", "content": [{"type": "text", "text": "s"}]}, *SAID]),
+    chat(reasoning={"enabled": True}, reasoning_effort="low"),
+    chat(reasoning={"enabled": True}, reasoning_effort="high"),
+    chat(messages=[*SAID, {"role": "assistant", "content": ""}, *SAID]),
+    chat(messages=[*SAID, *SAID]),
+    chat(response_format={"type": "python"}),
+    chat(response_format=formatted(("a", "b"))),
+    chat(response_format=formatted(("b", "a"))),
+    chat(messages=[*SAID, thought(reasoning_content="x"), *SAID]),
+    chat(messages=[*SAID, thought(reasoning_content="y"), *SAID]),
+    responses(input=[{"type": "reasoning", "id": "rs_1", "summary": []}, *SAID]),
+    responses(input=[{"type": "reasoning", "id": "rs_2", "summary": []}, *SAID]),
+    responses(reasoning={"summary": "concise"}),
+    responses(reasoning={"summary": "detailed"}),
+    responses(input=[*SAID, *SAID]),
+    messages(messages=[{"role": "user", "content": [{"type": "text", "text": "Loaded: t"}]}]),
+    messages(
+        messages=[{"role": "user", "content": [{"type": "tool_reference", "tool_name": "t"}]}]
+    ),
+    messages(thinking={"type": "adaptive"}),
+    messages(thinking={"type": "enabled"}),
     form(Operation.COMPLETIONS, prompt="hello", max_tokens=9),
     form(Operation.EMBEDDINGS, input="hello"),
     form(Operation.EMBEDDINGS, input=["hello"]),
