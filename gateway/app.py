@@ -38,6 +38,7 @@ from gateway.pipeline.catalogue import Catalogue
 from gateway.pipeline.copies import Copies
 from gateway.pipeline.health import Health
 from gateway.pipeline.keyring import Keyring
+from gateway.pipeline.looking import Answers
 from gateway.pipeline.planning import KIBIBYTE
 from gateway.pipeline.reap import reap
 from gateway.pipeline.serve import serve
@@ -160,7 +161,7 @@ class Gateway:
             from gateway.pipeline.semantic import semantic_of  # needs what few have installed
 
             wanted = self._config.cache.semantic
-            self._cache.understand(await semantic_of(wanted, self._client, serve))
+            self._cache.answers.semantic = await semantic_of(wanted, self._client, serve)
         if any(provider.kind == "demo" for provider in self._config.providers.values()):
             self._demo = DemoUpstream(self._resources.demo_socket)
             await self._demo.start()
@@ -187,7 +188,7 @@ class Gateway:
             self._loop.create_task(self._watch_lag(), name="lag"),
         ]
         if self._cache is not None:
-            watch = self._cache.watch(self._services)
+            watch = self._cache.answers.watch(self._services)
             self._tasks.append(self._loop.create_task(watch, name="cache"))
         self.recorder.fold()
         return self.server
@@ -279,8 +280,8 @@ class Gateway:
             "sluice_loop_lag_seconds": self._lag,
             "sluice_requests_in_flight": self._services.gate.in_flight,
             "sluice_requests_bound": self._services.gate.bound,
-            "sluice_cache_entries": self._cache.entries if self._cache is not None else 0,
-            "sluice_cache_bytes": self._cache.bytes if self._cache is not None else 0,
+            "sluice_cache_entries": self._cache.answers.entries if self._cache is not None else 0,
+            "sluice_cache_bytes": self._cache.answers.bytes if self._cache is not None else 0,
         }
 
     async def _watch_lag(self) -> None:
@@ -306,7 +307,7 @@ class Gateway:
                 self.recorder.count("sluice_connections_refused", self.server.refused_connections)
             self.recorder.count("sluice_settlements_lost", self._admission.lost_settlements)
             if self._cache is not None:
-                self.recorder.count("sluice_cache_corrupted", self._cache.corrupted)
+                self.recorder.count("sluice_cache_corrupted", self._cache.answers.corrupted)
             if self._ledger is not None:
                 self.recorder.count("sluice_ledger_lines_dropped", self._ledger.dropped)
             if self._webhook is not None:
@@ -343,7 +344,7 @@ def _cache(config: Config, client: Client) -> Cache:
     if settings.redis:
         packing = Packing(settings.compress_kb * KIBIBYTE)
         redis = RedisTier(client, packing, settings.max_value_kb * KIBIBYTE)
-    return Cache(settings, memory, redis, serve)
+    return Cache(settings, Answers(memory, redis), serve)
 
 
 def _affordable() -> int:

@@ -112,9 +112,9 @@ async def _from_cache(services: Services, cache: Cache, call: Call) -> Deliver |
             return None
         planner.remember(call, body, plan)
     call.body = b""
-    entry = cache.recall(call, plan)
+    entry = cache.answers.recall(call, plan)
     if entry is not None:
-        return await give(services, call, plan, entry, HIT, cache.grown)
+        return await give(services, call, plan, entry, HIT, cache.answers.grown)
     deliver = await cache.answer(services, call, plan, deadline(services, call))
     if deliver is None:
         call.cache = BYPASS

@@ -1,0 +1,226 @@
+"""Hot path: where answers are looked for: this worker's memory, Redis, and what is meant."""
+
+import asyncio
+import contextlib
+import itertools
+import secrets
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from gateway.core.errors import StoreError
+from gateway.pipeline.call import Call
+from gateway.pipeline.planning import Plan
+from gateway.pipeline.replay import Entry, may_answer
+from gateway.pipeline.services import Services
+from gateway.store.answers import Place
+from gateway.store.cache import ANOTHERS, LEAD_SECONDS, MINE, NOBODY, Found, RedisTier
+
+if TYPE_CHECKING:
+    from gateway.pipeline.semantic import Semantic
+
+LOOK_SECONDS = 1.0
+FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.01, 0.1  # between looks for another worker's answer
+LEARN_SECONDS = 0.5
+
+
+class Looked(NamedTuple):
+    """What Redis has, and the token of this worker where it is to get an answer for all."""
+
+    entry: Entry | None
+    lead: int
+    token: str
+
+
+UNSEEN = Looked(None, NOBODY, "")
+
+
+class Memory(Protocol):
+    """A worker's own answers: `store.memory`."""
+
+    @property
+    def bytes(self) -> int:
+        """Return how many bytes they take."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def peek(self, name: str) -> Any:
+        """Return an entry, or None."""
+        ...
+
+    def put(self, name: str, value: Entry) -> bool:
+        """Keep an entry, if there is room."""
+        ...
+
+    def grown(self, name: str, value: Entry, more: int) -> None:
+        """Know that an entry takes more room."""
+        ...
+
+    def empty(self) -> None:
+        """Forget everything."""
+        ...
+
+
+class Answers:
+    """The answers that are kept, wherever that is. Nothing here raises StoreError."""
+
+    def __init__(self, memory: Memory, redis: RedisTier | None) -> None:
+        self._memory, self._redis = memory, redis
+        self.semantic: Semantic | None = None
+        self.purges = 0  # how often answers were purged, as far as is known
+        self._loop = asyncio.get_running_loop()
+        self._looking: dict[str, list[asyncio.Future[Looked]]] = {}
+        self._tokens = itertools.count()
+        self._own = secrets.token_hex(8)
+
+    @property
+    def entries(self) -> int:
+        """Return how many answers are in this worker's memory."""
+        return len(self._memory)
+
+    @property
+    def bytes(self) -> int:
+        """Return how many bytes they take."""
+        return self._memory.bytes
+
+    @property
+    def corrupted(self) -> int:
+        """Return how many answers in Redis were damaged."""
+        return self._redis.corrupted if self._redis is not None else 0
+
+    async def watch(self, services: Services) -> None:
+        """Learn of purges, and of how much room Redis has."""
+        while self._redis is not None:
+            with contextlib.suppress(StoreError):
+                purges = await self._redis.look(services.admission.live_workers)
+                if purges != self.purges:
+                    self.purges = purges
+                    self._memory.empty()
+                    if self.semantic is not None:
+                        self.semantic.empty()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def recall(self, call: Call, plan: Plan, entry: Entry | None = None) -> Entry | None:
+        """Return an answer that is fresh, the one given or of this worker's memory."""
+        if not plan.wishes.reads:
+            return None
+        entry = entry or self._memory.peek(plan.place.name)
+        if entry is None or not may_answer(entry.answer, call):
+            return None
+        return entry if entry.is_fresh(self._loop.time(), plan.wishes.max_age) else None
+
+    async def look(self, services: Services, plan: Plan) -> Looked:
+        """Look into Redis, once for all who look for the same."""
+        redis, name = self._redis, plan.place.name
+        if redis is None or not plan.wishes.reads or services.admission.degraded:
+            return UNSEEN
+        future: asyncio.Future[Looked] = self._loop.create_future()
+        waiting = self._looking.get(name)
+        if waiting is not None:
+            waiting.append(future)
+            return await future
+        token = self.token() if plan.shared else ""
+        waiting = self._looking[name] = [future]
+
+        def done(found: Found) -> None:
+            del self._looking[name]
+            entry, mine = self._entry_of(name, found), token if found.lead == MINE else ""
+            for one in waiting:
+                if not one.done():
+                    one.set_result(Looked(entry, found.lead, mine))
+                    mine = ""
+            self.leave(plan.place, mine)  # nobody is left to get it
+
+        redis.find(plan.place, token, plan.least_ms, done)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():  # it came, to nobody
+                self.leave(plan.place, future.result().token)
+            raise
+
+    async def alike(self, services: Services, call: Call, plan: Plan) -> Entry | None:
+        """Return the answer to a question that means nearly the same."""
+        semantic = self.semantic
+        if semantic is None or not plan.wishes.reads:
+            return None
+        near = await semantic.find(services, plan)
+        if near is None:
+            return None
+        entry: Entry | None = self._memory.peek(near.place.name)
+        if entry is None and self._redis is not None:
+            found = await self._redis.find_soon(near.place, "", plan.least_ms)
+            entry = self._entry_of(near.place.name, found)
+        fresh = self.recall(call, plan, entry) if entry is not None else None
+        if fresh is not None:
+            call.likeness = near.likeness
+        elif entry is None:
+            semantic.drop(plan, near.place)
+        return fresh
+
+    async def wait(self, services: Services, plan: Plan) -> tuple[Looked, bool]:
+        """Look into Redis until another worker's answer is there, or nobody gets it any more.
+
+        Tells whether there is one that is fresh.
+        """
+        redis, seconds, token = self._redis, FIRST_WAIT_SECONDS, self.token()
+        assert redis is not None
+        while not services.admission.degraded:
+            await asyncio.sleep(seconds)
+            seconds = min(seconds * 2, LAST_WAIT_SECONDS)
+            try:
+                found = await redis.find_soon(plan.place, token, plan.least_ms)
+            except asyncio.CancelledError:
+                self.leave(plan.place, token)  # it may be there already
+                raise
+            entry = self._entry_of(plan.place.name, found)
+            looked = Looked(entry, found.lead, token if found.lead == MINE else "")
+            if entry is not None and entry.is_fresh(self._loop.time(), plan.wishes.max_age):
+                return looked, True
+            if found.lead != ANOTHERS:
+                return looked, False
+        return UNSEEN, False
+
+    async def extend(self, where: Place, token: str) -> None:
+        """Go on getting an answer, until this is cancelled."""
+        assert self._redis is not None
+        while True:
+            await asyncio.sleep(LEAD_SECONDS / 3)
+            self._redis.extend(where, token)
+
+    def old(self, plan: Plan) -> Entry | None:
+        """Return whatever is kept in this worker's memory."""
+        entry: Entry | None = self._memory.peek(plan.place.name)
+        return entry
+
+    async def keep(self, plan: Plan, entry: Entry, token: str) -> None:
+        """Keep an answer, here and for the other workers."""
+        self._memory.put(entry.name, entry)
+        if self._redis is not None:
+            await self._redis.keep(plan.place, entry.answer, token)
+
+    async def learn(self, plan: Plan, seconds: float) -> None:
+        """Let a question be found by its meaning, whose answer is kept for so long."""
+        if self.semantic is not None and seconds:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LEARN_SECONDS):
+                    await self.semantic.add(plan, plan.place, seconds)
+
+    def leave(self, where: Place, token: str) -> None:
+        """Leave it to others to get an answer."""
+        if token and self._redis is not None:
+            self._redis.leave(where, token)
+
+    def grown(self, entry: Entry, more: int) -> None:
+        """Know that an answer takes more room than before."""
+        self._memory.grown(entry.name, entry, more)
+
+    def token(self) -> str:
+        """Return a name for one time that this worker gets an answer."""
+        return f"{self._own}-{next(self._tokens)}"
+
+    def _entry_of(self, name: str, found: Found) -> Entry | None:
+        if found.answer is None:
+            return None
+        entry = Entry(name, found.answer, found.age_ms / 1000, self._loop.time())
+        self._memory.put(name, entry)
+        return entry
