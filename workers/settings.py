@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from gateway.app import check
+from gateway.check import check
 from gateway.config.load import Listen, Loaded, load
 from gateway.config.schema import Config
 from gateway.core.errors import ConfigError

@@ -20,7 +20,8 @@ from typing import NoReturn
 import msgspec
 import uvloop
 
-from gateway.app import Gateway, Resources, tls_context
+from gateway.app import Gateway, Resources
+from gateway.check import tls_context
 from gateway.config.schema import Config
 from gateway.core.errors import SluiceError
 from gateway.observe.log import LineWriter, route_logging

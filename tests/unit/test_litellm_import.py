@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.app import check
+from gateway.check import check
 from gateway.cli.import_litellm import described, verify, written
 from gateway.config.document import Document
 from gateway.config.litellm import SECTIONS, translate
