@@ -10,6 +10,8 @@ from gateway.cli.store import with_store
 from gateway.core.errors import StoreError
 from gateway.store.cache import GROUPS, CacheKeeper, Kept, Which
 
+_FIGURES = Kept.__struct_fields__[1:]
+
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
     """Declare the commands."""
@@ -50,11 +52,19 @@ def run(url: str, arguments: argparse.Namespace) -> int:
 
 
 def _print_table(rows: list[Kept], by: str) -> None:
-    lines = [(by.upper(), "ANSWERS", "BYTES")]
-    lines += [(row.group or "-", str(row.answers), str(row.bytes)) for row in rows]
-    if len(rows) > 1:
-        answers, size = sum(row.answers for row in rows), sum(row.bytes for row in rows)
-        lines.append(("TOTAL", str(answers), str(size)))
-    widths = [max(len(line[i]) for line in lines) for i in range(3)]
-    for name, answers_text, size_text in lines:
-        print(f"{name:<{widths[0]}}  {answers_text:>{widths[1]}}  {size_text:>{widths[2]}}")
+    total = Kept("TOTAL", *(sum(getattr(row, name) for row in rows) for name in _FIGURES))
+    shown = [*rows, total] if len(rows) > 1 else rows
+    lines = [(by.upper(), "ANSWERS", "BYTES", "HITS", "SAVED")]
+    lines += [
+        (row.group or "-", str(row.answers), str(row.bytes), str(row.hits), _dollars(row))
+        for row in shown
+    ]
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    for name, *figures in lines:
+        aligned = [one.rjust(width) for one, width in zip(figures, widths[1:], strict=True)]
+        print("  ".join((name.ljust(widths[0]), *aligned)))
+
+
+def _dollars(row: Kept) -> str:
+    whole, rest = divmod(row.saved_microusd, 1_000_000)
+    return f"{whole}.{rest:06d}"

@@ -18,6 +18,7 @@ from gateway.store.answers import Answer, Place, seal, unseal
 from gateway.store.client import Client
 from gateway.store.connection import Reply
 from gateway.store.lease import batches
+from gateway.store.usage import Query, UsageReader, this_month
 
 logger = logging.getLogger("sluice.cache")
 
@@ -195,11 +196,16 @@ def _room(memory: Any) -> float:
 
 
 class Kept(msgspec.Struct):
-    """How many answers are kept of one tenant, namespace, model or key, and their bytes."""
+    """How many answers are kept of one tenant, namespace, model or key, and their bytes.
+
+    `hits` and what they saved are this month's; nobody counts them by namespace.
+    """
 
     group: str
     answers: int = 0
     bytes: int = 0
+    hits: int = 0
+    saved_microusd: int = 0
 
 
 Group = Literal["tenant", "namespace", "model", "key"]
@@ -237,7 +243,21 @@ class CacheKeeper:
                     row = found.setdefault(group, Kept(group))
                     row.answers += 1 if size else 0
                     row.bytes += size
+        if by != "namespace":
+            await self._add_hits(found, by, which)
         return sorted(found.values(), key=lambda row: row.group)
+
+    async def _add_hits(self, found: dict[str, Kept], by: Group, which: Which) -> None:
+        fields = {"by": by, "month": this_month()}
+        if which.tenant is not None:
+            fields["tenant"] = which.tenant
+        for used in await UsageReader(self._client).read(Query.of(fields)):
+            group = used.group or used.tenant
+            chosen = getattr(which, by)
+            if used.cache_hits and chosen in (None, group):
+                row = found.setdefault(group, Kept(group))
+                row.hits += used.cache_hits
+                row.saved_microusd += used.saved_microusd
 
     async def purge(self, which: Which) -> int:
         """Delete answers, everywhere within a second; return how many there were."""

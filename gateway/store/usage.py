@@ -68,6 +68,11 @@ class Query(msgspec.Struct, frozen=True):
         return cls(by, tuple(days), fields.get("tenant"))
 
 
+def this_month() -> str:
+    """Return the month that is counted now, as it stands in a query."""
+    return f"{datetime.now(UTC):%Y-%m}"
+
+
 class UsageReader:
     """Reads counters. Raises StoreError."""
 

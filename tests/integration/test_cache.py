@@ -203,6 +203,7 @@ def key(name: str, tenant: str = "acme", **settings: Any) -> dict[str, Any]:
     return {"name": name, "tenant": tenant, "sha256": digest, **settings}
 
 
+KEYS_USED = ("one", "two")
 KEYS = {
     "keys": [
         key("one"),
@@ -261,9 +262,11 @@ async def test_what_clients_ask_of_the_cache(upstream: Upstream) -> None:
         assert await states(**zero) == ["miss", "miss"]
 
         table = sluice(gateway, "stats", "--by", "namespace").splitlines()
-        assert table[0].split() == ["NAMESPACE", "ANSWERS", "BYTES"]
+        assert table[0].split() == ["NAMESPACE", "ANSWERS", "BYTES", "HITS", "SAVED"]
         assert {line.split()[0] for line in table[1:]} == {"-", "a", "b", "TOTAL"}
-        assert json.loads(sluice(gateway, "stats", "--by", "key", "--format", "json"))
+        rows = json.loads(sluice(gateway, "stats", "--by", "key", "--format", "json"))
+        used = {name: gateway.usage("acme", part=f"key:{name}")["cache_hits"] for name in KEYS_USED}
+        assert {row["group"]: row["hits"] for row in rows if row["group"] in used} == used
         assert sluice(gateway, "purge", "--namespace", "a") == "purged 1\n"
         assert sluice(gateway, "purge", "--tenant", "globex", "--model", "m") == "purged 1\n"
         await asyncio.sleep(1.2)
@@ -275,7 +278,9 @@ async def test_what_clients_ask_of_the_cache(upstream: Upstream) -> None:
         await asyncio.sleep(1.2)
         assert state(await ask()) == "miss"
         assert int(sluice(gateway, "purge", "--all").split()[1]) > 0
-        assert sluice(gateway, "stats").splitlines() == ["MODEL  ANSWERS  BYTES"]
+        (_, row) = sluice(gateway, "stats", "--model", "m").splitlines()
+        assert row.split()[:3] == ["m", "0", "0"]
+        assert float(row.split()[4]) > 0
         with gateway.store as store:
             kept = store.keys("sluice:cache:*")
             assert kept == ["sluice:cache:version"]
