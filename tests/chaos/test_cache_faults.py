@@ -41,7 +41,7 @@ async def test_a_leaders_death_costs_one_more_call() -> None:
 
     async with Upstream(behaviour=very_slow) as upstream:
         with running(cached(upstream.url), workers=4) as gateway:
-            asks = [Ask(exact(stream=bool(n % 2))) for n in range(200)]
+            asks = [Ask(exact(stream=bool(n % 2))) for n in range(1000)]
             load = asyncio.gather(*(answered(gateway.port, ask) for ask in asks))
             async with asyncio.timeout(10):
                 while not upstream.received:

@@ -11,7 +11,7 @@ from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Client, Outcome, once
 from tests.support.upstream import Exchange, Upstream, delta, usage
 
-STREAMS = 12
+STREAMS = 40  # so many that no worker of three has none
 STREAM = Ask(chat(stream=True))
 
 

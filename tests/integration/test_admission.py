@@ -263,7 +263,8 @@ async def test_counters_are_summed_exactly_by_part_day_and_month(server: StoreSe
     settlements = []
     async with connected(server) as (admission, _):
         for number in range(MAX_BATCH + 44):
-            counts = (1, number % 2, number % 3, number, number // 2, 7, number % 5, 10**9 + number)
+            cost = 10**9 + number
+            counts = (1, number % 2, number % 3, number, number // 2, 7, number % 5, cost, 2 * cost)
             parts = ("", f"model:m{number % 3}", f"key:k{number % 2}")
             for part in parts:
                 sums = expected.setdefault(part, [0] * len(counts))

@@ -1,0 +1,74 @@
+"""The tier of kept answers in a real Redis: what it finds, who gets what nobody has."""
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.store.answers import place
+from gateway.store.cache import ANOTHERS, MINE, NOBODY, RedisTier
+from gateway.store.packed import Packing
+from tests.support.store import StoreServer, connected, store_server
+from tests.unit.test_cache_memory import answer
+
+WHERE = place(b"form", "acme", "", "m", "k")
+
+
+@pytest.mark.parametrize("jump", [-86_400, 86_400])
+async def test_a_clock_that_jumps_makes_nothing_older(
+    store: StoreServer, monkeypatch: pytest.MonkeyPatch, jump: int
+) -> None:
+    async with connected(store) as (_, client):
+        tier = RedisTier(client, Packing(4096), 10**6)
+        await tier.keep(WHERE, answer(), "")
+        await asyncio.sleep(0.05)
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + jump)
+        found = await tier.find_soon(WHERE, "", 0)
+        assert found.answer == answer()
+        assert 0 < found.age_ms < 5000
+
+
+async def test_one_gets_what_nobody_has(store: StoreServer) -> None:
+    where = place(b"another", "acme", "", "m", "k")
+    async with connected(store) as (_, client):
+        tier = RedisTier(client, Packing(4096), 10**6)
+        assert (await tier.find_soon(where, "", 0)).lead == NOBODY
+        assert (await tier.find_soon(where, "a", 0)).lead == MINE
+        assert (await tier.find_soon(where, "b", 0)).lead == ANOTHERS
+        tier.leave(where, "b")  # whose it is not
+        assert (await tier.find_soon(where, "b", 0)).lead == ANOTHERS
+        tier.leave(where, "a")
+        assert (await tier.find_soon(where, "b", 0)).lead == MINE
+        store.redis.pexpire(where.keys[1], 50)
+        tier.extend(where, "b")
+        await asyncio.sleep(0.1)
+        assert (await tier.find_soon(where, "c", 0)).lead == ANOTHERS
+        await tier.keep(where, answer(), "b")
+        found = await tier.find_soon(where, "c", 0)
+        assert (found.lead, found.answer) == (NOBODY, answer())
+        assert not store.redis.exists(where.keys[1])
+        # Kept, though not for long enough to be fresh: whoever asks gets another.
+        assert (await tier.find_soon(where, "c", 90_000)).lead == MINE
+
+
+async def test_what_is_too_large_is_kept_nowhere_and_leads_nobody(store: StoreServer) -> None:
+    where = place(b"large", "acme", "", "m", "k")
+    async with connected(store) as (_, client):
+        tier = RedisTier(client, Packing(10**9), 1000)
+        assert (await tier.find_soon(where, "a", 0)).lead == MINE
+        await tier.keep(where, answer("x" * 2000), "a")
+        found = await tier.find_soon(where, "b", 0)
+        assert (found.answer, found.lead, tier.refused) == (None, MINE, 1)
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[StoreServer]:
+    with (
+        tempfile.TemporaryDirectory(prefix="sluice-", dir="/tmp") as directory,
+        store_server(Path(directory)) as running,
+    ):
+        yield running
