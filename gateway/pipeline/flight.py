@@ -10,11 +10,15 @@ from collections.abc import Callable
 from gateway.core import record
 from gateway.core.errors import ApiError
 from gateway.pipeline.call import NO_USAGE, NO_VERDICT, Call
+from gateway.pipeline.elsewhere import Elsewhere
 from gateway.pipeline.replay import Entry
 from gateway.upstream.exchange import Flow
 
 # Of a stream that readers have not had yet; above it the provider is held until they have.
 MOST_AHEAD = 4 * 1024 * 1024
+
+
+NOBODY = Elsewhere()
 
 
 class Reader:
@@ -106,6 +110,7 @@ class Flight:
         if not self.takers:
             self.sharers.pop(reader.call, None)
         if self.over:
+            self._let_go()
             return
         call = self.call
         if call is not None and reader.call is self.leader:
@@ -220,6 +225,13 @@ class Flight:
         self._flow = None
         self._ended(self)
         self.tell()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Part from the call once nobody waits: what refers to each other is freed late."""
+        call = self.call
+        if call is not None and not self.readers:
+            call.client, call.flight, call.relay, call.allowance = NOBODY, None, None, None
 
     # What follows is `pipeline.call.Client`, for the call itself.
 
