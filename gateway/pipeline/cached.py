@@ -62,6 +62,7 @@ class Cache:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.answers.close()
 
     async def answer(
         self, services: Services, call: Call, plan: Plan, until: float

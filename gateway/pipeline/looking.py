@@ -87,6 +87,11 @@ class Answers:
         """Return how many answers in Redis were damaged."""
         return self._redis.corrupted if self._redis is not None else 0
 
+    def close(self) -> None:
+        """Wait for no answer any more. Idempotent."""
+        if self._redis is not None:
+            self._redis.close()
+
     async def watch(self, services: Services) -> None:
         """Learn of purges, and of how much room Redis has."""
         while self._redis is not None:

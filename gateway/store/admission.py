@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from time import monotonic
 
@@ -64,7 +65,7 @@ class Admission:
         self._open: dict[str, tuple[str, float]] = {}
         self._tenants: set[str] = set()
         self._scheduled = False
-        self._patience = Patience(self._lose_patience)
+        self._patience = Patience()
         self._clock_offset = 0.0
         client.on_connect = self._replay
 
@@ -270,7 +271,7 @@ class Admission:
         keys, data, limits = pack_asks(tenant, asks, self._lease_ms)
         number = 0
         if self._degrade and not self._late:
-            number = self._patience.begin(tenant, asks)
+            number = self._patience.begin(partial(self._lose_patience, tenant, asks))
 
         def done(reply: Reply | Exception) -> None:
             self._patience.end(number)

@@ -18,11 +18,11 @@ from gateway.store.answers import Answer, Place, seal, unseal
 from gateway.store.client import Client
 from gateway.store.connection import Reply
 from gateway.store.lease import batches
+from gateway.store.patience import Patience
 from gateway.store.usage import Query, UsageReader, this_month
 
 logger = logging.getLogger("sluice.cache")
 
-FIND_SECONDS = 0.1
 REST_SECONDS = 1.0
 LEAD_SECONDS = 3.0
 LEAD_MS = b"%d" % int(LEAD_SECONDS * 1000)
@@ -62,10 +62,15 @@ class RedisTier:
     def __init__(self, client: Client, packing: Packing, most_bytes: int) -> None:
         self._client, self._packing, self._most_bytes = client, packing, most_bytes
         self._loop = asyncio.get_running_loop()
+        self._patience = Patience()
         self._rests_until = 0.0
         self._room: float = float("inf")
         self.corrupted = 0
         self.refused = 0  # answers that were too large, or had no room
+
+    def close(self) -> None:
+        """Wait for no answer any more. Idempotent."""
+        self._patience.close()
 
     def reaches(self, tenant: str) -> bool:
         """Tell whether Redis is worth asking now."""
@@ -79,26 +84,22 @@ class RedisTier:
         if not self.reaches(where.tenant):
             done(NOTHING)
             return
-        late = False
+        number = 0
 
         def give_up() -> None:
-            nonlocal late
-            late = True
             self._rests_until = self._loop.time() + REST_SECONDS
             done(NOTHING)
 
         def answered(reply: Reply | Exception) -> None:
-            timer.cancel()
-            if late:
+            if not self._patience.end(number):
                 if not isinstance(reply, Exception) and reply[2] == MINE:
                     self.leave(where, token)
             elif isinstance(reply, Exception):
-                self._rests_until = self._loop.time() + REST_SECONDS
-                done(NOTHING)
+                give_up()
             else:
                 self._read(where, reply, done)
 
-        timer = self._loop.call_later(FIND_SECONDS, give_up)
+        number = self._patience.begin(give_up)
         args = (token.encode(), LEAD_MS, b"%d" % least_ms)
         self._client.run(scripts.CACHE_FIND, [*where.keys], args, answered)
 

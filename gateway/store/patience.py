@@ -1,53 +1,60 @@
-"""Hot path: how long an answer of Redis is waited for, where a worker may decide by itself."""
+"""Hot path: how long an answer of Redis is waited for, where a worker can do without."""
 
 import asyncio
 from collections.abc import Callable
 from time import monotonic
 
-from gateway.store.lease import Ask
-
-# A Redis that takes longer than this to decide is not waited for, where `degrade` says so.
+# A Redis that takes longer than this is not waited for.
 PATIENCE_SECONDS = 0.1
+# A loop that was busy itself finds its timers due before it has read what came meanwhile. So what
+# is due gets this much more: uvloop counts whole milliseconds, and reads between two of them.
+READ_SECONDS = 0.002
 
 
 class Patience:
-    """The batches that Redis has not answered, oldest first; one timer serves them all.
+    """What Redis has not answered, oldest first; one timer serves all of it."""
 
-    `lost` gets a batch, its tenant and its asks, whose time is up.
-    """
-
-    def __init__(self, lost: Callable[[str, list[Ask]], None]) -> None:
-        self._lost = lost
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, tuple[float, str, list[Ask]]] = {}
-        self._batches = 0
+        self._waiting: dict[int, tuple[float, Callable[[], None]]] = {}
+        self._count = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, tenant: str, asks: list[Ask]) -> int:
-        """Wait for a batch; return its number."""
-        number = self._batches = self._batches + 1
-        self._waiting[number] = (monotonic() + PATIENCE_SECONDS, tenant, asks)
+    def begin(self, lost: Callable[[], None]) -> int:
+        """Wait for an answer; return its number. `lost` is called when its time is up."""
+        number = self._count = self._count + 1
+        self._waiting[number] = (monotonic() + PATIENCE_SECONDS, lost)
         if self._timer is None:
             self._timer = self._loop.call_later(PATIENCE_SECONDS, self._check)
         return number
 
-    def end(self, number: int) -> None:
-        """Wait for a batch no more."""
-        self._waiting.pop(number, None)
+    def end(self, number: int) -> bool:
+        """Wait for an answer no more; tell whether its time was not up yet."""
+        return self._waiting.pop(number, None) is not None
 
     def close(self) -> None:
         """Wait for none. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
 
     def _check(self) -> None:
+        """Look again as soon as what has come by now is read, or when something is due."""
         self._timer = None
-        now = monotonic()
-        while self._waiting:
-            number = next(iter(self._waiting))
-            until, tenant, asks = self._waiting[number]
+        if self._waiting:
+            now = monotonic()
+            until = next(iter(self._waiting.values()))[0]
             if until > now:
                 self._timer = self._loop.call_later(until - now, self._check)
-                return
+            else:
+                self._timer = self._loop.call_later(READ_SECONDS, self._lose, now)
+
+    def _lose(self, due: float) -> None:
+        """Give up what was due at a moment."""
+        while self._waiting:
+            number, (until, lost) = next(iter(self._waiting.items()))
+            if until > due:
+                break
             del self._waiting[number]
-            self._lost(tenant, asks)
+            lost()
+        self._check()

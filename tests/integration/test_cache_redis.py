@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from gateway.store.answers import place
-from gateway.store.cache import ANOTHERS, MINE, NOBODY, RedisTier
+from gateway.store.cache import ANOTHERS, MINE, NOBODY, NOTHING, Found, RedisTier
 from gateway.store.packed import Packing
+from gateway.store.patience import PATIENCE_SECONDS
 from tests.support.store import StoreServer, connected, store_server
 from tests.unit.test_cache_memory import answer
 
@@ -53,6 +55,36 @@ async def test_one_gets_what_nobody_has(store: StoreServer) -> None:
         assert not store.redis.exists(where.keys[1])
         # Kept, though not for long enough to be fresh: whoever asks gets another.
         assert (await tier.find_soon(where, "c", 90_000)).lead == MINE
+
+
+def test_a_loop_that_was_busy_takes_no_redis_for_late(store: StoreServer) -> None:
+    where = place(b"meanwhile", "acme", "", "m", "k")
+
+    async def look() -> Found:
+        found: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        async with connected(store) as (_, client):
+            tier = RedisTier(client, Packing(4096), 10**6)
+            await tier.keep(where, answer(), "")
+
+            def busy(_: Found) -> None:
+                tier.find(where, "", 0, found.set_result)
+                client.flush()
+                time.sleep(2 * PATIENCE_SECONDS)  # it is answered, and nobody reads it
+
+            tier.find(where, "", 0, busy)
+            return await found
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(look()).answer == answer()
+
+
+async def test_a_redis_that_is_late_is_left_alone_for_a_while(store: StoreServer) -> None:
+    async with connected(store) as (_, client):
+        tier = RedisTier(client, Packing(4096), 10**6)
+        store.redis.client_pause(300)
+        assert await tier.find_soon(WHERE, "a", 0) == NOTHING
+        assert not tier.reaches("acme")
+        tier.close()
 
 
 async def test_what_is_too_large_is_kept_nowhere_and_leads_nobody(store: StoreServer) -> None:
