@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Protocol
 
 from gateway.core.record import RequestRecord
@@ -11,6 +12,7 @@ from gateway.observe.series import SEPARATOR, Totals
 
 FOLD_SECONDS = 0.25
 MAX_BATCH = 2000  # folded at once past this, so that a burst cannot grow the batch
+MAX_LABELS = 1024  # sets of label values whose joined form is remembered
 MICROSECONDS = 1_000_000
 
 UNPRICED = "unpriced"
@@ -81,38 +83,38 @@ class Recorder:
         self._scoreboard.publish(self._segment, self._totals)
 
 
+@lru_cache(MAX_LABELS)
+def _labels(*values: str) -> str:
+    return SEPARATOR.join(values)
+
+
 def _fold_one(totals: Totals, r: RequestRecord) -> None:
-    join = SEPARATOR.join
-    totals.add(
-        "sluice_requests", join((r.operation, r.provider, r.model, str(r.status), r.outcome)), 1
-    )
-    totals.observe(
-        "sluice_gateway_overhead_seconds",
-        r.operation,
-        (r.duration_us - r.upstream_us) / MICROSECONDS,
-    )
+    operation, provider, model = r.operation, r.provider, r.model
+    add, observe = totals.add, totals.observe
+    add("sluice_requests", _labels(operation, provider, model, str(r.status), r.outcome), 1)
+    overhead = (r.duration_us - r.upstream_us) / MICROSECONDS
+    observe("sluice_gateway_overhead_seconds", operation, overhead)
     if r.error:
-        totals.add("sluice_errors", r.error, 1)
+        add("sluice_errors", r.error, 1)
     for limit in r.shadow:
-        totals.add("sluice_shadow_refusals", limit, 1)
+        add("sluice_shadow_refusals", limit, 1)
     if r.cache:
-        totals.add("sluice_cache_requests", r.cache, 1)
-        totals.add("sluice_cache_saved_microusd", join((r.provider, r.model)), r.saved_microusd)
+        add("sluice_cache_requests", r.cache, 1)
+        add("sluice_cache_saved_microusd", _labels(provider, model), r.saved_microusd)
     if not r.attempts:
         return
-    served = join((r.operation, r.provider, r.model))
-    totals.add("sluice_attempts", r.provider, r.attempts)
-    totals.observe("gen_ai_server_request_duration_seconds", served, r.duration_us / MICROSECONDS)
+    served = _labels(operation, provider, model)
+    add("sluice_attempts", provider, r.attempts)
+    observe("gen_ai_server_request_duration_seconds", served, r.duration_us / MICROSECONDS)
     if r.first_byte_us:
         seconds = r.first_byte_us / MICROSECONDS
-        totals.observe("gen_ai_server_time_to_first_token_seconds", served, seconds)
+        observe("gen_ai_server_time_to_first_token_seconds", served, seconds)
     if r.usage_source == "none":
         return
-    tokens = "gen_ai_client_token_usage"
-    totals.observe(tokens, served + SEPARATOR + "input", r.usage.prompt_tokens)
-    totals.observe(tokens, served + SEPARATOR + "output", r.usage.completion_tokens)
-    model = join((r.provider, r.model))
+    tokens, usage = "gen_ai_client_token_usage", r.usage
+    observe(tokens, _labels(operation, provider, model, "input"), usage.prompt_tokens)
+    observe(tokens, _labels(operation, provider, model, "output"), usage.completion_tokens)
     if r.price == UNPRICED:
-        totals.add("sluice_unpriced_requests", model, 1)
+        add("sluice_unpriced_requests", _labels(provider, model), 1)
     elif r.cost_microusd:
-        totals.add("sluice_cost_microusd", model, r.cost_microusd)
+        add("sluice_cost_microusd", _labels(provider, model), r.cost_microusd)

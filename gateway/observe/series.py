@@ -35,16 +35,22 @@ class Totals(msgspec.Struct):
 
     def add(self, name: str, labels: str, amount: float) -> None:
         """Add to a counter."""
-        family = self.counters.setdefault(name, {})
-        if labels not in family:
+        family = self.counters.get(name)
+        if family is None:
+            family = self.counters[name] = {}
+        known = family.get(labels)
+        if known is None:
             if self.size >= MAX_SERIES:
                 return
             self.size += 1
-        family[labels] = family.get(labels, 0) + amount
+            known = 0
+        family[labels] = known + amount
 
     def observe(self, name: str, labels: str, value: float) -> None:
         """Add an observation to a histogram."""
-        family = self.histograms.setdefault(name, {})
+        family = self.histograms.get(name)
+        if family is None:
+            family = self.histograms[name] = {}
         cells = family.get(labels)
         bounds = BOUNDS[name]
         if cells is None:

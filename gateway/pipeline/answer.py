@@ -5,8 +5,8 @@ from math import ceil
 from gateway.core.errors import ApiError
 from gateway.core.operations import ANTHROPIC
 from gateway.pipeline.call import Call
-from gateway.policy.limits import REQUESTS, TOKENS, show_duration, tightest
-from gateway.store.answers import Answer
+from gateway.pipeline.replay import Entry
+from gateway.policy.limits import REQUESTS, TOKENS, seconds_until_full, show_duration, tightest
 
 MICROUSD_PER_USD = 1_000_000
 MAX_DROPPED_CHARS = 1000
@@ -14,54 +14,59 @@ MAX_DROPPED_CHARS = 1000
 
 def common_headers(call: Call) -> bytes:
     """Return the headers of every answer: the request's id and where its limits stand."""
+    return _common(call).encode()
+
+
+def _common(call: Call) -> str:
     head = f"x-request-id: {call.id}\r\n"
     if call.operation in ANTHROPIC:
         head += f"request-id: {call.id}\r\n"
     if call.cache:
         head += f"x-sluice-cache: {call.cache}\r\n"
-    standings = call.verdict.standings
-    if standings:
+    verdict = call.verdict
+    if verdict.levels:
         for unit in (REQUESTS, TOKENS):
-            tight = tightest(standings, unit)
+            tight = tightest(verdict.grants, verdict.levels, unit)
             if tight is not None:
-                left = tight.level if tight.level > 0 else 0
+                limit, level = tight
                 head += (
-                    f"x-ratelimit-limit-{unit}: {tight.limit.per_minute}\r\n"
-                    f"x-ratelimit-remaining-{unit}: {left}\r\n"
-                    f"x-ratelimit-reset-{unit}: {show_duration(tight.reset_seconds)}\r\n"
+                    f"x-ratelimit-limit-{unit}: {limit.per_minute}\r\n"
+                    f"x-ratelimit-remaining-{unit}: {level if level > 0 else 0}\r\n"
+                    f"x-ratelimit-reset-{unit}: "
+                    f"{show_duration(seconds_until_full(limit, level))}\r\n"
                 )
-    return head.encode()
+    return head
 
 
 def served_headers(call: Call, *, with_cost: bool) -> bytes:
     """Return the common headers and what served the request; a stream's cost is known too late."""
     assert call.route is not None
     target = call.route.target
+    cost = _cost(call) if with_cost and call.price_version else ""
     head = (
+        f"{_common(call)}"
         f"x-sluice-provider: {target.provider}\r\n"
         f"x-sluice-model: {target.model}\r\n"
         f"x-sluice-attempts: {call.attempts}\r\n"
+        f"{_dropped(call.dropped)}{cost}"
     )
-    head += _dropped(call.dropped)
-    if with_cost and call.price_version:
-        head += _cost(call)
-    return common_headers(call) + head.encode("ascii", "replace")
+    return head.encode("ascii", "replace")
 
 
-def kept_headers(call: Call, answer: Answer, age: float, *, with_cost: bool) -> bytes:
+def kept_headers(call: Call, entry: Entry, age: float) -> bytes:
     """Return the common headers and what served the request whose answer is kept."""
-    head = (
-        f"age: {int(age)}\r\n"
-        f"x-sluice-provider: {answer.provider}\r\n"
-        f"x-sluice-model: {answer.model}\r\n"
-        "x-sluice-attempts: 0\r\n"
-    )
-    if call.likeness:
-        head += f"x-sluice-cache-likeness: {call.likeness:.3f}\r\n"
-    head += _dropped(answer.dropped)
-    if with_cost and answer.price:
-        head += _cost(call)
-    return common_headers(call) + head.encode("ascii", "replace")
+    answer = entry.answer
+    if not entry.head:
+        entry.head = (
+            f"x-sluice-provider: {answer.provider}\r\n"
+            f"x-sluice-model: {answer.model}\r\n"
+            "x-sluice-attempts: 0\r\n"
+            f"{_dropped(answer.dropped)}"
+        )
+    likeness = f"x-sluice-cache-likeness: {call.likeness:.3f}\r\n" if call.likeness else ""
+    cost = _cost(call) if answer.price else ""
+    head = f"{_common(call)}age: {int(age)}\r\n{entry.head}{likeness}{cost}"
+    return head.encode("ascii", "replace")
 
 
 def _dropped(names: tuple[str, ...]) -> str:

@@ -44,12 +44,12 @@ async def write(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) 
     """Write an answer that is kept, a stream at its pace."""
     request, client = call.request, call.client
     assert request is not None
-    pieces = written(entry, call, grown)
+    pieces = written(entry, call, plan.form, grown)
     if not request.stream:
-        headers = kept_headers(call, entry.answer, age, with_cost=True)
+        headers = kept_headers(call, entry, age)
         content_type = entry.answer.content_type or "application/json"
         return partial(client.reply, 200, content_type, headers, pieces[0])
-    client.start(kept_headers(call, entry.answer, age, with_cost=True))
+    client.start(kept_headers(call, entry, age))
     if not plan.rules.pace:
         return partial(client.finish, b"".join(pieces))
     reader = Reader(None, call)

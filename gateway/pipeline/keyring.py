@@ -7,8 +7,8 @@ any of them changes, which is asked twice a second while something is remembered
 import asyncio
 import contextlib
 import hashlib
-import hmac
 import time
+from hmac import compare_digest
 
 import msgspec
 
@@ -38,11 +38,12 @@ class Keyring:
         self, config: Config, virtual: VirtualKeys | None = None, *, trusting: bool = False
     ) -> None:
         self.book = LimitBook(config)
-        self._by_digest: dict[bytes, Principal] = {}
+        self._by_digest: dict[bytes, tuple[bytes, Principal]] = {}
         for i, key in enumerate(config.auth.keys):
             assert key.sha256 is not None
             principal = self.book.principal(key, key.name, f"auth.keys[{i}]")
-            self._by_digest[bytes.fromhex(key.sha256)] = principal
+            digest = bytes.fromhex(key.sha256)
+            self._by_digest[digest] = (digest, principal)
         self._expiry = {
             bytes.fromhex(key.sha256): key.expires
             for key in config.auth.keys
@@ -72,11 +73,11 @@ class Keyring:
                 "No API key was given. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'.",
             )
         digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
-        for known, principal in self._candidates(digest):
-            if hmac.compare_digest(known, digest):
-                if self._expiry and self._expiry.get(digest, FOREVER) <= time.time():
-                    raise _invalid()
-                return principal
+        known = self._by_digest.get(digest)
+        if known is not None and compare_digest(known[0], digest):
+            if self._expiry and self._expiry.get(digest, FOREVER) <= time.time():
+                raise _invalid()
+            return known[1]
         remembered = self._remembered.get(digest)
         if remembered is not None:
             return self._opened(remembered)
@@ -124,10 +125,6 @@ class Keyring:
             known.noted_at = now
             self._virtual.used(known.principal.key, now)
         return known.principal
-
-    def _candidates(self, digest: bytes) -> tuple[tuple[bytes, Principal], ...]:
-        principal = self._by_digest.get(digest)
-        return () if principal is None else ((digest, principal),)
 
 
 FOREVER = float("inf")

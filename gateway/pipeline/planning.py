@@ -48,9 +48,13 @@ class Question:
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
-    """Where the answer to a request is kept, and by which rules. `shared`: with all who ask it."""
+    """Where the answer to a request is kept, and by which rules. `shared`: with all who ask it.
+
+    `form` is how it is to be written for who asks.
+    """
 
     place: Place
+    form: str
     rules: Rules
     wishes: Directives
     shared: bool
@@ -159,10 +163,12 @@ class Planner:
         call.cache = MISS
         tenant, scope = _whose(rules, principal.tenant, principal.key)
         namespace = wishes.namespace
-        asked = found.form if found.plain else found.form + form_of(call).encode()
-        form = (scope, namespace, request.model, call.hints.tags, _betas(call), asked)
+        form = form_of(call)
+        asked = found.form if found.plain else found.form + form.encode()
+        about = (scope, namespace, request.model, call.hints.tags, _betas(call), asked)
         return Plan(
-            place(_pack(form), tenant, namespace, request.model, principal.key),
+            place(_pack(about), tenant, namespace, request.model, principal.key),
+            form,
             rules,
             wishes,
             may_join(rules, deterministic=deterministic)
@@ -171,7 +177,7 @@ class Planner:
             and not wishes.only_cached
             and not call.hints.timeout,  # which is this client's alone
             found.plain,
-            self._question(rules, found, (principal.tenant, *form[:-1])),
+            self._question(rules, found, (principal.tenant, *about[:-1])),
         )
 
     def _question(

@@ -64,15 +64,28 @@ class Entry:
     What has been written of it for one dialect is kept for the next who asks in it.
     """
 
-    __slots__ = ("answer", "born", "name", "size", "until", "written")
+    __slots__ = ("_size", "answer", "born", "head", "name", "until", "written")
 
     def __init__(self, name: str, answer: Answer, age_seconds: float, now: float) -> None:
         self.name, self.answer = name, answer
         self.born = now - age_seconds
         self.until = self.born + answer.kept_ms / 1000
         self.written: dict[tuple[Operation, bool, bool], list[bytes]] = {}
-        reply = _pack(answer.reply) if answer.reply is not None else b""
-        self.size = OVERHEAD_BYTES + len(answer.body) + 2 * len(reply)
+        self.head = ""  # header lines that say what served it
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Return how many bytes it takes in memory, about."""
+        if not self._size:
+            answer = self.answer
+            reply = _pack(answer.reply) if answer.reply is not None else b""
+            self._size = OVERHEAD_BYTES + len(answer.body) + 2 * len(reply)
+        return self._size
+
+    @size.setter
+    def size(self, size: int) -> None:
+        self._size = size
 
     def age(self, now: float) -> float:
         """Return how old the answer is, in seconds."""
@@ -113,22 +126,24 @@ def may_answer(answer: Answer, call: Call) -> bool:
     return answer.reply is not None or answer.form == form_of(call)
 
 
-def written(entry: Entry, call: Call, grown: Callable[[Entry, int], None]) -> list[bytes]:
+def written(
+    entry: Entry, call: Call, form: str, grown: Callable[[Entry, int], None]
+) -> list[bytes]:
     """Return an answer as this client is to have it: a whole body, or the pieces of a stream.
 
-    `grown` learns how much more memory the entry takes. Raises UpstreamError.
+    `form` is the call's; `grown` learns how much more memory the entry takes. Raises UpstreamError.
     """
     request = call.request
     assert request is not None
     answer = entry.answer
-    if answer.body and answer.form == form_of(call):
+    if answer.body and answer.form == form:
         return _events(answer.body) if request.stream else [answer.body]
-    form = (call.operation, request.stream, request.wants_usage)
-    found = entry.written.get(form)
+    kind = (call.operation, request.stream, request.wants_usage)
+    found = entry.written.get(kind)
     if found is None:
         found = _write(answer, call)
         if call.operation is not Operation.RESPONSES:  # which repeats the request's own fields
-            entry.written[form] = found
+            entry.written[kind] = found
             grown(entry, sum(map(len, found)))
     return found
 

@@ -142,7 +142,7 @@ def _copy(services: Services, call: Call, shadow: Shadow) -> None:
 async def _learn_limits(services: Services, call: Call) -> None:
     """Ask where the limits stand, for an answer that was refused before it was admitted."""
     principal = call.principal
-    if principal is None or not principal.limits or call.verdict.standings:
+    if principal is None or not principal.limits or call.verdict.levels:
         return
     if services.admission.degraded:
         return

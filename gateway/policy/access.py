@@ -38,7 +38,7 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
 
 def may_use(principal: Principal, model: str) -> bool:
     """Tell whether an allowlist with wildcards covers a model name."""
-    return any(
-        pattern == "*" or pattern == model or fnmatchcase(model, pattern)
-        for pattern in principal.models
-    )
+    for pattern in principal.models:
+        if pattern in ("*", model) or fnmatchcase(model, pattern):
+            return True
+    return False

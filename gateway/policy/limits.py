@@ -175,25 +175,26 @@ def _microseconds(moment: datetime) -> int:
     return int(moment.timestamp()) * 1_000_000
 
 
-class Standing(msgspec.Struct, frozen=True, gc=False):
-    """How much of a limit is left after a decision; `level` below 0 is a debt."""
-
-    limit: Limit
-    level: int
-
-    @property
-    def reset_seconds(self) -> float:
-        """Return the time until a rate's bucket is full again."""
-        return max(0, self.limit.capacity - self.level) * 60 / self.limit.per_minute
+def tightest(granted: tuple[Grant, ...], levels: list[int], unit: str) -> tuple[Limit, int] | None:
+    """Return the limit of a unit with the least left, which a client meets first, and its level."""
+    found, least = None, 0
+    for grant, level in zip(granted, levels, strict=True):
+        limit = grant.limit
+        if limit.unit == unit and (found is None or level < least):
+            found, least = limit, level
+    return (found, least) if found is not None else None
 
 
-def tightest(standings: tuple[Standing, ...], unit: str) -> Standing | None:
-    """Return the limit of a unit with the least left: the one the client will meet first."""
-    found = None
-    for standing in standings:
-        if standing.limit.unit == unit and (found is None or standing.level < found.level):
-            found = standing
-    return found
+def overdrawn_in_shadow(granted: tuple[Grant, ...], levels: list[int]) -> tuple[Limit, ...]:
+    """Return the limits that would have refused if they were not in shadow."""
+    found = zip(granted, levels, strict=True)
+    return tuple([grant.limit for grant, level in found if grant.limit.shadow and level < 0])
+
+
+def seconds_until_full(limit: Limit, level: int) -> float:
+    """Return the time until a rate's bucket is full again."""
+    missing = limit.capacity - level
+    return missing * 60 / limit.per_minute if missing > 0 else 0.0
 
 
 def show_duration(seconds: float) -> str:

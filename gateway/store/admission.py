@@ -16,7 +16,7 @@ from time import monotonic
 import msgspec
 
 from gateway.core.errors import StoreError
-from gateway.policy.limits import Grant, Limit, Standing
+from gateway.policy.limits import Grant, Limit, overdrawn_in_shadow
 from gateway.policy.share import LocalShare
 from gateway.store import names, scripts
 from gateway.store.backlog import Backlog
@@ -305,26 +305,24 @@ class Admission:
             return
         known = self._share.known
         self._clock_offset = now_us / 1e6 - time.time()
+        shadows = any(limit.shadow for limit in limits)
         for ask, (refusing, wait_us, *levels) in zip(asks, verdicts, strict=True):
             if ask.future is None:
                 self._opened(tenant, ask)
                 continue
             if ask.future.done():
                 continue
-            standings, overdrawn = [], []
-            for grant, level in zip(ask.grants, levels, strict=True):
-                limit, known[grant.key] = grant.limit, level
-                standings.append(Standing(limit, level))
-                if limit.shadow and level < 0:
-                    overdrawn.append(limit)
+            granted = ask.grants
+            for grant, level in zip(granted, levels, strict=True):
+                known[grant.key] = level
             if refusing:
                 wait = None if wait_us < 0 else wait_us / 1e6
-                refused_by = limits[refusing - 1]
-                ask.future.set_result(Verdict(tuple(standings), refused_by, wait))
+                ask.future.set_result(Verdict(granted, levels, limits[refusing - 1], wait))
+            elif shadows:
+                overdrawn = overdrawn_in_shadow(granted, levels)
+                ask.future.set_result(Verdict(granted, levels, overdrawn=overdrawn))
             else:
-                ask.future.set_result(
-                    Verdict(tuple(standings), overdrawn=tuple(overdrawn) if overdrawn else ())
-                )
+                ask.future.set_result(Verdict(granted, levels))
 
     def _stream(self, tenant: str) -> str:
         return names.requests(tenant, clustered=self._client.clustered)
@@ -347,7 +345,7 @@ class Admission:
         if found is None:
             return None
         limit, wait = found
-        return Verdict((), limit, None if wait == inf else wait)
+        return Verdict((), [], limit, None if wait == inf else wait)
 
     def _answer_alone(self, tenant: str, ask: Ask) -> None:
         """Decide over an ask that Redis has not answered, though it may have taken the lease."""

@@ -6,6 +6,7 @@ learns neither the prompt nor the answer. The seal also tells what is damaged or
 
 import hashlib
 import os
+from functools import lru_cache
 from urllib.parse import quote
 
 import msgspec
@@ -20,6 +21,7 @@ from gateway.store import names
 VERSION = b"\x01"
 NONCE_BYTES = 12
 NAME_BYTES, SECRET_BYTES = 20, 32
+MAX_CIPHERS = 1024
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -82,18 +84,15 @@ def split(reply: Reply) -> tuple[Reply, tuple[str, ...]]:
 class Place(msgspec.Struct, frozen=True, gc=False):
     """Where an answer is kept: the tenant whose it is, its name there, and the key of its seal.
 
-    `entry` is what the index of the tenant's answers says of it: name, namespace, model, key.
+    `entry` is what the index of the tenant's answers says of it: name, namespace, model, key;
+    `keys` are the names of the answer and of who is getting it, in Redis.
     """
 
     tenant: str
     name: str
     secret: bytes
     entry: str
-
-    @property
-    def keys(self) -> tuple[str, str]:
-        """Return the names of the answer and of who is getting it, in Redis."""
-        return names.answer(self.tenant, self.name)
+    keys: tuple[str, str]
 
 
 def place(form: bytes, tenant: str, namespace: str, model: str, key: str) -> Place:
@@ -102,13 +101,17 @@ def place(form: bytes, tenant: str, namespace: str, model: str, key: str) -> Pla
     found = digest.digest()
     name = found[:NAME_BYTES].hex()
     entry = " ".join((name, namespace or "-", quote(model, safe="/:@"), quote(key, safe="")))
-    return Place(tenant, name, found[NAME_BYTES:], entry)
+    return Place(tenant, name, found[NAME_BYTES:], entry, names.answer(tenant, name))
+
+
+# Making one takes longer than opening an answer of a kilobyte.
+_cipher = lru_cache(MAX_CIPHERS)(AESGCM)
 
 
 def seal(packed: bytes, where: Place) -> bytes:
     """Return what Redis may have of an answer's bytes."""
     nonce = os.urandom(NONCE_BYTES)
-    return VERSION + nonce + AESGCM(where.secret).encrypt(nonce, packed, where.name.encode())
+    return VERSION + nonce + _cipher(where.secret).encrypt(nonce, packed, where.name.encode())
 
 
 def unseal(sealed: bytes, where: Place) -> bytes:
@@ -118,6 +121,6 @@ def unseal(sealed: bytes, where: Place) -> bytes:
         raise ValueError("of another version")
     nonce = sealed[len(VERSION) : start]
     try:
-        return AESGCM(where.secret).decrypt(nonce, sealed[start:], where.name.encode())
+        return _cipher(where.secret).decrypt(nonce, sealed[start:], where.name.encode())
     except InvalidTag:
         raise ValueError("damaged") from None

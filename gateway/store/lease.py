@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from gateway.policy.limits import RATE, Grant, Limit, Spec, Standing
+from gateway.policy.limits import RATE, Grant, Limit, Spec
 from gateway.store import requests
 
 MAX_BATCH = 256  # Lua's unpack and Redis's attention are both finite
@@ -33,9 +33,13 @@ class Holding(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """The answer to an admission; `wait_seconds` is None where waiting cannot help."""
+    """The answer to an admission; `wait_seconds` is None where waiting cannot help.
 
-    standings: tuple[Standing, ...] = ()
+    `levels` says how much is left of each limit of `grants`; below 0 it is a debt.
+    """
+
+    grants: tuple[Grant, ...] = ()
+    levels: list[int] = []
     refused_by: Limit | None = None
     wait_seconds: float | None = 0
     unsure: bool = False  # refused here, though Redis may have taken the lease

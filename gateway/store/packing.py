@@ -42,6 +42,7 @@ def pack_settlements(
     limit_numbers: dict[str, int] = {}
     limit_keys, specs = [], []
     usage_numbers: dict[str, int] = {}
+    numbered: dict[tuple[str, ...], list[int]] = {}
     entries = []
     marked = False
     for settlement, _ in due:
@@ -53,7 +54,10 @@ def pack_settlements(
                 specs.append(given.spec)
                 number = limit_numbers[given.key] = len(specs)
             gives.append((number, given.reserved, given.used))
-        hashes = [usage_numbers.setdefault(p, len(usage_numbers)) for p in settlement.parts]
+        hashes = numbered.get(settlement.parts)
+        if hashes is None:
+            hashes = [usage_numbers.setdefault(p, len(usage_numbers)) for p in settlement.parts]
+            numbered[settlement.parts] = hashes
         entries.append(_entry(settlement, gives, hashes))
         marked = marked or settlement.marked
     day, month = periods

@@ -46,7 +46,7 @@ def every_key_has_a_lifetime(server: StoreServer) -> Iterator[None]:
 
 
 def levels(verdict: Verdict) -> list[int]:
-    return [standing.level for standing in verdict.standings]
+    return verdict.levels
 
 
 # --- Deciding ------------------------------------------------------------------------------------

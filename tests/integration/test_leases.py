@@ -67,7 +67,7 @@ async def test_a_lease_counts_once_however_often_it_is_settled(server: StoreServ
         later = await settle_all(admission, [settlement("a", who, 20)])
         verdict = await ask(admission, who, "b", holding(1000))
     assert same_turn + later == [True, False, False, False]
-    assert [standing.level for standing in verdict.standings] == [70]
+    assert verdict.levels == [70]
     assert server.usage(tenant)["requests"] == 1
 
 
@@ -157,7 +157,7 @@ async def test_flushed_scripts_are_loaded_again(server: StoreServer) -> None:
             verdicts = await asyncio.gather(
                 *(ask(admission, limited, f"{number}-{i}", holding()) for i in range(4))
             )
-            assert [v.standings[0].level for v in verdicts] == [
+            assert [v.levels[0] for v in verdicts] == [
                 100 - 4 * number - taken for taken in (1, 2, 3, 4)
             ]
             server.redis.script_flush()

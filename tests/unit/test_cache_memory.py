@@ -138,7 +138,7 @@ def test_a_sealed_answer_opens_at_its_place_alone() -> None:
         assert len(sealed) < 2000
         assert seal(packing.dumps(kept), WHERE) != sealed, "no nonce serves twice"
         elsewhere = place(b"form2", "acme", "", "m", "k")
-        renamed = Place(WHERE.tenant, elsewhere.name, WHERE.secret, WHERE.entry)
+        renamed = Place(WHERE.tenant, elsewhere.name, WHERE.secret, WHERE.entry, WHERE.keys)
         for wrong in (elsewhere, renamed):
             with pytest.raises(ValueError, match="damaged"):
                 unseal(sealed, wrong)

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from gateway.policy.limits import (
+    RATE,
     REQUESTS,
     TOKENS,
+    Grant,
     Limit,
     Rates,
-    Standing,
     limits,
+    seconds_until_full,
     show_duration,
     tightest,
 )
@@ -62,19 +64,19 @@ def test_rates_become_buckets(rates: Rates, expected: tuple[Limit, ...]) -> None
     ("level", "seconds"), [(100, 0.0), (50, 10.0), (0, 20.0), (-100, 40.0), (101, 0.0)]
 )
 def test_the_time_until_a_bucket_is_full(level: int, seconds: float) -> None:
-    assert Standing(Limit("b", TOKENS, 100, 300, "key"), level).reset_seconds == seconds
+    assert seconds_until_full(Limit("b", TOKENS, 100, 300, "key"), level) == seconds
 
 
 def test_the_tightest_bucket_of_a_unit_is_the_one_with_the_least_left() -> None:
-    def standing(unit: str, level: int, scope: str) -> Standing:
-        return Standing(Limit(f"{scope}:{unit}", unit, 100, 100, scope), level)
+    def grant(unit: str, scope: str) -> Grant:
+        return Grant(Limit(f"{scope}:{unit}", unit, 100, 100, scope), "key", (RATE, 100, 100), 1)
 
-    roomy, tight = standing(REQUESTS, 50, "key"), standing(REQUESTS, 3, "tenant")
-    debt = standing(TOKENS, -5, "key")
-    assert tightest((roomy, tight, debt), REQUESTS) is tight
-    assert tightest((roomy, tight, debt), TOKENS) is debt
-    assert tightest((roomy, tight), TOKENS) is None
-    assert tightest((), REQUESTS) is None
+    roomy, tight = grant(REQUESTS, "key"), grant(REQUESTS, "tenant")
+    debt = grant(TOKENS, "key")
+    assert tightest((roomy, tight, debt), [50, 3, -5], REQUESTS) == (tight.limit, 3)
+    assert tightest((roomy, tight, debt), [50, 3, -5], TOKENS) == (debt.limit, -5)
+    assert tightest((roomy, tight), [50, 3], TOKENS) is None
+    assert tightest((), [], REQUESTS) is None
 
 
 @pytest.mark.parametrize(
