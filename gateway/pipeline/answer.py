@@ -25,10 +25,10 @@ def _common(call: Call) -> str:
         head += f"x-sluice-cache: {call.cache}\r\n"
     verdict = call.verdict
     if verdict.levels:
+        tight = tightest(verdict.grants, verdict.levels)
         for unit in (REQUESTS, TOKENS):
-            tight = tightest(verdict.grants, verdict.levels, unit)
-            if tight is not None:
-                limit, level = tight
+            if unit in tight:
+                level, limit = tight[unit]
                 head += (
                     f"x-ratelimit-limit-{unit}: {limit.per_minute}\r\n"
                     f"x-ratelimit-remaining-{unit}: {level if level > 0 else 0}\r\n"

@@ -174,8 +174,7 @@ def decode(services: Services, call: Call) -> None:
     if served is None:
         message = f"The model '{request.model}' does not exist here."
         raise ApiError("model_not_found", message, param="model")
-    ways = any(call.operation in route.ways for route in served.routes)
-    if not ways and call.operation is not Operation.COUNT_TOKENS:
+    if not served.does(call.operation) and call.operation is not Operation.COUNT_TOKENS:
         message = f"The model '{request.model}' does not do {call.operation.value}."
         raise ApiError("invalid_value", message, param="model")
     call.model = served

@@ -102,6 +102,13 @@ class Served(msgspec.Struct, frozen=True):
     goes_on: bool = False  # with a stream that is cut, at another target
     cache: Overrides = ASIS
 
+    def does(self, operation: Operation) -> bool:
+        """Tell whether any of its routes can be asked for this."""
+        for route in self.routes:  # noqa: SIM110  a generator costs more than the loop
+            if operation in route.ways:
+                return True
+        return False
+
 
 class Shadow(msgspec.Struct, frozen=True):
     """Where copies of a model's requests go, as a model of its own, and for whom they are counted.

@@ -175,14 +175,15 @@ def _microseconds(moment: datetime) -> int:
     return int(moment.timestamp()) * 1_000_000
 
 
-def tightest(granted: tuple[Grant, ...], levels: list[int], unit: str) -> tuple[Limit, int] | None:
-    """Return the limit of a unit with the least left, which a client meets first, and its level."""
-    found, least = None, 0
+def tightest(granted: tuple[Grant, ...], levels: list[int]) -> dict[str, tuple[int, Limit]]:
+    """Return by unit which limit has the least left, the one a client meets first, and how much."""
+    found: dict[str, tuple[int, Limit]] = {}
     for grant, level in zip(granted, levels, strict=True):
         limit = grant.limit
-        if limit.unit == unit and (found is None or level < least):
-            found, least = limit, level
-    return (found, least) if found is not None else None
+        known = found.get(limit.unit)
+        if known is None or level < known[0]:
+            found[limit.unit] = (level, limit)
+    return found
 
 
 def overdrawn_in_shadow(granted: tuple[Grant, ...], levels: list[int]) -> tuple[Limit, ...]:

@@ -73,10 +73,10 @@ def test_the_tightest_bucket_of_a_unit_is_the_one_with_the_least_left() -> None:
 
     roomy, tight = grant(REQUESTS, "key"), grant(REQUESTS, "tenant")
     debt = grant(TOKENS, "key")
-    assert tightest((roomy, tight, debt), [50, 3, -5], REQUESTS) == (tight.limit, 3)
-    assert tightest((roomy, tight, debt), [50, 3, -5], TOKENS) == (debt.limit, -5)
-    assert tightest((roomy, tight), [50, 3], TOKENS) is None
-    assert tightest((), [], REQUESTS) is None
+    both = {REQUESTS: (3, tight.limit), TOKENS: (-5, debt.limit)}
+    assert tightest((roomy, tight, debt), [50, 3, -5]) == both
+    assert tightest((tight, roomy), [3, 50]) == {REQUESTS: (3, tight.limit)}
+    assert tightest((), []) == {}
 
 
 @pytest.mark.parametrize(
