@@ -16,6 +16,9 @@ class Operation(Enum):
 
     __hash__ = object.__hash__  # members are single; Enum's own hashes their names, in Python
 
+    def __init__(self, label: str) -> None:
+        self.label = label  # the value, without the Python code in which Enum keeps it
+
 
 PATHS = {
     "/v1/chat/completions": Operation.CHAT,

@@ -46,19 +46,21 @@ class Totals(msgspec.Struct):
             known = 0
         family[labels] = known + amount
 
+    def cells(self, name: str, labels: str) -> list[float]:
+        """Return a histogram's bucket counts and, last, its sum, to be added to."""
+        family = self.histograms.setdefault(name, {})
+        cells = family.get(labels)
+        if cells is None:
+            cells = [0.0] * (len(BOUNDS[name]) + 2)
+            if self.size < MAX_SERIES:
+                self.size += 1
+                family[labels] = cells
+        return cells
+
     def observe(self, name: str, labels: str, value: float) -> None:
         """Add an observation to a histogram."""
-        family = self.histograms.get(name)
-        if family is None:
-            family = self.histograms[name] = {}
-        cells = family.get(labels)
-        bounds = BOUNDS[name]
-        if cells is None:
-            if self.size >= MAX_SERIES:
-                return
-            self.size += 1
-            cells = family[labels] = [0.0] * (len(bounds) + 2)
-        cells[bisect_left(bounds, value)] += 1
+        cells = self.cells(name, labels)
+        cells[bisect_left(BOUNDS[name], value)] += 1
         cells[-1] += value
 
     def merge(self, other: "Totals") -> None:

@@ -101,104 +101,60 @@ _OUTCOME = (
 )
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """One request: what came in, what was decided, what it came to. Times are loop seconds."""
 
-    __slots__ = (
-        "allowance",
-        "attempts",
-        "before",
-        "body",
-        "cache",
-        "client",
-        "connect_s",
-        "continued",
-        "cost",
-        "cost_microusd",
-        "delegated",
-        "dropped",
-        "error",
-        "finished",
-        "flight",
-        "gated",
-        "grants",
-        "hints",
-        "holding",
-        "id",
-        "kept",
-        "leased",
-        "left",
-        "likeness",
-        "model",
-        "operation",
-        "outcome",
-        "passed_on",
-        "price_version",
-        "principal",
-        "queued_s",
-        "refused",
-        "relay",
-        "reply_at",
-        "request",
-        "route",
-        "saved",
-        "secret",
-        "sent_at",
-        "stale",
-        "started_at",
-        "status",
-        "trace",
-        "tries",
-        "unsure",
-        "usage",
-        "usage_source",
-        "verdict",
-    )
-
-    def __init__(
-        self,
-        call_id: str,
-        operation: Operation,
-        body: bytes,
-        secret: str | None,
-        client: Client,
-        started_at: float,
-        trace: str = "",
-        passed_on: Headers = (),
-        hints: Hints = NO_HINTS,
-    ) -> None:
-        self.id, self.operation, self.body, self.secret = call_id, operation, body, secret
-        self.client, self.started_at, self.trace = client, started_at, trace
-        self.passed_on = passed_on  # headers of the client's that its provider may want
-        self.dropped: tuple[str, ...] = ()
-        self.hints = hints
-        self.principal: Principal | None = None
-        self.request: Request | None = None
-        self.model: Served | None = None
-        self.holding: Holding | None = None
-        self.grants: tuple[Grant, ...] = ()
-        self.allowance: Allowance | None = None
-        self.leased = self.finished = self.unsure = self.left = self.gated = False
-        self.verdict = NO_VERDICT
-        self.route: Route | None = None
-        self.relay: Relay | None = None
-        self.attempts = 0
-        self.tries: list[AttemptRecord] = []
-        self.before: Spent | None = None
-        self.continued = 0
-        self.queued_s = self.connect_s = 0.0
-        self.sent_at = self.reply_at = 0.0
-        self.status = 0
-        self.outcome, self.error = record.OK, ""
-        self.usage, self.usage_source = NO_USAGE, "none"
-        self.cost, self.cost_microusd, self.price_version = record.FREE, 0, ""
-        # What the cache has to do with it. Delegated: another call asks, and accounts, for it.
-        self.cache, self.saved, self.delegated = "", 0, False
-        self.likeness = 0.0  # of the question that was answered, where it is another
-        self.flight: Flight | None = None
-        self.kept: Answer | None = None
-        self.stale: Answer | None = None  # may stand in where no other can be had
-        self.refused: ApiError | None = None
+    id: str
+    operation: Operation
+    body: bytes
+    secret: str | None
+    client: Client
+    started_at: float
+    trace: str = ""
+    passed_on: Headers = ()  # headers of the client's that its provider may want
+    hints: Hints = NO_HINTS
+    # What was decided.
+    principal: Principal | None = None
+    request: Request | None = None
+    model: Served | None = None
+    holding: Holding | None = None
+    grants: tuple[Grant, ...] = ()
+    allowance: Allowance | None = None
+    verdict: Verdict = NO_VERDICT
+    gated: bool = False
+    leased: bool = False
+    unsure: bool = False
+    left: bool = False
+    # What it came to.
+    route: Route | None = None
+    relay: Relay | None = None
+    dropped: tuple[str, ...] = ()
+    attempts: int = 0
+    tries: list[AttemptRecord] = []
+    before: Spent | None = None
+    continued: int = 0
+    queued_s: float = 0.0
+    connect_s: float = 0.0
+    sent_at: float = 0.0
+    reply_at: float = 0.0
+    finished: bool = False
+    status: int = 0
+    outcome: str = record.OK
+    error: str = ""
+    refused: ApiError | None = None
+    usage: Usage = NO_USAGE
+    usage_source: str = "none"
+    cost: record.Cost = record.FREE
+    cost_microusd: int = 0
+    price_version: str = ""
+    # What the cache has to do with it.
+    cache: str = ""
+    saved: int = 0
+    delegated: bool = False  # another call asks, and accounts, for it
+    likeness: float = 0.0  # of the question that was answered, where it is another
+    flight: "Flight | None" = None
+    kept: "Answer | None" = None
+    stale: "Answer | None" = None  # may stand in where no other can be had
 
     def fork(self, client: Client, attempts: int) -> "Call":
         """Return a call for one attempt at the same request, with a client of its own."""

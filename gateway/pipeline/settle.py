@@ -205,7 +205,7 @@ def _record(services: Services, call: Call) -> RequestRecord:
         services.admission.now(),
         principal.tenant if principal else "",
         principal.key if principal else "",
-        call.operation.value,
+        call.operation.label,
         _model_label(services, call),
         _provider(call),
         route.target.model if route else call.kept.model if call.kept else "",
