@@ -3,6 +3,10 @@
 A small keeper process runs it. The keeper holds the reading end of a pipe whose writing end the
 supervisor and every worker hold: the store goes on exactly as long as any of them lives, so that
 workers that outlive a killed supervisor can still settle what they finish.
+
+The server itself writes before it answers and leaves it to the keeper to have that put on the disk,
+once a second. With `everysec` it would answer without having written while a disk is slow to sync,
+and what it answered for would be gone if it were killed then.
 """
 
 import contextlib
@@ -16,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +30,7 @@ from workers.state import StateDirectory
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
+SYNC_SECONDS = 1.0
 PR_SET_PDEATHSIG = 1
 
 SETTINGS = """\
@@ -33,7 +39,7 @@ unixsocket "{socket}"
 unixsocketperm 600
 dir "{directory}"
 appendonly yes
-appendfsync everysec
+appendfsync no
 save ""
 maxmemory {memory_mb}mb
 maxmemory-policy noeviction
@@ -157,6 +163,8 @@ def _keep(binary: str, settings: str, pipe: int, state: StateDirectory) -> NoRet
         assert server.stdin is not None
         server.stdin.write(settings.encode())
         server.stdin.close()
+        written = state.path / "store"
+        threading.Thread(target=_sync, args=(written,), name="sync", daemon=True).start()
         select.select([pipe, wake_read], [], [])
         if server.poll() is None:
             server.terminate()
@@ -169,6 +177,31 @@ def _keep(binary: str, settings: str, pipe: int, state: StateDirectory) -> NoRet
         print(f"sluice: the store's keeper failed: {error!r}", file=sys.stderr, flush=True)
     finally:
         os._exit(code & 0xFF)
+
+
+def _sync(directory: Path) -> NoReturn:
+    """Have what the server writes put on the disk, for ever: the machine may lose its power."""
+    seen: dict[Path, tuple[int, int]] = {}
+    while True:
+        time.sleep(SYNC_SECONDS)
+        seen = sync_changed(directory, seen)
+
+
+def sync_changed(directory: Path, seen: dict[Path, tuple[int, int]]) -> dict[Path, tuple[int, int]]:
+    """Sync the server's logs that are not as they were seen; return how they are (inode, size)."""
+    found = {}
+    for path in directory.rglob("*.aof"):
+        with contextlib.suppress(OSError):  # one that a rewrite has replaced
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                status = os.fstat(fd)
+                now = (status.st_ino, status.st_size)
+                if seen.get(path) != now:
+                    os.fsync(fd)
+                found[path] = now
+            finally:
+                os.close(fd)
+    return found
 
 
 def _die_with_parent() -> None:

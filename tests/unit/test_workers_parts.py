@@ -16,6 +16,7 @@ from gateway.core.errors import ConfigError
 from workers import state
 from workers.cores import cpu_quota, worker_count
 from workers.state import MAX_SOCKET_PATH, StateDirectory, socket_path
+from workers.store_server import sync_changed
 from workers.systemd import Notifier
 
 # --- Cores ---------------------------------------------------------------------------------------
@@ -220,3 +221,42 @@ def test_a_short_directory_that_others_may_use_is_refused(
     Path(socket_path(long, "s")).parent.chmod(0o755)
     with pytest.raises(ConfigError, match="not a private directory"):
         socket_path(long, "s")
+
+
+# --- The store's files ---------------------------------------------------------------------------
+
+
+def test_what_the_store_has_written_is_synced_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    logs = tmp_path / "appendonlydir"
+    logs.mkdir()
+    first, second = logs / "appendonly.aof.1.incr.aof", logs / "appendonly.aof.2.incr.aof"
+    first.write_bytes(b"*1")
+    (tmp_path / "store.log").write_bytes(b"a warning")
+    seen = sync_changed(tmp_path, {})
+    assert synced == [first.stat().st_ino]
+    assert sync_changed(tmp_path, seen) == seen
+    assert len(synced) == 1
+    with first.open("ab") as file:
+        file.write(b"*2")
+    second.write_bytes(b"")  # a rewrite begins
+    seen = sync_changed(tmp_path, seen)
+    assert set(synced[1:]) == {first.stat().st_ino, second.stat().st_ino}
+    first.unlink()
+    assert set(sync_changed(tmp_path, seen)) == {second}
+
+
+def test_what_could_not_be_synced_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError("the disk")
+
+    (tmp_path / "appendonly.aof").write_bytes(b"*1")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fails)
+        assert sync_changed(tmp_path, {}) == {}
+    assert set(sync_changed(tmp_path, {})) == {tmp_path / "appendonly.aof"}
