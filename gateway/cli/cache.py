@@ -17,6 +17,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     """Declare the commands."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="action")
     chosen = argparse.ArgumentParser(add_help=False)
+    chosen.add_argument("--config", default=argparse.SUPPRESS, help="as before the command")
     chosen.add_argument("--tenant", help="of this tenant; '~shared': what all tenants share")
     chosen.add_argument("--namespace", help="of this x-sluice-cache-namespace; '': of none")
     chosen.add_argument("--model", help="of this model, as clients name it")

@@ -31,6 +31,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     def action(name: str, text: str) -> argparse.ArgumentParser:
         found = actions.add_parser(name, help=text)
         found.add_argument("--json", action="store_true", help="print JSON")
+        found.add_argument("--config", default=argparse.SUPPRESS, help="as before the action")
         return found
 
     create = action("create", "make a key; its secret is shown this once")
