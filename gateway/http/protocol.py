@@ -18,8 +18,8 @@ from gateway.core.operations import Operation
 from gateway.formats import openai
 from gateway.http.request_head import MAX_HEAD_BYTES, RequestHead, request_head
 from gateway.pipeline.call import Call
+from gateway.timer import FOREVER, LazyTimer
 from gateway.upstream.exchange import Flow
-from gateway.upstream.timer import FOREVER, LazyTimer
 
 if TYPE_CHECKING:
     from gateway.http.server import GatewayServer

@@ -24,12 +24,11 @@ from gateway.pipeline.targets import Headers
 from gateway.pipeline.translation import Translation
 from gateway.policy.retry import retry_after
 from gateway.policy.tokens import count_tokens
+from gateway.timer import FOREVER, LazyTimer
 from gateway.upstream.exchange import MAX_BODY_BYTES, Reply
 from gateway.upstream.relay import Relay
-from gateway.upstream.timer import FOREVER
 
 MAX_SHOWN_CHARS = 300
-EARLY_SECONDS = 0.002  # by which a timer may go off too soon: uvloop's count whole milliseconds
 NO_META = Meta("", "", 0)  # replies in the client's own dialect need none
 
 
@@ -137,26 +136,20 @@ async def ask_rest(services: Services, call: Call, route: Route, until: float) -
 class _Watch:
     """Looks after a stream that has shown nothing yet: comments for the client, and a deadline."""
 
-    __slots__ = ("_every", "_loop", "_ping_at", "_relay", "_timer", "_until")
+    __slots__ = ("_every", "_ping_at", "_relay", "_timer", "_until")
 
     def __init__(self, services: Services, relay: Relay, deadlines: Deadlines) -> None:
-        self._loop, self._relay = services.loop, relay
-        self._every = services.config.server.stream_ping
+        self._relay, self._every = relay, services.config.server.stream_ping
         now = monotonic()
         self._until, self._ping_at = now + deadlines.first_token, now + self._every
-        self._timer: asyncio.TimerHandle | None = self._loop.call_at(self._next(), self._look)
+        self._timer = LazyTimer(services.loop, self._look)
+        self._timer.set(min(self._until, self._ping_at))
 
     def close(self) -> None:
         """Look no more. Idempotent."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _next(self) -> float:
-        return min(self._until, self._ping_at) + EARLY_SECONDS
+        self._timer.clear()
 
     def _look(self) -> None:
-        self._timer = None
         if self._relay.started:
             return
         now = monotonic()
@@ -168,7 +161,7 @@ class _Watch:
         if now >= self._ping_at:
             self._relay.ping()
             self._ping_at = now + self._every
-        self._timer = self._loop.call_at(self._next(), self._look)
+        self._timer.set(min(self._until, self._ping_at))
 
 
 async def _more_headers(

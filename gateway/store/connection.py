@@ -9,11 +9,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import hiredis
 
 from gateway.core.errors import StoreError
+from gateway.timer import LazyTimer
 
 # The library's own stub asks for a tuple of exactly one argument.
 pack: Callable[[tuple[bytes | str | int, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
@@ -42,7 +44,7 @@ class Connection(asyncio.Protocol):
         self._outgoing: list[bytes] = []
         self._flush_scheduled = False
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer = LazyTimer(loop, self._on_deadline)
         self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -74,9 +76,10 @@ class Connection(asyncio.Protocol):
             callback(StoreError("Redis is not reachable" if self.closed else "Redis is too slow"))
             return
         self._outgoing.append(command)
-        self._waiting.append((self._loop.time() + self._timeout, callback))
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout, self._check_deadline)
+        until = monotonic() + self._timeout
+        if not self._waiting:
+            self._timer.set(until)
+        self._waiting.append((until, callback))
         self._schedule()
 
     def call(self, *args: bytes | str | int) -> asyncio.Future[Reply]:
@@ -114,23 +117,20 @@ class Connection(asyncio.Protocol):
             self._flush_scheduled = True
             self._loop.call_soon(self.flush)
 
-    def _check_deadline(self) -> None:
-        self._timer = None
+    def _on_deadline(self) -> None:
         if not self._waiting:
             return
-        left = self._waiting[0][0] - self._loop.time()
-        if left <= 0:
-            self._end(StoreError(f"Redis did not answer within {self._timeout:g} s"))
+        until = self._waiting[0][0]
+        if monotonic() < until:
+            self._timer.set(until)
         else:
-            self._timer = self._loop.call_later(left, self._check_deadline)
+            self._end(StoreError(f"Redis did not answer within {self._timeout:g} s"))
 
     def _end(self, error: StoreError) -> None:
         if self.closed:
             return
         self.closed = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer.clear()
         if self._transport is not None:
             self._transport.abort()
         self._outgoing.clear()

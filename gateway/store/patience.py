@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic
 
+from gateway.timer import READ_SECONDS
+
 # A Redis that takes longer than this is not waited for.
 PATIENCE_SECONDS = 0.1
-# A loop that was busy itself finds its timers due before it has read what came meanwhile. So what
-# is due gets this much more: uvloop counts whole milliseconds, and reads between two of them.
-READ_SECONDS = 0.002
 
 
 class Patience:

@@ -12,9 +12,9 @@ import httptools
 
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Deadlines
+from gateway.timer import LazyTimer
 from gateway.upstream.exchange import MAX_BODY_BYTES, Reply, Sink, Stale
 from gateway.upstream.small_reads import SmallReads
-from gateway.upstream.timer import LazyTimer
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200

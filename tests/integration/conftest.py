@@ -14,7 +14,7 @@ from tests.support.gateway import Gateway, running
 from tests.support.threaded import UpstreamThread
 from tests.support.upstream import Behaviour, like_openai
 
-TIMEOUTS = {"connect": 1, "first_byte": 0.6, "idle": 0.6, "total": 8}
+TIMEOUTS = {"connect": 2, "first_byte": 2.5, "idle": 2.5, "total": 12}
 PATIENT = {"connect": 2, "first_byte": 20, "idle": 20, "total": 60}
 
 

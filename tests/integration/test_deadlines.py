@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from tests.support.config import KEY, chat, config
 from tests.support.gateway import running
 from tests.support.load import Ask, Client, once
-from tests.support.upstream import Exchange, Upstream, delta
+from tests.support.upstream import Exchange, Upstream, completion, delta, usage
 
 
 def text_of(body: bytes) -> str:
@@ -208,3 +210,40 @@ async def test_a_providers_own_total_hands_over() -> None:
         with running(config(providers=providers, models=models)) as gateway:
             outcome = await once(gateway.port, Ask(chat()))
             assert outcome.headers["x-sluice-provider"] == "p1"
+
+
+@pytest.mark.parametrize("at", ["first_byte", "first_token", "idle", "total"])
+async def test_a_worker_that_was_held_up_reads_what_came_before_it_gives_up(at: str) -> None:
+    pids: list[int] = []
+
+    async def answers_meanwhile(exchange: Exchange) -> None:
+        """Answer a worker that gets no CPU until all of its deadlines have passed."""
+        if at in ("first_token", "idle"):
+            await exchange.start_stream()
+        if at == "idle":
+            await exchange.event(delta("so far "))
+        await asyncio.sleep(0.1)  # it has read this much
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            if at in ("first_token", "idle"):
+                await tell(exchange)
+            else:
+                await exchange.reply(completion("fine", usage(7, 1)))
+            await asyncio.sleep(1.0)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    timeouts = {"connect": 1, "first_byte": 5, "first_token": 5, "idle": 5, "total": 10, at: 0.6}
+    async with Upstream(behaviour=answers_meanwhile) as upstream:
+        text = config(upstream.url, server={"timeouts": timeouts})
+        with running(text) as gateway:
+            pids += gateway.worker_pids
+            stream = at in ("first_token", "idle")
+            outcome = await once(gateway.port, Ask(chat(stream=stream)))
+            assert outcome.status == 200
+            assert b"fine" in outcome.body
+            assert b"error" not in outcome.body
+            (record,) = gateway.records(1)
+            assert [t["failure"] for t in record["tries"]] == [""]
