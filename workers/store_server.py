@@ -145,7 +145,7 @@ def _keep(binary: str, settings: str, pipe: int, state: StateDirectory) -> NoRet
     try:
         for signum in (signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: None)  # interrupts the wait below
+        signal.signal(signal.SIGTERM, lambda *_: None)  # wakes the wait below
         _close_all_but({0, 1, 2, pipe, state.lock_fd})
         wake_read, wake_write = os.pipe()
         for fd in (wake_read, wake_write):
@@ -165,7 +165,7 @@ def _keep(binary: str, settings: str, pipe: int, state: StateDirectory) -> NoRet
         server.stdin.close()
         written = state.path / "store"
         threading.Thread(target=_sync, args=(written,), name="sync", daemon=True).start()
-        select.select([pipe, wake_read], [], [])
+        _wait(server, pipe, wake_read)
         if server.poll() is None:
             server.terminate()
             try:
@@ -177,6 +177,14 @@ def _keep(binary: str, settings: str, pipe: int, state: StateDirectory) -> NoRet
         print(f"sluice: the store's keeper failed: {error!r}", file=sys.stderr, flush=True)
     finally:
         os._exit(code & 0xFF)
+
+
+def _wait(server: subprocess.Popen[bytes], pipe: int, wake_read: int) -> None:
+    """Return once the server has ended, or is to end. One that was stopped may go on later."""
+    while server.poll() is None:
+        ready, _, _ = select.select([pipe, wake_read], [], [])
+        if pipe in ready or signal.SIGTERM in os.read(wake_read, 4096):
+            return
 
 
 def _sync(directory: Path) -> NoReturn:

@@ -69,6 +69,8 @@ async def stopped(gateway: Gateway) -> None:
     os.kill(pid, signal.SIGSTOP)
     await asyncio.sleep(AWAY_SECONDS)
     os.kill(pid, signal.SIGCONT)
+    await asyncio.sleep(0.2)
+    assert gateway.store_pid == pid, "it was stopped, not ended"
 
 
 async def paused(gateway: Gateway) -> None:

@@ -107,6 +107,7 @@ async def test_a_store_that_hangs_fails_requests_in_time_and_recovers(upstream: 
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
         assert gateway.get("/health/ready")[0] == 200
+        assert gateway.store_pid == pid, "it was stopped, not ended"
 
 
 async def test_usage_and_limits_survive_a_restart(upstream: Upstream) -> None:
