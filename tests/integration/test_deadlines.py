@@ -83,7 +83,7 @@ async def test_a_client_that_waits_is_sent_comments() -> None:
 
 async def test_after_comments_a_failure_still_goes_to_the_next_target() -> None:
     async def fails_late(exchange: Exchange) -> None:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.8)
         await exchange.reply({"error": {"message": "no"}}, 503)
 
     async with Upstream(behaviour=fails_late) as first, Upstream(behaviour=slow) as second:
@@ -98,7 +98,7 @@ async def test_after_comments_a_failure_still_goes_to_the_next_target() -> None:
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
 async def test_after_comments_an_error_is_an_event(status: int, path: str) -> None:
     async def fails_late(exchange: Exchange) -> None:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.8)
         await exchange.reply({"error": {"message": "it cannot"}}, status)
 
     async with Upstream(behaviour=fails_late) as upstream:

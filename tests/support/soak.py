@@ -68,6 +68,9 @@ async def came(true: Callable[[], bool], seconds: float = 30.0) -> None:
         await asyncio.sleep(0.05)
 
 
+HELD_UP_SECONDS = 0.1
+
+
 class OpenLoop:
     """Sends requests at a rate, whatever becomes of them, on connections that are kept.
 
@@ -83,12 +86,17 @@ class OpenLoop:
         self.sent = 0
 
     async def run(self, per_second: float, goes_on: Callable[[float], bool]) -> None:
-        """Send until `goes_on`, given the seconds so far, says no; then wait for the answers."""
+        """Send until `goes_on`, given the seconds so far, says no; then wait for the answers.
+
+        What was not sent because this process got no CPU is not made up for: that were a flood.
+        """
         loop = asyncio.get_running_loop()
-        started, first = loop.time(), self.sent
+        started, counted = loop.time(), 0
+        most = max(1, int(HELD_UP_SECONDS * per_second))
         while goes_on(loop.time() - started):
-            due = int((loop.time() - started) * per_second) - (self.sent - first)
-            for _ in range(due):
+            due = int((loop.time() - started) * per_second) - counted
+            counted += due
+            for _ in range(min(due, most)):
                 task = loop.create_task(self._ask(self._make(self.sent)))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
