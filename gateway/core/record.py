@@ -46,8 +46,10 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
 FREE = Cost()
 
 
-class RequestRecord(msgspec.Struct, frozen=True, gc=False):
+class RequestRecord(msgspec.Struct, frozen=True, gc=False, tag_field="event", tag="request"):
     """Times are microseconds, `time` is Unix seconds, money is micro-dollars.
+
+    As JSON it begins with `"event": "request"`.
 
     `usage_source` says who counted: provider, estimated (the gateway, from the text), partial
     (the gateway, from what a client took before it left), reserved (an aborted request's

@@ -8,17 +8,11 @@ import threading
 
 import msgspec
 
-from gateway.core.record import RequestRecord
-
 MAX_QUEUED_BYTES = 8 * 1024 * 1024
 MAX_MESSAGE_CHARS = 4000
 
 _encode = msgspec.json.Encoder().encode
-
-
-def request_line(record: RequestRecord) -> bytes:
-    """Encode a finished request as one line."""
-    return b'{"event":"request",' + _encode(record)[1:] + b"\n"
+encode_lines = msgspec.json.Encoder().encode_lines
 
 
 class LineWriter:

@@ -1,21 +1,13 @@
 """Hot path: takes each finished request's record and folds them, a batch at a time."""
 
 import asyncio
-from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from gateway.core.record import RequestRecord
-from gateway.observe.log import request_line
+from gateway.observe.log import encode_lines
 from gateway.observe.scoreboard import Scoreboard
-from gateway.observe.series import (
-    MAX_SERIES,
-    OVERHEAD_SECONDS,
-    SECONDS,
-    SEPARATOR,
-    TOKENS,
-    Totals,
-)
+from gateway.observe.series import SEPARATOR, Totals
 
 FOLD_SECONDS = 0.25
 MAX_BATCH = 2000  # folded at once past this, so that a burst cannot grow the batch
@@ -53,7 +45,6 @@ class Recorder:
         self._batch: list[RequestRecord] = []
         self._timer: asyncio.TimerHandle | None = None
         self._totals = Totals()
-        self._fold = _Fold(self._totals)
 
     def emit(self, record: RequestRecord) -> None:
         """Take a record."""
@@ -69,11 +60,9 @@ class Recorder:
             self._timer.cancel()
             self._timer = None
         batch, self._batch = self._batch, []
-        add = self._fold.add
-        for record in batch:
-            add(record)
+        _add(self._totals, batch)
         if self._writers and batch:
-            lines = b"".join([request_line(record) for record in batch])
+            lines = encode_lines(batch)
             for writer in self._writers:
                 writer.write(lines)
         self._totals.gauges = self._gauges()
@@ -95,90 +84,56 @@ class Recorder:
         self._scoreboard.publish(self._segment, self._totals)
 
 
-class _Served:
-    """Where answers of one operation, provider and model are counted."""
-
-    __slots__ = ("first", "input", "model", "output", "took")
-
-    def __init__(self, totals: Totals, operation: str, provider: str, model: str) -> None:
-        labels = SEPARATOR.join((operation, provider, model))
-        self.model = SEPARATOR.join((provider, model))
-        self.took = totals.cells(TOOK, labels)
-        self.first = totals.cells(FIRST, labels)
-        self.input = totals.cells(USED, f"{labels}{SEPARATOR}input")
-        self.output = totals.cells(USED, f"{labels}{SEPARATOR}output")
-
-
-class _Fold:
-    """Adds records to totals. What is alike in them is looked up once, and remembered."""
-
-    def __init__(self, totals: Totals) -> None:
-        self._totals = totals
-        self._overhead: dict[str, list[float]] = {}
-        self._requests: dict[tuple[str | int, ...], str] = {}
-        self._served: dict[tuple[str, str, str], _Served] = {}
-
-    def add(self, r: RequestRecord) -> None:
-        """Add one request."""
-        add, operation = self._totals.add, r.operation
-        add("sluice_requests", self._outcome_of(r), 1)
-        overhead = (r.duration_us - r.upstream_us) / MICROSECONDS
-        cells = self._overhead.get(operation)
-        if cells is None:
-            cells = self._overhead[operation] = self._totals.cells(OVERHEAD, operation)
-        cells[bisect_left(OVERHEAD_SECONDS, overhead)] += 1
-        cells[-1] += overhead
-        if r.error:
-            add("sluice_errors", r.error, 1)
-        for limit in r.shadow:
-            add("sluice_shadow_refusals", limit, 1)
-        if r.cache:
-            add("sluice_cache_requests", r.cache, 1)
-            if r.saved_microusd:
-                saved = SEPARATOR.join((r.provider, r.model))
-                add("sluice_cache_saved_microusd", saved, r.saved_microusd)
-        if r.attempts:
-            self._add_served(r)
-
-    def _add_served(self, r: RequestRecord) -> None:
-        add, served = self._totals.add, self._served_of(r)
-        add("sluice_attempts", r.provider, r.attempts)
-        seconds = r.duration_us / MICROSECONDS
-        cells = served.took
-        cells[bisect_left(SECONDS, seconds)] += 1
-        cells[-1] += seconds
-        if r.first_byte_us:
-            seconds = r.first_byte_us / MICROSECONDS
-            cells = served.first
-            cells[bisect_left(SECONDS, seconds)] += 1
-            cells[-1] += seconds
-        if r.usage_source == "none":
-            return
-        tokens, cells = r.usage.prompt_tokens, served.input
-        cells[bisect_left(TOKENS, tokens)] += 1
-        cells[-1] += tokens
-        tokens, cells = r.usage.completion_tokens, served.output
-        cells[bisect_left(TOKENS, tokens)] += 1
-        cells[-1] += tokens
-        if r.price == UNPRICED:
-            add("sluice_unpriced_requests", served.model, 1)
-        elif r.cost_microusd:
-            add("sluice_cost_microusd", served.model, r.cost_microusd)
-
-    def _outcome_of(self, r: RequestRecord) -> str:
+def _add(totals: Totals, batch: Iterable[RequestRecord]) -> None:
+    """Add records to totals. What is alike in them is looked up once."""
+    groups: dict[tuple[str, str, str, int, str], list[RequestRecord]] = {}
+    for r in batch:
         key = (r.operation, r.provider, r.model, r.status, r.outcome)
-        labels = self._requests.get(key)
-        if labels is None:
-            if len(self._requests) >= MAX_SERIES:
-                self._requests.clear()
-            labels = self._requests[key] = SEPARATOR.join(map(str, key))
-        return labels
+        group = groups.get(key)
+        if group is None:
+            groups[key] = [r]
+        else:
+            group.append(r)
+    for key, group in groups.items():
+        operation, provider, model, _, _ = key
+        totals.add("sluice_requests", SEPARATOR.join(map(str, key)), len(group))
+        overheads = [(r.duration_us - r.upstream_us) / MICROSECONDS for r in group]
+        totals.observe(OVERHEAD, operation, overheads)
+        for r in group:
+            if r.error or r.shadow or r.cache:
+                _add_rest(totals, r)
+        if served := [r for r in group if r.attempts]:
+            _add_served(totals, operation, provider, model, served)
 
-    def _served_of(self, r: RequestRecord) -> _Served:
-        key = (r.operation, r.provider, r.model)
-        served = self._served.get(key)
-        if served is None:
-            if len(self._served) >= MAX_SERIES:
-                self._served.clear()
-            served = self._served[key] = _Served(self._totals, *key)
-        return served
+
+def _add_rest(totals: Totals, r: RequestRecord) -> None:
+    """Add what few requests have."""
+    if r.error:
+        totals.add("sluice_errors", r.error, 1)
+    for limit in r.shadow:
+        totals.add("sluice_shadow_refusals", limit, 1)
+    if r.cache:
+        totals.add("sluice_cache_requests", r.cache, 1)
+        if r.saved_microusd:
+            saved = SEPARATOR.join((r.provider, r.model))
+            totals.add("sluice_cache_saved_microusd", saved, r.saved_microusd)
+
+
+def _add_served(
+    totals: Totals, operation: str, provider: str, model: str, served: list[RequestRecord]
+) -> None:
+    """Add requests that were put to a provider."""
+    labels = SEPARATOR.join((operation, provider, model))
+    totals.add("sluice_attempts", provider, sum([r.attempts for r in served]))
+    totals.observe(TOOK, labels, [r.duration_us / MICROSECONDS for r in served])
+    firsts = [r.first_byte_us / MICROSECONDS for r in served if r.first_byte_us]
+    totals.observe(FIRST, labels, firsts)
+    counted = [r for r in served if r.usage_source != "none"]
+    used = [r.usage for r in counted]
+    totals.observe(USED, f"{labels}{SEPARATOR}input", [u.prompt_tokens for u in used])
+    totals.observe(USED, f"{labels}{SEPARATOR}output", [u.completion_tokens for u in used])
+    named = SEPARATOR.join((provider, model))
+    if cost := sum([r.cost_microusd for r in counted if r.price != UNPRICED]):
+        totals.add("sluice_cost_microusd", named, cost)
+    if unpriced := sum([r.price == UNPRICED for r in counted]):
+        totals.add("sluice_unpriced_requests", named, unpriced)

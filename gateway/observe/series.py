@@ -4,6 +4,7 @@ A worker folds its records into one `Totals`; the sum over all workers is what a
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 import msgspec
 
@@ -46,22 +47,19 @@ class Totals(msgspec.Struct):
             known = 0
         family[labels] = known + amount
 
-    def cells(self, name: str, labels: str) -> list[float]:
-        """Return a histogram's bucket counts and, last, its sum, to be added to."""
+    def observe(self, name: str, labels: str, values: Sequence[float]) -> None:
+        """Add observations to a histogram."""
         family = self.histograms.setdefault(name, {})
         cells = family.get(labels)
+        bounds = BOUNDS[name]
         if cells is None:
-            cells = [0.0] * (len(BOUNDS[name]) + 2)
-            if self.size < MAX_SERIES:
-                self.size += 1
-                family[labels] = cells
-        return cells
-
-    def observe(self, name: str, labels: str, value: float) -> None:
-        """Add an observation to a histogram."""
-        cells = self.cells(name, labels)
-        cells[bisect_left(BOUNDS[name], value)] += 1
-        cells[-1] += value
+            if self.size >= MAX_SERIES or not values:
+                return
+            self.size += 1
+            cells = family[labels] = [0.0] * (len(bounds) + 2)
+        for value in values:
+            cells[bisect_left(bounds, value)] += 1
+        cells[-1] += sum(values)
 
     def merge(self, other: "Totals") -> None:
         """Add another worker's totals to these."""

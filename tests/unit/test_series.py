@@ -21,7 +21,7 @@ def totals(requests: float = 0, *seconds: float, labels: str = "a", **gauges: fl
     if requests:
         made.add(REQUESTS, labels, requests)
     for value in seconds:
-        made.observe(DURATION, labels, value)
+        made.observe(DURATION, labels, [value])
     return made
 
 
@@ -60,7 +60,7 @@ def test_parts_merged_are_the_same_as_the_whole(observed: list[tuple[str, int]])
     for number, (labels, value) in enumerate(observed):
         for each in (whole, parts[number % 3]):
             each.add(REQUESTS, labels, value)
-            each.observe(DURATION, labels, value)
+            each.observe(DURATION, labels, [value])
             each.gauges["sluice_workers"] = each.gauges.get("sluice_workers", 0) + 1
     for part in parts:
         before = encode(part)
@@ -78,7 +78,7 @@ def test_series_are_bounded_but_those_that_exist_go_on() -> None:
     made = Totals()
     for number in range(MAX_SERIES + 10):
         made.add(REQUESTS, f"{number}", 1)
-    made.observe(DURATION, "new", 1)
+    made.observe(DURATION, "new", [1])
     made.add(REQUESTS, "0", 1)
     assert len(made.counters[REQUESTS]) == MAX_SERIES
     assert made.histograms.get(DURATION, {}) == {}
@@ -90,7 +90,7 @@ def test_a_merge_is_bounded_like_what_it_is_made_of() -> None:
     for worker in range(3):
         part = Totals()
         for number in range(MAX_SERIES // 2):
-            part.observe(DURATION, f"{worker}-{number}", 1)
+            part.observe(DURATION, f"{worker}-{number}", [1])
         merged.merge(part)
     assert len(merged.histograms[DURATION]) == MAX_SERIES
 
@@ -174,7 +174,7 @@ def test_prometheus_reads_back_what_was_counted() -> None:
     made.add("sluice_log_lines_dropped", "", 3)
     served = SEPARATOR.join(("chat", "openai", odd))
     for value in (0.005, 0.3, 100.0):
-        made.observe(DURATION, served, value)
+        made.observe(DURATION, served, [value])
     families = {f.name: f for f in text_string_to_metric_families(exposition(made).decode())}
     assert set(families) == {*COUNTERS, *HISTOGRAMS, *GAUGES}
     samples = {
