@@ -28,7 +28,7 @@ async def admit(services: Services, call: Call) -> None:
     now = services.admission.now()
     limits = principal.limits_for(request.model)
     money = 0
-    if has_budget(limits):
+    if not principal.only_rates and has_budget(limits):
         if request.stream:
             output = min(output, SLICE_TOKENS)
         money = price_of(served, Usage(request.prompt_estimate, completion_tokens=output))
@@ -45,7 +45,7 @@ async def admit(services: Services, call: Call) -> None:
         prompt=request.prompt_estimate,
         output=output,
         started=int(now),
-        holds=holds(granted),
+        holds=() if principal.only_rates else holds(granted),
         labels=principal.labels,
     )
     if request.stream and money:

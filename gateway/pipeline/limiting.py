@@ -6,7 +6,15 @@ from gateway.config import schema
 from gateway.core.errors import ConfigError
 from gateway.policy.access import Principal
 from gateway.policy.caching import Overrides
-from gateway.policy.limits import Budget, Limit, Rates, check_period, limits
+from gateway.policy.limits import (
+    REQUESTS,
+    TOKENS,
+    Budget,
+    Limit,
+    Rates,
+    check_period,
+    limits,
+)
 from gateway.policy.pricing import microusd
 from gateway.store import names
 
@@ -52,7 +60,11 @@ class LimitBook:
             + self._everybody
         )
         limited, by_model = applied.always, applied.by_model
-        return Principal(key_id, key.tenant, key.models, limited, by_model, labels, cache)
+        every = [*limited, *[one for _, some in by_model for one in some]]
+        only_rates = all(one.unit in (REQUESTS, TOKENS) for one in every)
+        return Principal(
+            key_id, key.tenant, key.models, limited, by_model, labels, cache, only_rates
+        )
 
     def check(self, key: schema.KeySettings) -> None:
         """Raise ConfigError if a key's limits are invalid or above its tenant's."""

@@ -14,7 +14,7 @@ from gateway.pipeline.flight import Flight
 from gateway.pipeline.lanes import Answer
 from gateway.pipeline.services import Services
 from gateway.policy.caching import COALESCED, HIT, STALE, shares
-from gateway.policy.limits import CONCURRENCY, MONEY, TOKENS
+from gateway.policy.limits import CONCURRENCY, MONEY, REQUESTS, TOKENS
 from gateway.policy.pricing import cost_components, in_microusd, rounded
 from gateway.policy.tokens import count_tokens
 from gateway.store.lease import Return, Settlement
@@ -23,7 +23,7 @@ from gateway.store.requests import values
 MICROSECONDS = 1_000_000
 OTHER = "other"  # stands for names that a client made up: counters must not grow with them
 UNPRICED = "unpriced"
-MOST = 10**9  # tokens: nobody's context is larger
+MOST = 2**30  # tokens: nobody's context is larger
 NOTHING = (0,) * 9  # a refused request is not in the counters, also if its lease was taken
 
 MAX_PARTS = 1024  # keys and models at a time whose counters' names are remembered
@@ -78,15 +78,17 @@ def _add(call: Call, before: Spent) -> None:
 
 def _is_sane(usage: Usage) -> bool:
     """Tell whether counts can be true: a mistake must not empty a budget, or corrupt a sum."""
-    return (
-        0 <= usage.prompt_tokens < MOST
-        and 0 <= usage.completion_tokens < MOST
-        and 0 <= usage.cached_tokens < MOST
-        and 0 <= usage.cache_write_tokens < MOST
-        and 0 <= usage.reasoning_tokens < MOST
-        and 0 <= usage.audio_prompt_tokens < MOST
-        and 0 <= usage.audio_completion_tokens < MOST
+    # One comparison for all: any count's sign, and any of its bits above, is there in the whole.
+    every = (
+        usage.prompt_tokens
+        | usage.completion_tokens
+        | usage.cached_tokens
+        | usage.cache_write_tokens
+        | usage.reasoning_tokens
+        | usage.audio_prompt_tokens
+        | usage.audio_completion_tokens
     )
+    return 0 <= every < MOST
 
 
 def settle(services: Services, call: Call) -> None:
@@ -158,6 +160,8 @@ def _returns(call: Call) -> tuple[Return, ...]:
     found = []
     for grant in call.grants:
         unit, reserved = grant.limit.unit, grant.amount
+        if unit == REQUESTS:
+            continue
         if unit == TOKENS:
             used = call.usage.prompt_tokens + call.usage.completion_tokens
             if used != reserved:

@@ -12,7 +12,7 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     """The holder of a key: `key` is its id, never the secret.
 
     `limits` apply to every request, those of `by_model` to models that match a pattern; `labels`
-    are `name=value`.
+    are `name=value`. `only_rates`: none of the limits is a budget or a number of slots.
     """
 
     key: str
@@ -22,6 +22,7 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     by_model: tuple[tuple[str, tuple[Limit, ...]], ...] = ()
     labels: tuple[str, ...] = ()
     cache: Overrides = ASIS
+    only_rates: bool = False
 
     def limits_for(self, model: str) -> tuple[Limit, ...]:
         """Return all limits that apply to a request for a model.

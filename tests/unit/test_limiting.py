@@ -87,6 +87,23 @@ def test_where_limits_are_off_none_applies() -> None:
     assert principal.labels == ("a=1", "b=2")
 
 
+@pytest.mark.parametrize(
+    ("sections", "settings", "only_rates"),
+    [
+        ({}, {"rpm": 1, "tpm": 5, "per_model": {"m": {"rpm": 1}}}, True),
+        ({}, {"rpm": 1, "concurrency": 1}, False),
+        ({}, {"budget": {"usd": 5}}, False),
+        ({}, {"per_model": {"m": {"concurrency": 1}}}, False),
+        ({"tenants": {"acme": {"budget": {"usd": 5}}}}, {"rpm": 1}, False),
+        ({"limits": {"global": {"per_model": {"x": {"concurrency": 1}}}}}, {"rpm": 1}, False),
+    ],
+)
+def test_whether_anything_must_be_given_back(
+    sections: dict[str, Any], settings: dict[str, Any], only_rates: bool
+) -> None:
+    assert book(**sections).principal(key(**settings), "key_0").only_rates is only_rates
+
+
 # -- what is above a tenant's ----------------------------------------------------------------------
 
 BOUNDED = book(
