@@ -36,17 +36,17 @@ async def admit(services: Services, call: Call) -> None:
         price_of(served, NO_USAGE)
     granted = grants(limits, tokens, money, now)
     target = served.routes[0].target
-    holding = Holding(
-        key=principal.key,
-        model=request.model,
-        provider=target.provider,
-        served=target.model,
-        operation=call.operation.label,
-        prompt=request.prompt_estimate,
-        output=output,
-        started=int(now),
-        holds=() if principal.only_rates else holds(granted),
-        labels=principal.labels,
+    holding = Holding(  # by position: see `settle`
+        principal.key,
+        request.model,
+        target.provider,
+        target.model,
+        call.operation.label,
+        request.prompt_estimate,
+        output,
+        int(now),
+        () if principal.only_rates else holds(granted),
+        principal.labels,
     )
     if request.stream and money:
         call.holding = holding
@@ -64,15 +64,16 @@ async def admit_hit(services: Services, call: Call, provider: str, model: str) -
     now = services.admission.now()
     granted = grants(tuple(limits), 0, 0, now) if limits else ()
     holding = Holding(
-        key=principal.key,
-        model=request.model,
-        provider=provider,
-        served=model,
-        operation=call.operation.label,
-        prompt=0,
-        output=0,
-        started=int(now),
-        labels=principal.labels,
+        principal.key,
+        request.model,
+        provider,
+        model,
+        call.operation.label,
+        0,  # prompt
+        0,  # output
+        int(now),
+        (),
+        principal.labels,
     )
     await _take(services, call, holding, granted, 0)
 

@@ -6,7 +6,7 @@ from gateway.core.errors import ApiError
 from gateway.core.operations import ANTHROPIC
 from gateway.pipeline.call import Call
 from gateway.pipeline.replay import Entry
-from gateway.policy.limits import REQUESTS, TOKENS, seconds_until_full, show_duration, tightest
+from gateway.policy.limits import REQUESTS, TOKENS, tightest, until_full
 
 MICROUSD_PER_USD = 1_000_000
 MAX_DROPPED_CHARS = 1000
@@ -32,8 +32,7 @@ def _common(call: Call) -> str:
                 head += (
                     f"x-ratelimit-limit-{unit}: {limit.per_minute}\r\n"
                     f"x-ratelimit-remaining-{unit}: {level if level > 0 else 0}\r\n"
-                    f"x-ratelimit-reset-{unit}: "
-                    f"{show_duration(seconds_until_full(limit, level))}\r\n"
+                    f"x-ratelimit-reset-{unit}: {until_full(limit, level)}\r\n"
                 )
     return head
 

@@ -350,14 +350,14 @@ def _tried(call: Call, route: Route, failure: str, status: int) -> AttemptRecord
     first = call.reply_at
     if call.relay is not None and call.relay.started:
         first = call.relay.first_event_at
-    return AttemptRecord(
-        provider=route.target.provider,
-        model=route.target.model,
-        status=status,
-        failure=failure,
-        connect_us=int(call.connect_s * MICROSECONDS),
-        first_byte_us=int((first - call.sent_at) * MICROSECONDS) if first else 0,
-        duration_us=int((monotonic() - call.sent_at) * MICROSECONDS),
+    return AttemptRecord(  # by position: see `settle`
+        route.target.provider,
+        route.target.model,
+        status,
+        failure,
+        int(call.connect_s * MICROSECONDS),
+        int((first - call.sent_at) * MICROSECONDS) if first else 0,  # first byte
+        int((monotonic() - call.sent_at) * MICROSECONDS),  # duration
     )
 
 

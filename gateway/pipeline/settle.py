@@ -144,14 +144,14 @@ def _close_lease(services: Services, call: Call, finished: RequestRecord) -> Non
     failed = 1 if call.outcome == record.ERROR else 0
     services.admission.settle(
         Settlement(
-            lease=call.id,
-            tenant=principal.tenant,
-            returns=_returns(call),
-            parts=parts(principal.key, finished.model, finished.provider, principal.labels),
-            counts=NOTHING
+            call.id,
+            principal.tenant,
+            _returns(call),
+            parts(principal.key, finished.model, finished.provider, principal.labels),
+            NOTHING
             if call.unsure
             else counts(usage, failed, call.cost_microusd, int(call.cache in HITS), call.saved),
-            entry=values(finished),
+            values(finished),
         )
     )
 

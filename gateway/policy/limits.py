@@ -192,10 +192,10 @@ def overdrawn_in_shadow(granted: tuple[Grant, ...], levels: list[int]) -> tuple[
     return tuple([grant.limit for grant, level in found if grant.limit.shadow and level < 0])
 
 
-def seconds_until_full(limit: Limit, level: int) -> float:
-    """Return the time until a rate's bucket is full again."""
+def until_full(limit: Limit, level: int) -> str:
+    """Write the time until a rate's bucket is full again."""
     missing = limit.capacity - level
-    return missing * 60 / limit.per_minute if missing > 0 else 0.0
+    return show_duration(missing * 60 / limit.per_minute) if missing > 0 else "0ms"
 
 
 def show_duration(seconds: float) -> str:

@@ -217,8 +217,11 @@ class Connection(asyncio.Protocol):
             self._give_back()
         elif self._failure is not None:
             self._fail(self._failure)
-        elif not self._headers_done and self._head_bytes > MAX_HEAD_BYTES:
-            self._fail(UpstreamError(Failure.PROTOCOL, "the reply's head is too large"))
+        elif not self._headers_done:
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._fail(UpstreamError(Failure.PROTOCOL, "the reply's head is too large"))
+        elif self._heard_at and self._phase is Failure.FIRST_BYTE_TIMEOUT and not self._tail:
+            self._watch_idle()  # the body has begun, and is not here as a whole
 
     def eof_received(self) -> None:
         """End of the upstream's data: the transport closes and `connection_lost` follows."""
@@ -282,8 +285,6 @@ class Connection(asyncio.Protocol):
         """Pass a piece on, or keep it."""
         if self._failure is not None or self._tail or self._future is None:
             return
-        if self._phase is Failure.FIRST_BYTE_TIMEOUT:
-            self._watch_idle()
         if self._streaming:
             self._body.append(data)
             return
@@ -349,7 +350,7 @@ class Connection(asyncio.Protocol):
         self._body = []
         self._body_size = self._head_bytes = self._status = self._informational = 0
         self._slow = self._held = False
-        self._first_byte_at = 0.0
+        self._first_byte_at = self._heard_at = 0.0
         self._failure = None
 
     def _give_back(self) -> None:

@@ -15,9 +15,9 @@ from gateway.policy.limits import (
     Limit,
     Rates,
     limits,
-    seconds_until_full,
     show_duration,
     tightest,
+    until_full,
 )
 
 
@@ -61,10 +61,10 @@ def test_rates_become_buckets(rates: Rates, expected: tuple[Limit, ...]) -> None
 
 
 @pytest.mark.parametrize(
-    ("level", "seconds"), [(100, 0.0), (50, 10.0), (0, 20.0), (-100, 40.0), (101, 0.0)]
+    ("level", "shown"), [(100, "0ms"), (99, "200ms"), (50, "10s"), (-100, "40s"), (101, "0ms")]
 )
-def test_the_time_until_a_bucket_is_full(level: int, seconds: float) -> None:
-    assert seconds_until_full(Limit("b", TOKENS, 100, 300, "key"), level) == seconds
+def test_the_time_until_a_bucket_is_full(level: int, shown: str) -> None:
+    assert until_full(Limit("b", TOKENS, 100, 300, "key"), level) == shown
 
 
 def test_the_tightest_bucket_of_a_unit_is_the_one_with_the_least_left() -> None:
