@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ Json = dict[str, Any]
 SCRIPTS = Path(__file__).with_name("node")
 OLDEST_NODE = 20
 PATIENCE_SECONDS = 60.0
+RECORD_SECONDS = 10.0
 
 OPENAI = ("openai-chat", "openai-responses")
 VERCEL = ("ai-responses", "ai-chat", "ai-anthropic", "ai-compatible")
@@ -343,12 +345,22 @@ def test_a_refusal_is_the_sdks_own_error(
         assert error["isRetryable"] is (status == 429)
     if what == "a limit":
         assert 1 <= int(error["headers"]["retry-after"]) <= 60
-        assert used(gateway, f"{client}-slow") == [200, 429]
+        assert used(gateway, f"{client}-slow", 2) == [200, 429]
 
 
-def used(gateway: Gateway, key: str) -> list[int]:
-    """How the requests of a key ended."""
-    return [record["status"] for record in gateway.records() if record["key"] == key]
+def recorded(gateway: Gateway, count: int, **fields: str) -> list[Json]:
+    """The records with these fields, once there are so many: they are written in batches."""
+    deadline = time.monotonic() + RECORD_SECONDS
+    while True:
+        found = [one for one in gateway.records() if fields.items() <= one.items()]
+        if len(found) >= count or time.monotonic() > deadline:
+            return found
+        time.sleep(0.02)
+
+
+def used(gateway: Gateway, key: str, count: int) -> list[int]:
+    """How the requests of a key ended, of which so many are expected."""
+    return [record["status"] for record in recorded(gateway, count, key=key)]
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -357,7 +369,8 @@ def test_what_can_never_fit_is_given_up(told: Json, gateway: Gateway, client: st
     error = told[f"{client}/refused/what never fits"]["thrown"]
     assert error["class"] == ("RetryError" if client in VERCEL else "RateLimitError")
     assert "more than this key's limit" in error["message"]
-    assert used(gateway, f"{client}-small") == [429] * TRIES_IN_VAIN[client]
+    tries = TRIES_IN_VAIN[client]
+    assert used(gateway, f"{client}-small", tries) == [429] * tries
 
 
 @pytest.mark.parametrize("client", CLIENTS)
@@ -365,14 +378,14 @@ def test_a_providers_limit_is_tried_again_twice(told: Json, gateway: Gateway, cl
     error = told[f"{client}/refused/a provider's limit"]["thrown"]
     assert error["class"] == ("RetryError" if client in VERCEL else "RateLimitError")
     assert error.get("last", error)["status"] == 429
-    limited = [record for record in gateway.records() if record["provider"] == "limited"]
-    assert [record["served_model"] for record in limited].count(client) == ASKED_AGAIN
+    limited = recorded(gateway, ASKED_AGAIN, provider="limited", served_model=client)
+    assert len(limited) == ASKED_AGAIN
 
 
 @pytest.mark.parametrize("client", CLIENTS)
 def test_an_sdk_waits_as_told_and_succeeds(told: Json, gateway: Gateway, client: str) -> None:
     assert told[f"{client}/waits/and succeeds"] is None
-    statuses = used(gateway, f"{client}-brisk")
+    statuses = used(gateway, f"{client}-brisk", 3)
     assert statuses.count(200) == 2
     assert 429 in statuses
 
