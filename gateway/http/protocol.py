@@ -18,7 +18,7 @@ from gateway.core.operations import Operation
 from gateway.formats import openai
 from gateway.http.request_head import MAX_HEAD_BYTES, RequestHead, request_head
 from gateway.pipeline.call import Call
-from gateway.timer import FOREVER, LazyTimer
+from gateway.timer import LazyTimer
 from gateway.upstream.exchange import Flow
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class GatewayProtocol(RequestHandler):
         self._timer.clear()
         if self._task is not None and not self._task.done():
             if self._lane.goes_on(self, self._task):
-                if flow is not None and self.writing_paused:
+                if flow is not None and self._paused:
                     flow.resume()
             else:
                 self._task.cancel()
@@ -180,7 +180,7 @@ class GatewayProtocol(RequestHandler):
     def answered(self, keep_alive: bool) -> None:
         """Know that the direct lane's answer is written; the next request may come."""
         transport = self.transport
-        if transport is not None and (self.writing_paused or not keep_alive):
+        if transport is not None and (self._paused or not keep_alive):
             self._watch_delivery(transport, 0)
         if not self._serving:
             return
@@ -191,7 +191,7 @@ class GatewayProtocol(RequestHandler):
             transport.close()
             return
         self._timer.set(monotonic() + KEEP_ALIVE_SECONDS)
-        if not self.writing_paused:
+        if self._later and not self._paused:
             self._take_later()
 
     def force_close(self) -> None:
@@ -219,7 +219,7 @@ class GatewayProtocol(RequestHandler):
 
     async def caught_up(self) -> None:
         """Wait until the client has read what it was sent. Raises ConnectionResetError."""
-        if not self.writing_paused:
+        if not self._paused:
             return
         try:
             async with asyncio.timeout(KEEP_ALIVE_SECONDS):
@@ -296,7 +296,7 @@ class GatewayProtocol(RequestHandler):
 
     def _take(self, data: bytes) -> None:
         """Serve a whole request, keep a part of one, leave anything else to aiohttp."""
-        if self._serving or self.writing_paused:
+        if self._serving or self._paused:
             self._keep_for_later(data)
             return
         if self._parts:
@@ -319,8 +319,7 @@ class GatewayProtocol(RequestHandler):
         needed = end + head.length
         if len(data) == needed and head.length <= self._lane.max_body_bytes:
             self._parts, self._needed = [], 0
-            self._serving = True
-            self._timer.set(FOREVER)
+            self._serving = True  # until then no deadline counts
             self._task = self._loop.create_task(self._lane.serve(self, head, data[end:]))
         elif (
             len(data) < needed
@@ -354,6 +353,8 @@ class GatewayProtocol(RequestHandler):
         self._parse(data)
 
     def _on_deadline(self) -> None:
+        if self._serving:
+            return  # the deadline was that of waiting for it
         if not self._direct:
             self._check_head()
         elif self._needed:

@@ -86,21 +86,26 @@ class Recorder:
 
 def _add(totals: Totals, batch: Iterable[RequestRecord]) -> None:
     """Add records to totals. What is alike in them is looked up once."""
-    groups: dict[tuple[str, str, str, int, str], list[RequestRecord]] = {}
+    groups: dict[tuple[str, str, str, int, str, str], list[RequestRecord]] = {}
     for r in batch:
-        key = (r.operation, r.provider, r.model, r.status, r.outcome)
+        key = (r.operation, r.provider, r.model, r.status, r.outcome, r.cache)
         group = groups.get(key)
         if group is None:
             groups[key] = [r]
         else:
             group.append(r)
     for key, group in groups.items():
-        operation, provider, model, _, _ = key
-        totals.add("sluice_requests", SEPARATOR.join(map(str, key)), len(group))
+        operation, provider, model, _, _, cache = key
+        totals.add("sluice_requests", SEPARATOR.join(map(str, key[:5])), len(group))
         overheads = [(r.duration_us - r.upstream_us) / MICROSECONDS for r in group]
         totals.observe(OVERHEAD, operation, overheads)
+        if cache:
+            totals.add("sluice_cache_requests", cache, len(group))
+            if saved := sum([r.saved_microusd for r in group]):
+                named = SEPARATOR.join((provider, model))
+                totals.add("sluice_cache_saved_microusd", named, saved)
         for r in group:
-            if r.error or r.shadow or r.cache:
+            if r.error or r.shadow:
                 _add_rest(totals, r)
         if served := [r for r in group if r.attempts]:
             _add_served(totals, operation, provider, model, served)
@@ -112,11 +117,6 @@ def _add_rest(totals: Totals, r: RequestRecord) -> None:
         totals.add("sluice_errors", r.error, 1)
     for limit in r.shadow:
         totals.add("sluice_shadow_refusals", limit, 1)
-    if r.cache:
-        totals.add("sluice_cache_requests", r.cache, 1)
-        if r.saved_microusd:
-            saved = SEPARATOR.join((r.provider, r.model))
-            totals.add("sluice_cache_saved_microusd", saved, r.saved_microusd)
 
 
 def _add_served(

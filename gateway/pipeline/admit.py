@@ -1,5 +1,6 @@
 """Hot path: takes a lease for a request, on what it may use or on its being a request alone."""
 
+from collections.abc import Awaitable
 from time import monotonic
 
 from gateway.core.usage import Usage
@@ -14,8 +15,11 @@ from gateway.store.lease import Holding, holds
 DEFAULT_OUTPUT_TOKENS = 1024
 
 
-async def admit(services: Services, call: Call) -> None:
-    """Reserve what the request may use, under every limit that applies at once."""
+def admit(services: Services, call: Call) -> Awaitable[None]:
+    """Reserve what the request may use, under every limit that applies at once.
+
+    Raises ApiError, and StoreError once it is awaited.
+    """
     request, served, principal = call.request, call.model, call.principal
     assert request is not None
     assert served is not None
@@ -52,10 +56,10 @@ async def admit(services: Services, call: Call) -> None:
         call.holding = holding
         call.grants = granted
         call.allowance = Allowance(services, call, tokens - request.prompt_estimate)
-    await _take(services, call, holding, granted, tokens)
+    return _take(services, call, holding, granted, tokens)
 
 
-async def admit_hit(services: Services, call: Call, provider: str, model: str) -> None:
+def admit_hit(services: Services, call: Call, provider: str, model: str) -> Awaitable[None]:
     """Let a request pass that needs no call: it counts as a request, and uses nothing."""
     request, principal = call.request, call.principal
     assert request is not None
@@ -75,7 +79,7 @@ async def admit_hit(services: Services, call: Call, provider: str, model: str) -
         (),
         principal.labels,
     )
-    await _take(services, call, holding, granted, 0)
+    return _take(services, call, holding, granted, 0)
 
 
 async def _take(

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
+from functools import lru_cache
 from hmac import compare_digest
 
 import msgspec
@@ -21,6 +22,7 @@ from gateway.store.keys import USED_EVERY_SECONDS, VirtualKeys
 ANONYMOUS = "anonymous"
 WATCH_SECONDS = 0.5
 MAX_REMEMBERED = 10_000
+MAX_DIGESTS = 256  # of secrets as they came: as many as heads are remembered
 
 
 class _Known(msgspec.Struct):
@@ -72,7 +74,7 @@ class Keyring:
                 "missing_api_key",
                 "No API key was given. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'.",
             )
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        digest = _digest(secret)
         known = self._by_digest.get(digest)
         if known is not None and compare_digest(known[0], digest):
             if self._expiry and self._expiry.get(digest, FOREVER) <= time.time():
@@ -92,7 +94,7 @@ class Keyring:
             return principal
         assert self._virtual is not None
         assert secret is not None
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        digest = _digest(secret)
         generation, now = self._generation, time.time()
         record = await self._virtual.find(digest.hex())
         known = _Known(None, FOREVER)
@@ -128,6 +130,11 @@ class Keyring:
 
 
 FOREVER = float("inf")
+
+
+@lru_cache(MAX_DIGESTS)
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
 
 def _invalid() -> ApiError:

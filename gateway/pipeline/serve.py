@@ -64,7 +64,11 @@ async def _answer(services: Services, call: Call) -> Deliver:
     """Run the stages; whatever goes wrong becomes an error in the client's protocol."""
     try:
         if call.request is None:
-            await authenticate(services, call)
+            call.principal = services.keyring.find(call.secret)
+            if call.principal is None:
+                await authenticate(services, call)
+            else:
+                _enter(services, call)
             if services.cache is None:
                 decode(services, call)
             else:
@@ -153,9 +157,12 @@ async def _learn_limits(services: Services, call: Call) -> None:
 
 async def authenticate(services: Services, call: Call) -> None:
     """Find out who asks, and whether there is room for it; `settle` gives the room back."""
-    call.principal = services.keyring.find(call.secret)
-    if call.principal is None:
-        call.principal = await services.keyring.authenticate(call.secret)
+    call.principal = await services.keyring.authenticate(call.secret)
+    _enter(services, call)
+
+
+def _enter(services: Services, call: Call) -> None:
+    assert call.principal is not None
     call.gated = services.gate.enter(call.principal.tenant)
     if not call.gated:
         message = "The gateway has as many requests as it can serve. Try again."

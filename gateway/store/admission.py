@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 from time import monotonic
@@ -28,6 +28,8 @@ from gateway.store.packing import pack_asks, pack_settlements, unpack_counted, u
 from gateway.store.patience import Patience
 
 NO_LEASE = ""  # asks how the limits stand
+
+_ADMITTED = Verdict()
 
 _pack = msgspec.msgpack.Encoder().encode
 _to_json = msgspec.json.Encoder().encode
@@ -98,9 +100,9 @@ class Admission:
         steady = self._loop.time() - self._steady_since >= self._lease_seconds
         return steady and not self._late and self._client.connected
 
-    async def admit(
+    def admit(
         self, tenant: str, lease: str, holding: Holding, granted: tuple[Grant, ...]
-    ) -> Verdict:
+    ) -> Awaitable[Verdict]:
         """Take a lease and what it is granted if every limit allows it. Raises StoreError.
 
         Without limits there is nothing to wait for. Whoever calls this settles the lease, whatever
@@ -109,19 +111,17 @@ class Admission:
         future = None
         if granted:
             if self._degrade and (self._late or not self._client.reaches(tenant)):
-                return self._admit_alone(tenant, lease, holding, granted)
+                return _at_once(self._admit_alone(tenant, lease, holding, granted))
             future = self._loop.create_future()
         ask = Ask(lease, _to_json(holding), granted, future)
         self._asks.setdefault(tenant, []).append(ask)
-        self._open[lease] = (tenant, self._loop.time())
-        self._schedule()
+        self._open[lease] = (tenant, monotonic())
+        if not self._scheduled:
+            self._schedule()
         if future is None:
             self._backlog.expect(lease)
-            return Verdict()
-        verdict: Verdict = await future
-        if verdict.refused_by is not None:
-            self._open.pop(lease, None)
-        return verdict
+            return _at_once(_ADMITTED)
+        return future
 
     async def peek(self, tenant: str, nothing: tuple[Grant, ...]) -> Verdict:
         """Return where limits stand, taking nothing of them. Raises StoreError."""
@@ -140,12 +140,14 @@ class Admission:
         held = self._backlog.hold(settlement, applied)
         if held is not None:
             self._settlements.setdefault(settlement.tenant, []).append(held)
-            self._schedule()
+            if not self._scheduled:
+                self._schedule()
 
     def after_settled(self, deliver: Callable[[], None]) -> None:
         """Run `deliver` once every settlement so far is out of this process."""
         self._after.append(deliver)
-        self._schedule()
+        if not self._scheduled:
+            self._schedule()
 
     async def expired(self, tenant: str, most: int = 100) -> list[tuple[str, Holding | None]]:
         """Return a tenant's leases that nobody extends any more. Raises StoreError."""
@@ -158,7 +160,7 @@ class Admission:
     def extend_open(self) -> None:
         """Move the deadlines of this worker's leases that are not brand new."""
         self._share.forget_some()
-        old = self._loop.time() - self._lease_seconds / 3
+        old = monotonic() - self._lease_seconds / 3
         by_tenant: dict[str, list[bytes]] = {}
         for lease, (tenant, since) in self._open.items():
             if since < old:
@@ -245,7 +247,7 @@ class Admission:
         return await future
 
     def _schedule(self) -> None:
-        if not self._scheduled:
+        if not self._scheduled:  # those on the hot path have looked
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
@@ -316,6 +318,7 @@ class Admission:
             for grant, level in zip(granted, levels, strict=True):
                 known[grant.key] = level
             if refusing:
+                self._open.pop(ask.lease, None)
                 wait = None if wait_us < 0 else wait_us / 1e6
                 ask.future.set_result(Verdict(granted, levels, limits[refusing - 1], wait))
             elif shadows:
@@ -334,7 +337,7 @@ class Admission:
         refused = self._decide_alone(lease, granted)
         if refused is not None:
             return refused
-        self._open[lease] = (tenant, self._loop.time())
+        self._open[lease] = (tenant, monotonic())
         self._backlog.postpone(tenant, Ask(lease, _to_json(holding), granted, None, forced=True))
         return Verdict()
 
@@ -352,6 +355,7 @@ class Admission:
         assert ask.future is not None
         refused = self._decide_alone(ask.lease, ask.grants)
         if refused is not None:
+            self._open.pop(ask.lease, None)
             ask.future.set_result(msgspec.structs.replace(refused, unsure=True))
             return
         ask.future.set_result(Verdict())
@@ -405,6 +409,10 @@ class Admission:
             self._settlements.setdefault(settlement.tenant, []).append((settlement, applied))
         self._tenants.clear()
         self._schedule()
+
+
+async def _at_once(verdict: Verdict) -> Verdict:
+    return verdict
 
 
 def _resolver(future: asyncio.Future[Reply]) -> Callable[[Reply | Exception], None]:

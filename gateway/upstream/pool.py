@@ -2,7 +2,9 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine
 from time import monotonic
+from typing import Any
 
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Deadlines, Origin
@@ -155,14 +157,14 @@ class Transport:
     def __init__(self) -> None:
         self._pools: dict[Origin, Pool] = {}
 
-    async def send(
+    def send(
         self, origin: Origin, data: bytes, sink: Sink | None, deadlines: Deadlines, until: float
-    ) -> Reply:
+    ) -> Coroutine[Any, Any, Reply]:
         """Send a request to an origin and return its reply. Raises UpstreamError."""
         pool = self._pools.get(origin)
         if pool is None:
             pool = self._pools[origin] = Pool(origin)
-        return await pool.send(data, sink, deadlines, until)
+        return pool.send(data, sink, deadlines, until)
 
     @property
     def connections(self) -> int:
