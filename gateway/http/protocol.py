@@ -95,6 +95,7 @@ class GatewayProtocol(RequestHandler):
         "_needed",
         "_parts",
         "_refused_bytes",
+        "_server",
         "_serving",
         "_size",
         "_task",
@@ -108,7 +109,7 @@ class GatewayProtocol(RequestHandler):
         self, manager: "GatewayServer", lane: DirectLane, head_seconds: float, **kwargs: Any
     ) -> None:
         super().__init__(manager, **kwargs)
-        self._lane, self._head_seconds = lane, head_seconds
+        self._server, self._lane, self._head_seconds = manager, lane, head_seconds
         self._timer = LazyTimer(self._loop, self._on_deadline)
         self._head_awaited, self._head_count = False, 0
         self._direct, self._serving = True, False
@@ -243,7 +244,7 @@ class GatewayProtocol(RequestHandler):
     @property
     def draining(self) -> bool:
         """Tell whether answers are to be their connections' last."""
-        return self._manager is None or bool(getattr(self._manager, "draining", False))
+        return self._server.draining
 
     @property
     def has_next(self) -> bool:

@@ -1,6 +1,7 @@
 """Hot path: takes a lease for a request, on what it may use or on its being a request alone."""
 
 from collections.abc import Awaitable
+from functools import lru_cache
 from time import monotonic
 
 from gateway.core.usage import Usage
@@ -8,11 +9,12 @@ from gateway.pipeline.allowance import SLICE_TOKENS, Allowance, price_of
 from gateway.pipeline.call import NO_USAGE, Call
 from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.services import Services
-from gateway.policy.limits import REQUESTS, Grant, grants, has_budget
+from gateway.policy.limits import Grant, grants, has_budget
 from gateway.store.lease import Holding, holds
 
 # Reserved for the answer where neither the request nor the model's configuration sets a maximum.
 DEFAULT_OUTPUT_TOKENS = 1024
+MAX_KEPT = 256
 
 
 def admit(services: Services, call: Call) -> Awaitable[None]:
@@ -64,22 +66,26 @@ def admit_hit(services: Services, call: Call, provider: str, model: str) -> Awai
     request, principal = call.request, call.principal
     assert request is not None
     assert principal is not None
-    limits = [one for one in principal.limits_for(request.model) if one.unit == REQUESTS]
     now = services.admission.now()
-    granted = grants(tuple(limits), 0, 0, now) if limits else ()
-    holding = Holding(
+    granted = principal.counts(request.model, now)
+    holding = _kept(
         principal.key,
         request.model,
         provider,
         model,
         call.operation.label,
-        0,  # prompt
-        0,  # output
         int(now),
-        (),
         principal.labels,
     )
     return _take(services, call, holding, granted, 0)
+
+
+@lru_cache(MAX_KEPT)
+def _kept(
+    key: str, model: str, provider: str, served: str, label: str, now: int, labels: tuple[str, ...]
+) -> Holding:
+    """Return what an answer holds that is kept: those of one second are the same."""
+    return Holding(key, model, provider, served, label, 0, 0, now, (), labels)
 
 
 async def _take(

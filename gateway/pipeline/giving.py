@@ -37,18 +37,20 @@ async def give(
         await admit_hit(services, call, answer.provider, answer.model)
         call.saved = answer.cost_microusd
     call.status, call.finished = 200, True
-    return await write(call, plan, entry, entry.age(services.loop.time()), grown)
+    age = entry.age(services.loop.time())
+    assert call.request is not None
+    if call.request.stream:
+        return await write(call, plan, entry, age, grown)
+    return _whole(call, plan, entry, age, grown)
 
 
 async def write(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) -> Deliver:
     """Write an answer that is kept, a stream at its pace."""
     request, client = call.request, call.client
     assert request is not None
-    pieces = written(entry, call, plan.form, grown)
     if not request.stream:
-        headers = kept_headers(call, entry, age)
-        content_type = entry.answer.content_type or "application/json"
-        return partial(client.reply, 200, content_type, headers, pieces[0])
+        return _whole(call, plan, entry, age, grown)
+    pieces = written(entry, call, plan.form, grown)
     client.start(kept_headers(call, entry, age))
     if not plan.rules.pace:
         return partial(client.finish, b"".join(pieces))
@@ -62,6 +64,13 @@ async def write(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) 
     finally:
         client.follow(None)
     return partial(client.finish, pieces[-1])
+
+
+def _whole(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) -> Deliver:
+    pieces = written(entry, call, plan.form, grown)
+    headers = kept_headers(call, entry, age)
+    content_type = entry.answer.content_type or "application/json"
+    return partial(call.client.reply, 200, content_type, headers, pieces[0])
 
 
 def suits(flight: Flight, call: Call) -> bool:

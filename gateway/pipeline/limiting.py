@@ -4,7 +4,7 @@ import msgspec
 
 from gateway.config import schema
 from gateway.core.errors import ConfigError
-from gateway.policy.access import Principal
+from gateway.policy.access import Principal, counting
 from gateway.policy.caching import Overrides
 from gateway.policy.limits import (
     REQUESTS,
@@ -63,7 +63,15 @@ class LimitBook:
         every = [*limited, *[one for _, some in by_model for one in some]]
         only_rates = all(one.unit in (REQUESTS, TOKENS) for one in every)
         return Principal(
-            key_id, key.tenant, key.models, limited, by_model, labels, cache, only_rates
+            key_id,
+            key.tenant,
+            key.models,
+            limited,
+            by_model,
+            labels,
+            cache,
+            only_rates,
+            counting(limited, 0),  # which no time changes
         )
 
     def check(self, key: schema.KeySettings) -> None:

@@ -5,14 +5,15 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from gateway.policy.caching import ASIS, Overrides
-from gateway.policy.limits import Limit
+from gateway.policy.limits import REQUESTS, Grant, Limit, grants
 
 
 class Principal(msgspec.Struct, frozen=True, gc=False):
     """The holder of a key: `key` is its id, never the secret.
 
     `limits` apply to every request, those of `by_model` to models that match a pattern; `labels`
-    are `name=value`. `only_rates`: none of the limits is a budget or a number of slots.
+    are `name=value`. `only_rates`: none of the limits is a budget or a number of slots. `counted`
+    is what a request takes of `limits` that is to count as a request and nothing else.
     """
 
     key: str
@@ -23,6 +24,7 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
     labels: tuple[str, ...] = ()
     cache: Overrides = ASIS
     only_rates: bool = False
+    counted: tuple[Grant, ...] = ()
 
     def limits_for(self, model: str) -> tuple[Limit, ...]:
         """Return all limits that apply to a request for a model.
@@ -35,6 +37,17 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
             if fnmatchcase(model, pattern) or (bare and fnmatchcase(bare, pattern)):
                 found += limits
         return found
+
+    def counts(self, model: str, now: float) -> tuple[Grant, ...]:
+        """Return what a request takes that needs no call; `now` is Unix seconds."""
+        if not self.by_model:
+            return self.counted
+        return counting(self.limits_for(model), now)
+
+
+def counting(limits: tuple[Limit, ...], now: float) -> tuple[Grant, ...]:
+    """Return what a request takes of limits on requests alone; `now` is Unix seconds."""
+    return grants(tuple([one for one in limits if one.unit == REQUESTS]), 0, 0, now)
 
 
 def may_use(principal: Principal, model: str) -> bool:

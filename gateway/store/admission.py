@@ -63,6 +63,9 @@ class Admission:
         self._asks: dict[str, list[Ask]] = {}
         self._settlements: dict[str, list[Due]] = {}
         self._after: list[Callable[[], None]] = []
+        # What the newest lease holds, as JSON: the next one often holds the same.
+        self._holding: Holding | None = None
+        self._held = b""
         self._backlog = Backlog(journal)
         self._open: dict[str, tuple[str, float]] = {}
         self._tenants: set[str] = set()
@@ -113,7 +116,9 @@ class Admission:
             if self._degrade and (self._late or not self._client.reaches(tenant)):
                 return _at_once(self._admit_alone(tenant, lease, holding, granted))
             future = self._loop.create_future()
-        ask = Ask(lease, _to_json(holding), granted, future)
+        if holding is not self._holding:
+            self._holding, self._held = holding, _to_json(holding)
+        ask = Ask(lease, self._held, granted, future)
         self._asks.setdefault(tenant, []).append(ask)
         self._open[lease] = (tenant, monotonic())
         if not self._scheduled:

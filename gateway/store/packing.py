@@ -2,7 +2,7 @@
 
 import msgspec
 
-from gateway.policy.limits import Limit
+from gateway.policy.limits import Grant, Limit
 from gateway.store import names, requests
 from gateway.store.lease import Ask, Due, Settlement
 
@@ -20,9 +20,12 @@ def pack_asks(tenant: str, asks: list[Ask], lease_ms: int) -> tuple[list[str], b
     numbers: dict[str, int] = {}
     limits: list[Limit] = []
     entries = []
+    granted: tuple[Grant, ...] = ()
+    wants: list[tuple[int, int]] = []
     for ask in asks:
-        wants = []
-        for grant in ask.grants:
+        if ask.grants is not granted:  # those that only count are the same for a whole key
+            granted, wants = ask.grants, []
+        for grant in () if wants else granted:
             number = numbers.get(grant.key)
             if number is None:
                 keys.append(grant.key)
