@@ -3,7 +3,7 @@
 import asyncio
 from typing import Protocol
 
-from gateway.http.head import date_line, status_line
+from gateway.http.head import date_line, reply_start, status_line
 from gateway.upstream.exchange import Flow
 
 STREAM_HEAD = (
@@ -61,15 +61,17 @@ class ClientWriter:
 
     def reply(self, status: int, content_type: str, headers: bytes, body: bytes) -> None:
         """Send a whole reply in one write."""
-        head = b"%bContent-Type: %b\r\nContent-Length: %d\r\n%b%b%b\r\n" % (
-            status_line(status),
-            content_type.encode("latin-1"),
-            len(body),
-            date_line(),
-            self._connection(),
-            headers,
+        self._write(
+            b"%b%d\r\n%b%b%b\r\n%b"
+            % (
+                reply_start(status, content_type),
+                len(body),
+                date_line(),
+                self._connection(),
+                headers,
+                body,
+            )
         )
-        self._write(head + body)
         self._finish()
 
     def start(self, headers: bytes) -> None:

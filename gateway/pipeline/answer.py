@@ -6,6 +6,7 @@ from gateway.core.errors import ApiError
 from gateway.core.operations import ANTHROPIC
 from gateway.pipeline.call import Call
 from gateway.pipeline.replay import Entry
+from gateway.pipeline.served import answered_by
 from gateway.policy.limits import REQUESTS, TOKENS, tightest, until_full
 
 MICROUSD_PER_USD = 1_000_000
@@ -40,14 +41,10 @@ def _common(call: Call) -> str:
 def served_headers(call: Call, *, with_cost: bool) -> bytes:
     """Return the common headers and what served the request; a stream's cost is known too late."""
     assert call.route is not None
-    target = call.route.target
     cost = _cost(call) if with_cost and call.price_version else ""
+    dropped = _dropped(call.dropped) if call.dropped else ""
     head = (
-        f"{_common(call)}"
-        f"x-sluice-provider: {target.provider}\r\n"
-        f"x-sluice-model: {target.model}\r\n"
-        f"x-sluice-attempts: {call.attempts}\r\n"
-        f"{_dropped(call.dropped)}{cost}"
+        f"{_common(call)}{call.route.headers}x-sluice-attempts: {call.attempts}\r\n{dropped}{cost}"
     )
     return head.encode("ascii", "replace")
 
@@ -57,8 +54,7 @@ def kept_headers(call: Call, entry: Entry, age: float) -> bytes:
     answer = entry.answer
     if not entry.head:
         entry.head = (
-            f"x-sluice-provider: {answer.provider}\r\n"
-            f"x-sluice-model: {answer.model}\r\n"
+            f"{answered_by(answer.provider, answer.model)}"
             "x-sluice-attempts: 0\r\n"
             f"{_dropped(answer.dropped)}"
         )

@@ -236,6 +236,8 @@ def refusal(route: Route, reply: Reply) -> UpstreamError:
 
 def _decompressed(reply: Reply) -> bytes:
     """Undo a compression that was not asked for, within the cap of a body."""
+    if b"content-encoding" not in reply.headers:
+        return reply.body
     encoding = reply.headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding == b"identity":
         return reply.body

@@ -6,7 +6,7 @@ failure is `policy.retry`'s to say.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from math import inf
 from time import monotonic
@@ -103,27 +103,16 @@ def _allowed(call: Call, most: float) -> float:
 class _Course:
     """One request's way along a model's targets: what failed, and whether that may pass."""
 
-    __slots__ = (
-        "_call",
-        "_failed",
-        "_misfit",
-        "_order",
-        "_passing",
-        "_selection",
-        "_services",
-        "_until",
-        "failure",
-        "served",
-    )
+    # Most requests never set these.
+    failure: UpstreamError | None = None
+    _failed: Route | None = None
+    _misfit: ApiError | None = None
+    _selection: Selection | None = None
+    _passing = False
+    _order: Sequence[Route] = ()
 
     def __init__(self, services: Services, call: Call, served: Served, until: float) -> None:
         self._services, self._call, self.served, self._until = services, call, served, until
-        self.failure: UpstreamError | None = None
-        self._failed: Route | None = None
-        self._misfit: ApiError | None = None
-        self._passing = False
-        self._selection: Selection | None = None
-        self._order: list[Route] = []
 
     async def ask_again(self) -> Deliver | None:
         """Ask the targets once more where that may help; None where none answers."""
@@ -252,12 +241,14 @@ class _Course:
             breaker.probe(call.sent_at, route.target.deadlines.first_byte)
         state.in_flight += 1
         try:
-            until = min(self._until, call.sent_at + route.target.deadlines.total)
+            until = call.sent_at + route.target.deadlines.total
+            until = until if until < self._until else self._until
             deliver = await asking(self._services, call, route, until)
         except UpstreamError as error:
             if _learn(route, error):
                 self._services.ejected(route)
-            call.tries.append(_tried(call, route, error.failure.value, error.status))
+            tried = _tried(call, route, error.failure.value, error.status, monotonic())
+            call.tries.append(tried)
             if error.failure is Failure.STREAM_ERROR:
                 error.message = redacted(error.message, route)
             if call.relay is not None and call.relay.started:
@@ -269,7 +260,7 @@ class _Course:
                 raise told from None
             raise
         except asyncio.CancelledError:
-            call.tries.append(_tried(call, route, "cancelled", 0))
+            call.tries.append(_tried(call, route, "cancelled", 0, monotonic()))
             raise
         finally:
             state.in_flight -= 1
@@ -279,7 +270,7 @@ class _Course:
         breaker.succeeded(now)
         first = call.relay.first_event_at if call.relay is not None else call.reply_at
         state.took((first or now) - call.sent_at, now)
-        call.tries.append(_tried(call, route, "", 200))
+        call.tries.append(_tried(call, route, "", 200, now))
         return deliver
 
     def give_up(self) -> Deliver:
@@ -346,7 +337,7 @@ def _count(call: Call) -> Deliver:
     return partial(call.client.reply, 200, "application/json", common_headers(call), body)
 
 
-def _tried(call: Call, route: Route, failure: str, status: int) -> AttemptRecord:
+def _tried(call: Call, route: Route, failure: str, status: int, now: float) -> AttemptRecord:
     first = call.reply_at
     if call.relay is not None and call.relay.started:
         first = call.relay.first_event_at
@@ -357,7 +348,7 @@ def _tried(call: Call, route: Route, failure: str, status: int) -> AttemptRecord
         failure,
         int(call.connect_s * MICROSECONDS),
         int((first - call.sent_at) * MICROSECONDS) if first else 0,  # first byte
-        int((monotonic() - call.sent_at) * MICROSECONDS),  # duration
+        int((now - call.sent_at) * MICROSECONDS),  # duration
     )
 
 

@@ -10,7 +10,7 @@ from gateway.config import schema
 from gateway.core.errors import ConfigError
 from gateway.core.target import Deadlines, Origin, Target
 from gateway.pipeline.rules import conditions_of, hedge_after, is_selective, limits_of
-from gateway.pipeline.served import Lister, Route, Served, Shadow
+from gateway.pipeline.served import Lister, Route, Served, Shadow, answered_by
 from gateway.pipeline.targets import (
     base_url_of,
     check_provider,
@@ -243,6 +243,7 @@ class Catalogue:
                 tags=frozenset(wanted.tags),
                 canary=wanted.canary,
                 limits=limits_of(wanted),
+                headers=answered_by(target.provider, target.model),
             )
             for target, way in zip(targets, ways, strict=True)
         ]

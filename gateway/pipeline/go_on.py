@@ -1,5 +1,7 @@
 """Where a stream is cut: whether another target may go on with it, and which."""
 
+from collections.abc import Sequence
+
 from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.pipeline.call import Call, Spent
 from gateway.pipeline.lanes import HubLane
@@ -36,7 +38,7 @@ def may_go_on(served: Served, call: Call, error: Exception) -> bool:
     )
 
 
-def successors(order: list[Route], cut: Route, call: Call) -> list[Route]:
+def successors(order: Sequence[Route], cut: Route, call: Call) -> list[Route]:
     """Return the targets to ask, the one that was cut last."""
     able = [one for one in order if isinstance(one.ways[call.operation].stream_lane, HubLane)]
     return [*[one for one in able if one.name != cut.name], cut]

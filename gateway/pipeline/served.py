@@ -47,6 +47,7 @@ class Route(msgspec.Struct, frozen=True):
     tags: frozenset[str] = frozenset()
     canary: float | None = None
     limits: tuple[Limit, ...] = ()
+    headers: str = ""  # of an answer, on who gave it
 
     @property
     def name(self) -> str:
@@ -69,6 +70,11 @@ class Route(msgspec.Struct, frozen=True):
         if self.price is not None or self.schedule is None:
             return self.price
         return self.schedule.at(datetime.now(UTC))
+
+
+def answered_by(provider: str, model: str) -> str:
+    """Return the headers of an answer that say who gave it."""
+    return f"x-sluice-provider: {provider}\r\nx-sluice-model: {model}\r\n"
 
 
 class Lister(msgspec.Struct, frozen=True):

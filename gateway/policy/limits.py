@@ -11,6 +11,7 @@ REQUESTS, TOKENS, CONCURRENCY, MONEY = "requests", "tokens", "concurrency", "usd
 # How `limits.lua` keeps each sort of limit.
 RATE, SLOTS, PERIOD, WINDOW = 0, 1, 2, 3
 
+SHORT_SECONDS = 0.9  # what is shorter is shown in milliseconds
 WINDOW_SLOTS = 30  # a rolling window forgets what was spent in steps of a thirtieth of it
 CALENDAR = ("day", "week", "month", "total")
 _UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
@@ -195,7 +196,10 @@ def overdrawn_in_shadow(granted: tuple[Grant, ...], levels: list[int]) -> tuple[
 def until_full(limit: Limit, level: int) -> str:
     """Write the time until a rate's bucket is full again."""
     missing = limit.capacity - level
-    return show_duration(missing * 60 / limit.per_minute) if missing > 0 else "0ms"
+    if missing <= 0:
+        return "0ms"
+    seconds = missing * 60 / limit.per_minute
+    return show_duration(seconds) if seconds > SHORT_SECONDS else f"{ceil(seconds * 1000)}ms"
 
 
 def show_duration(seconds: float) -> str:

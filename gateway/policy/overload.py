@@ -4,8 +4,6 @@ A worker's bound on requests at once falls while its event loop is late, and ris
 is reached each tenant may still have its fair share: one that floods harms itself alone.
 """
 
-from collections import Counter
-
 import msgspec
 
 
@@ -31,7 +29,7 @@ class Gate:
         self._rules = rules
         self._bound = float(rules.most)
         self._in_flight = self._late = 0
-        self._by_tenant: Counter[str] = Counter()
+        self._by_tenant: dict[str, int] = {}
         self.entered = self.refused = 0
 
     @property

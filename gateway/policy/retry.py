@@ -57,7 +57,8 @@ class Budget:
 
     def earn(self) -> None:
         """Count a request."""
-        self._level = min(self._level + self._ratio, self.CAPACITY)
+        level = self._level + self._ratio
+        self._level = level if level < self.CAPACITY else self.CAPACITY
 
     def spend(self) -> bool:
         """Take a retry, if there is one left."""

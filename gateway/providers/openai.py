@@ -4,6 +4,8 @@ Same dialect in and out: the client's raw fields go to the provider; only the mo
 a stream is made to report its usage, and what the server is known to do otherwise (`quirks`).
 """
 
+from functools import lru_cache
+
 import msgspec
 from msgspec import Raw
 
@@ -25,6 +27,7 @@ PATHS = {
     Operation.COMPLETIONS: "/completions",
     Operation.EMBEDDINGS: "/embeddings",
 }
+MAX_MODELS = 1024  # whose names are remembered as JSON
 _encode = msgspec.json.Encoder().encode
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _TRUE = Raw(b"true")
@@ -48,7 +51,7 @@ class NativeOpenAI:
         """Return the client's fields with the target's model name, asking a stream for usage."""
         fields = request.fields.copy()
         if request.model != target.model:
-            fields["model"] = Raw(_encode(target.model))
+            fields["model"] = _model(target.model)
         if not self._plain:
             self._adapt(fields, fit)
         if request.stream and not request.wants_usage and self._quirks.usage_option:
@@ -125,6 +128,11 @@ class OpenAI:
     def parse_error(self, body: bytes) -> str | None:
         """Return the message, whatever shape the server gives to errors."""
         return error_message(body)
+
+
+@lru_cache(MAX_MODELS)
+def _model(name: str) -> Raw:
+    return Raw(_encode(name))
 
 
 def _with_usage(options: Raw | None) -> Raw:
