@@ -83,13 +83,11 @@ def deadline(services: Services, call: Call) -> float:
     """Return when a request must be answered, by the monotonic clock. Raises ApiError."""
     assert call.model is not None
     most = call.model.total or services.config.server.timeouts.total
-    return call.started_at + _allowed(call, most)
+    return call.started_at + (_allowed(call, most) if call.hints.timeout else most)
 
 
 def _allowed(call: Call, most: float) -> float:
-    """Return how long a request may take: the client may ask for less than is configured."""
-    if not call.hints.timeout:
-        return most
+    """Return how long a request may take whose client asks for less than is configured."""
     try:
         seconds = float(call.hints.timeout)
     except ValueError:

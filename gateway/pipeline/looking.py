@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import itertools
 import secrets
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from gateway.core.errors import StoreError
 from gateway.pipeline.call import Call
@@ -22,7 +24,7 @@ FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.01, 0.1  # between looks for another w
 LEARN_SECONDS = 0.5
 
 
-class Looked(NamedTuple):
+class Looked(msgspec.Struct, frozen=True, gc=False):
     """What Redis has, and the token of this worker where it is to get an answer for all."""
 
     entry: Entry | None

@@ -36,9 +36,9 @@ class Packing(BaseSerializer):  # type: ignore[misc]
 
     def loads(self, value: Any) -> Answer:
         """Return the answer. Raises ValueError where it is none."""
-        kind, data = value[:1], value[1:]
+        data = value[1:]
         try:
-            if kind == DEFLATED:
+            if value[:1] == DEFLATED:
                 machine = zlib.decompressobj()
                 data = machine.decompress(data, MAX_BYTES)
                 if not machine.eof:
