@@ -37,11 +37,12 @@ class Peer(Protocol):
 class ClientWriter:
     """Implements `pipeline.call.Client` on an aiohttp connection's transport."""
 
-    __slots__ = ("_chunked", "_done", "_expected", "_keep_alive", "_peer", "begun", "sent")
+    __slots__ = ("_chunked", "_done", "_expected", "_head", "_keep_alive", "_peer", "begun", "sent")
 
     def __init__(self, peer: Peer, keep_alive: bool, chunked: bool) -> None:
         self._peer, self._keep_alive, self._chunked = peer, keep_alive, chunked
         self._expected = False
+        self._head = b""  # of a stream that has no content yet
         self._done: asyncio.Future[None] | None = None
         self.begun = self.sent = False
 
@@ -75,29 +76,24 @@ class ClientWriter:
         self._finish()
 
     def start(self, headers: bytes) -> None:
-        """Send the head of an event stream, once."""
+        """Send the head of an event stream, once, together with its first content."""
         if self.begun:
             return
         self.begun = True
         if not self._chunked:
             self._keep_alive = False  # HTTP/1.0 knows no chunks: the close ends the stream
-        self._write(
-            b"%b%b%b%b%b%b\r\n"
-            % (
-                status_line(200),
-                STREAM_HEAD,
-                date_line(),
-                b"Transfer-Encoding: chunked\r\n" if self._chunked else b"",
-                self._connection(),
-                headers,
-            )
+        self._head = b"%b%b%b%b%b%b\r\n" % (
+            status_line(200),
+            STREAM_HEAD,
+            date_line(),
+            b"Transfer-Encoding: chunked\r\n" if self._chunked else b"",
+            self._connection(),
+            headers,
         )
 
     def write(self, data: bytes) -> None:
         """Send content of the stream."""
-        transport = self._peer.transport
-        if transport is not None:
-            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     @property
     def chunked(self) -> bool:
@@ -105,7 +101,7 @@ class ClientWriter:
         return self._chunked
 
     def write_frame(self, frame: bytes) -> None:
-        """Send content of the stream that is a chunk already."""
+        """Send content of the stream, not its first, that is a chunk already."""
         transport = self._peer.transport
         if transport is not None:
             transport.write(frame)
@@ -142,6 +138,8 @@ class ClientWriter:
         return b"" if self._chunked else b"Connection: keep-alive\r\n"  # HTTP/1.0 must be told
 
     def _write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
         transport = self._peer.transport
         if transport is not None:
             transport.write(data)

@@ -56,7 +56,7 @@ class Client(Protocol):
         ...
 
     def start(self, headers: bytes) -> None:
-        """Send the head of an event stream, once."""
+        """Send the head of an event stream, once; it may wait for what is written next."""
         ...
 
     @property

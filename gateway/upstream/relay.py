@@ -23,7 +23,7 @@ class StreamClient(Protocol):
     """The client's side of a stream."""
 
     def start(self, headers: bytes) -> None:
-        """Send the head."""
+        """Send the head, which may wait for what is written next."""
         ...
 
     @property
@@ -193,6 +193,9 @@ class Relay:
             raise UpstreamError(Failure.STREAM_CUT, "the stream ended before its end")
         if self.first_event_at == 0.0:
             self._start()
+            if self._opening:
+                self._write(self._opening)
+                self._opening = b""
         return decoder.finish()
 
     def go_on(self) -> None:
@@ -235,6 +238,7 @@ class Relay:
                 self._opening += out
                 return
             self._start()
+            out, self._opening = self._opening + out, b""
         self._write(out)
 
     def _start(self) -> None:
@@ -242,9 +246,6 @@ class Relay:
         self._client.start(self._headers())
         if self._client.chunked:
             self._pass_on = self._client.write_frame
-        if self._opening:
-            self._write(self._opening)
-            self._opening = b""
 
     def _fold(self) -> None:
         self._folded += self._count(self._decoder.take_text())
