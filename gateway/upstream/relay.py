@@ -234,7 +234,8 @@ class Relay:
         if self.first_event_at == 0.0:
             if out.startswith(b":") and _says_nothing(out):
                 return  # a comment begins no answer: another target may still give it
-            if len(self._opening) + len(out) <= MAX_OPENING_BYTES and self._opens(out):
+            short = len(self._opening) + len(out) <= MAX_OPENING_BYTES
+            if short and not self._decoder.text_bytes and self._opens(out):
                 self._opening += out
                 return
             self._start()
