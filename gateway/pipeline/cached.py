@@ -79,11 +79,11 @@ class Cache:
                     entry = self.answers.recall(call, plan, looked.entry)
                     if entry is None:
                         entry = await self.answers.alike(services, call, plan)
-                    flight = self._flight_of(plan)
+                    flight = self._flight_of(plan) if entry is None else None
                 except BaseException:
                     self.answers.leave(plan.place, looked.token)
                     raise
-                if entry is not None or flight is not None:
+                if looked.token and (entry is not None or flight is not None):
                     self.answers.leave(plan.place, looked.token)
                 if entry is not None:
                     return await give(services, call, plan, entry, HIT, self.answers.grown)

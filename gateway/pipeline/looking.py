@@ -135,7 +135,8 @@ class Answers:
                 if not one.done():
                     one.set_result(Looked(entry, found.lead, mine))
                     mine = ""
-            self.leave(plan.place, mine)  # nobody is left to get it
+            if mine:  # nobody is left to get it
+                self.leave(plan.place, mine)
 
         redis.find(plan.place, token, plan.least_ms, done)
         try:

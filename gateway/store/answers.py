@@ -22,6 +22,7 @@ VERSION = b"\x01"
 NONCE_BYTES = 12
 NAME_BYTES, SECRET_BYTES = 20, 32
 MAX_CIPHERS = 1024
+_START = len(VERSION) + NONCE_BYTES  # of what is sealed
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -116,11 +117,10 @@ def seal(packed: bytes, where: Place) -> bytes:
 
 def unseal(sealed: bytes, where: Place) -> bytes:
     """Return an answer's bytes. Raises ValueError where they are damaged, or another's."""
-    start = len(VERSION) + NONCE_BYTES
-    if sealed[: len(VERSION)] != VERSION or len(sealed) < start:
+    if not sealed.startswith(VERSION) or len(sealed) < _START:
         raise ValueError("of another version")
-    nonce = sealed[len(VERSION) : start]
+    nonce = sealed[len(VERSION) : _START]
     try:
-        return _cipher(where.secret).decrypt(nonce, sealed[start:], where.name.encode())
+        return _cipher(where.secret).decrypt(nonce, sealed[_START:], where.name.encode())
     except InvalidTag:
         raise ValueError("damaged") from None

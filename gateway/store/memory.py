@@ -46,8 +46,10 @@ class MemoryTier(BaseCache):  # type: ignore[misc]
 
     def put(self, name: str, value: Sized) -> bool:
         """Keep a value; False where it alone would take too much of the room."""
+        if not self._most_bytes:
+            return False
         self.drop(name)
-        if not self._most_bytes or value.size * 4 > self._most_bytes:
+        if value.size * 4 > self._most_bytes:
             return False
         self._kept[name] = value
         self.bytes += value.size
