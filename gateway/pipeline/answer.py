@@ -1,5 +1,6 @@
 """Hot path: the gateway's own response headers, as the public contract names them."""
 
+from functools import lru_cache
 from math import ceil
 
 from gateway.core.errors import ApiError
@@ -11,6 +12,7 @@ from gateway.policy.limits import REQUESTS, TOKENS, tightest, until_full
 
 MICROUSD_PER_USD = 1_000_000
 MAX_DROPPED_CHARS = 1000
+MAX_KEPT_BY = 256
 
 
 def common_headers(call: Call) -> bytes:
@@ -52,16 +54,16 @@ def served_headers(call: Call, *, with_cost: bool) -> bytes:
 def kept_headers(call: Call, entry: Entry, age: float) -> bytes:
     """Return the common headers and what served the request whose answer is kept."""
     answer = entry.answer
-    if not entry.head:
-        entry.head = (
-            f"{answered_by(answer.provider, answer.model)}"
-            "x-sluice-attempts: 0\r\n"
-            f"{_dropped(answer.dropped)}"
-        )
+    kept_by = _kept_by(answer.provider, answer.model, answer.dropped)
     likeness = f"x-sluice-cache-likeness: {call.likeness:.3f}\r\n" if call.likeness else ""
     cost = _cost(call) if answer.price else ""
-    head = f"{_common(call)}age: {int(age)}\r\n{entry.head}{likeness}{cost}"
+    head = f"{_common(call)}age: {int(age)}\r\n{kept_by}{likeness}{cost}"
     return head.encode("ascii", "replace")
+
+
+@lru_cache(MAX_KEPT_BY)
+def _kept_by(provider: str, model: str, dropped: tuple[str, ...]) -> str:
+    return f"{answered_by(provider, model)}x-sluice-attempts: 0\r\n{_dropped(dropped)}"
 
 
 def _dropped(names: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ from time import monotonic
 
 from gateway.config.caching import Cache as Settings
 from gateway.core.errors import ApiError
+from gateway.pipeline.attempt import deadline
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.flight import Flight, Reader
 from gateway.pipeline.giving import give, join, lead, suits, take_part, write
@@ -64,17 +65,21 @@ class Cache:
         await asyncio.gather(*tasks, return_exceptions=True)
         self.answers.close()
 
-    async def answer(
-        self, services: Services, call: Call, plan: Plan, until: float
-    ) -> Deliver | None:
-        """Answer a request; None where it is to go its usual way. Raises ApiError.
-
-        `until` is when it must be answered, by the monotonic clock.
-        """
+    async def answer(self, services: Services, call: Call, plan: Plan) -> Deliver | None:
+        """Answer a request; None where it is to go its usual way. Raises ApiError."""
+        entry = self.answers.recall(call, plan)
+        if entry is not None:
+            return await give(services, call, plan, entry, HIT, self.answers.grown)
+        until = deadline(services, call)
         for _ in range(MOST_TRIES):
             flight = self._flight_of(plan)
             if flight is None:
-                looked = await self.answers.look(services, plan)
+                looking = self.answers.look(services, plan)
+                try:
+                    looked = await looking
+                except asyncio.CancelledError:
+                    self.answers.looked_in_vain(plan, looking)
+                    raise
                 try:
                     entry = self.answers.recall(call, plan, looked.entry)
                     if entry is None:

@@ -115,16 +115,17 @@ class Answers:
             return None
         return entry if entry.is_fresh(self._loop.time(), plan.wishes.max_age) else None
 
-    async def look(self, services: Services, plan: Plan) -> Looked:
+    def look(self, services: Services, plan: Plan) -> "asyncio.Future[Looked]":
         """Look into Redis, once for all who look for the same."""
         redis, name = self._redis, plan.place.name
-        if redis is None or not plan.wishes.reads or services.admission.degraded:
-            return UNSEEN
         future: asyncio.Future[Looked] = self._loop.create_future()
+        if redis is None or not plan.wishes.reads or services.admission.degraded:
+            future.set_result(UNSEEN)
+            return future
         waiting = self._looking.get(name)
         if waiting is not None:
             waiting.append(future)
-            return await future
+            return future
         token = self.token() if plan.shared else ""
         waiting = self._looking[name] = [future]
 
@@ -139,12 +140,12 @@ class Answers:
                 self.leave(plan.place, mine)
 
         redis.find(plan.place, token, plan.least_ms, done)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():  # it came, to nobody
-                self.leave(plan.place, future.result().token)
-            raise
+        return future
+
+    def looked_in_vain(self, plan: Plan, looking: "asyncio.Future[Looked]") -> None:
+        """Know that whoever looked is gone: what came went to nobody."""
+        if looking.done() and not looking.cancelled():
+            self.leave(plan.place, looking.result().token)
 
     async def alike(self, services: Services, call: Call, plan: Plan) -> Entry | None:
         """Return the answer to a question that means nearly the same."""

@@ -64,14 +64,13 @@ class Entry:
     What has been written of it for one dialect is kept for the next who asks in it.
     """
 
-    __slots__ = ("_size", "answer", "born", "head", "name", "until", "written")
+    __slots__ = ("_size", "answer", "born", "name", "until", "written")
 
     def __init__(self, name: str, answer: Answer, age_seconds: float, now: float) -> None:
         self.name, self.answer = name, answer
         self.born = now - age_seconds
         self.until = self.born + answer.kept_ms / 1000
         self.written: dict[tuple[Operation, bool, bool], list[bytes]] = {}
-        self.head = ""  # header lines that say what served it
         self._size = 0
 
     @property

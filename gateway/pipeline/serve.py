@@ -19,16 +19,16 @@ from gateway.formats import FORMATS
 from gateway.formats.body import decode as decode_body
 from gateway.pipeline.admit import admit
 from gateway.pipeline.answer import error_headers
-from gateway.pipeline.attempt import attempt, deadline
+from gateway.pipeline.attempt import attempt
 from gateway.pipeline.cached import Cache
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.elsewhere import Elsewhere
-from gateway.pipeline.giving import give
+from gateway.pipeline.planning import Plan
 from gateway.pipeline.served import Shadow
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import settle
 from gateway.policy.access import may_use
-from gateway.policy.caching import BYPASS, HIT, STALE
+from gateway.policy.caching import BYPASS, STALE
 from gateway.policy.limits import grants
 from gateway.policy.retry import client_error
 from gateway.store.answers import Answer
@@ -69,12 +69,14 @@ async def _answer(services: Services, call: Call) -> Deliver:
                 await authenticate(services, call)
             else:
                 _enter(services, call)
-            if services.cache is None:
+            cache = services.cache
+            if cache is None:
                 decode(services, call)
-            else:
-                deliver = await _from_cache(services, services.cache, call)
+            elif (plan := _planned(services, cache, call)) is not None:
+                deliver = await cache.answer(services, call, plan)
                 if deliver is not None:
                     return deliver
+                call.cache = BYPASS
         await admit(services, call)
         assert call.model is not None
         if call.model.shadow is not None:
@@ -101,11 +103,8 @@ async def _answer(services: Services, call: Call) -> Deliver:
         return _refuse(call, ApiError("internal_error", "The gateway failed. See its log."))
 
 
-async def _from_cache(services: Services, cache: Cache, call: Call) -> Deliver | None:
-    """Decode a request, and answer it from the cache or from a call that it shares.
-
-    None where it is to be answered otherwise.
-    """
+def _planned(services: Services, cache: Cache, call: Call) -> Plan | None:
+    """Decode a request, and say what the cache may do for it; None: nothing."""
     planner = cache.planner
     plan = planner.recall(call)
     if plan is None:
@@ -116,13 +115,7 @@ async def _from_cache(services: Services, cache: Cache, call: Call) -> Deliver |
             return None
         planner.remember(call, body, plan)
     call.body = b""
-    entry = cache.answers.recall(call, plan)
-    if entry is not None:
-        return await give(services, call, plan, entry, HIT, cache.answers.grown)
-    deliver = await cache.answer(services, call, plan, deadline(services, call))
-    if deliver is None:
-        call.cache = BYPASS
-    return deliver
+    return plan
 
 
 def _stale(call: Call, answer: Answer) -> Deliver:
