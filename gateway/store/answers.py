@@ -17,6 +17,7 @@ from gateway.core.messages import Reply, Text
 from gateway.core.record import Cost
 from gateway.core.usage import Usage
 from gateway.store import names
+from gateway.store.scripts import bulk
 
 VERSION = b"\x01"
 NONCE_BYTES = 12
@@ -86,7 +87,7 @@ class Place(msgspec.Struct, frozen=True, gc=False):
     """Where an answer is kept: the tenant whose it is, its name there, and the key of its seal.
 
     `entry` is what the index of the tenant's answers says of it: name, namespace, model, key;
-    `keys` are the names of the answer and of who is getting it, in Redis.
+    `keys` are the names of the answer and of who is getting it, in Redis, `packed` both in RESP.
     """
 
     tenant: str
@@ -94,6 +95,7 @@ class Place(msgspec.Struct, frozen=True, gc=False):
     secret: bytes
     entry: str
     keys: tuple[str, str]
+    packed: bytes
 
 
 def place(form: bytes, tenant: str, namespace: str, model: str, key: str) -> Place:
@@ -102,7 +104,9 @@ def place(form: bytes, tenant: str, namespace: str, model: str, key: str) -> Pla
     found = digest.digest()
     name = found[:NAME_BYTES].hex()
     entry = " ".join((name, namespace or "-", quote(model, safe="/:@"), quote(key, safe="")))
-    return Place(tenant, name, found[NAME_BYTES:], entry, names.answer(tenant, name))
+    keys = names.answer(tenant, name)
+    packed = b"".join([bulk(key.encode()) for key in keys])
+    return Place(tenant, name, found[NAME_BYTES:], entry, keys, packed)
 
 
 # Making one takes longer than opening an answer of a kilobyte.

@@ -32,6 +32,8 @@ MOST_MEMORY = 0.75
 
 NOBODY, MINE, ANOTHERS = 0, 1, 2
 
+_FIND, _LEAD = scripts.CACHE_FIND.beginning(keys=2, args=3), scripts.bulk(LEAD_MS)
+
 
 class Found(msgspec.Struct, frozen=True, gc=False):
     """What Redis says: the answer and its age (ms), or who gets it."""
@@ -100,8 +102,18 @@ class RedisTier:
                 self._read(where, reply, done)
 
         number = self._patience.begin(give_up)
-        args = (token.encode(), LEAD_MS, b"%d" % least_ms)
-        self._client.run(scripts.CACHE_FIND, [*where.keys], args, answered)
+        args = asked, _, least = token.encode(), LEAD_MS, b"%d" % least_ms
+        # Some three times as quick as it is packed otherwise.
+        command = b"%b%b$%d\r\n%b\r\n%b$%d\r\n%b\r\n" % (
+            _FIND,
+            where.packed,
+            len(asked),
+            asked,
+            _LEAD,
+            len(least),
+            least,
+        )
+        self._client.run(scripts.CACHE_FIND, [*where.keys], args, answered, command)
 
     async def find_soon(self, where: Place, token: str, least_ms: int) -> Found:
         """Look for an answer, as `find` does."""

@@ -46,8 +46,18 @@ class Client(Protocol):
         """Send a command whose reply does not matter."""
         ...
 
-    def run(self, script: Script, keys: list[str], args: tuple[bytes, ...], done: Callback) -> None:
-        """Run a Lua function; `done` gets its reply or an exception, always once."""
+    def run(
+        self,
+        script: Script,
+        keys: list[str],
+        args: tuple[bytes, ...],
+        done: Callback,
+        command: bytes = b"",
+    ) -> None:
+        """Run a Lua function; `done` gets its reply or an exception, always once.
+
+        `command` is the same in RESP, where the caller has it.
+        """
         ...
 
     def flush(self) -> None:

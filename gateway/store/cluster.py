@@ -116,12 +116,23 @@ class Cluster:
                 str(args[1]), lambda link, answered: link.send(args, answered), lambda _: None
             )
 
-    def run(self, script: Script, keys: list[str], args: tuple[bytes, ...], done: Callback) -> None:
+    def run(
+        self,
+        script: Script,
+        keys: list[str],
+        args: tuple[bytes, ...],
+        done: Callback,
+        command: bytes = b"",
+    ) -> None:
         """Run a Lua function where its keys are; `done` gets its reply or an exception."""
         if not self._by_slot:
             done(StoreError("Redis is not reachable"))
             return
-        self._route(keys[0], lambda link, answered: link.run(script, keys, args, answered), done)
+
+        def send(link: Link, answered: Callback) -> None:
+            link.run(script, keys, args, answered, command)
+
+        self._route(keys[0], send, done)
 
     def flush(self) -> None:
         """Write what is queued at once."""

@@ -95,7 +95,14 @@ class Link:
         if self._connection is not None:
             self._connection.send(pack(args), lambda _: None)
 
-    def run(self, script: Script, keys: list[str], args: tuple[bytes, ...], done: Callback) -> None:
+    def run(
+        self,
+        script: Script,
+        keys: list[str],
+        args: tuple[bytes, ...],
+        done: Callback,
+        command: bytes = b"",
+    ) -> None:
         """Run a Lua function; `done` gets its reply or an exception, always once."""
         connection = self._connection
         if connection is None:
@@ -105,21 +112,15 @@ class Link:
         def answered(reply: Reply | Exception) -> None:
             if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("NOSCRIPT"):
                 # Somebody flushed the scripts: EVAL runs it all the same and loads it again.
-                command: tuple[bytes | str | int, ...] = (
-                    "EVAL",
-                    script.source,
-                    len(keys),
-                    *keys,
-                    *args,
-                )
-                connection.send(pack(command), done)
+                again = pack(("EVAL", script.source, len(keys), *keys, *args))
+                connection.send(again, done)
                 return
             if isinstance(reply, hiredis.ReplyError) and str(reply).startswith("READONLY"):
                 connection.close()  # it was the master: there is another one now
             done(reply)
 
-        command: tuple[bytes | str | int, ...] = ("EVALSHA", script.sha, len(keys), *keys, *args)
-        connection.send(pack(command), answered)
+        command = command or pack(("EVALSHA", script.sha, len(keys), *keys, *args))
+        connection.send(command, answered)
 
     def flush(self) -> None:
         """Write what is queued at once."""

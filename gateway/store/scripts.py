@@ -13,6 +13,20 @@ class Script(msgspec.Struct, frozen=True):
     source: bytes
     sha: bytes
 
+    def beginning(self, keys: int, args: int) -> bytes:
+        """Return its call in RESP up to the keys, for so many keys and arguments."""
+        return b"*%d\r\n%b%b%b" % (
+            3 + keys + args,
+            bulk(b"EVALSHA"),
+            bulk(self.sha),
+            bulk(b"%d" % keys),
+        )
+
+
+def bulk(value: bytes) -> bytes:
+    """Return a value as RESP has it: https://redis.io/docs/latest/develop/reference/protocol-spec"""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
 
 def _read(*names: str) -> Script:
     """Put files together, what is shared first; the last one names the function."""

@@ -3,6 +3,7 @@
 import asyncio
 import os
 
+import msgspec
 import psutil
 import pytest
 
@@ -10,7 +11,9 @@ from gateway.core.messages import STOP, Reply, Text
 from gateway.core.record import FREE
 from gateway.core.usage import Usage
 from gateway.pipeline.replay import Entry
-from gateway.store.answers import Answer, Place, place, seal, unseal
+from gateway.store import scripts
+from gateway.store.answers import Answer, place, seal, unseal
+from gateway.store.connection import pack
 from gateway.store.memory import MemoryTier
 from gateway.store.packed import Packing
 
@@ -138,7 +141,7 @@ def test_a_sealed_answer_opens_at_its_place_alone() -> None:
         assert len(sealed) < 2000
         assert seal(packing.dumps(kept), WHERE) != sealed, "no nonce serves twice"
         elsewhere = place(b"form2", "acme", "", "m", "k")
-        renamed = Place(WHERE.tenant, elsewhere.name, WHERE.secret, WHERE.entry, WHERE.keys)
+        renamed = msgspec.structs.replace(WHERE, name=elsewhere.name)
         for wrong in (elsewhere, renamed):
             with pytest.raises(ValueError, match="damaged"):
                 unseal(sealed, wrong)
@@ -166,3 +169,9 @@ def test_names_tell_nothing_and_differ_by_tenant() -> None:
     assert WHERE.entry == f"{WHERE.name} - m k"
     spaced = place(b"form", "acme", "team", "a b/c:d", "key 1")
     assert spaced.entry == f"{WHERE.name} team a%20b/c:d key%201"
+
+
+def test_a_look_into_redis_is_the_command_that_any_client_would_send() -> None:
+    script, args = scripts.CACHE_FIND, (b"", b"3000", b"0")
+    told = script.beginning(keys=2, args=3) + WHERE.packed + b"".join(map(scripts.bulk, args))
+    assert told == pack(("EVALSHA", script.sha, 2, *WHERE.keys, *args))
