@@ -39,7 +39,7 @@ async def answer_of(
             reply = None  # the hub knows not all of what was asked, nor of the answer
         elif flight.usage_source == "provider":  # which a stream need not have shown
             reply = msgspec.structs.replace(reply, usage=flight.usage)
-    kept, logprobs = split(reply) if reply is not None else (None, ())
+    kept, logprobs = split(reply) if reply is not None else (b"", ())
     target, ttl = call.route.target, plan.ttl
     answer = Answer(
         form=form_of(call),

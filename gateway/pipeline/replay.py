@@ -77,9 +77,7 @@ class Entry:
     def size(self) -> int:
         """Return how many bytes it takes in memory, about."""
         if not self._size:
-            answer = self.answer
-            reply = _pack(answer.reply) if answer.reply is not None else b""
-            self._size = OVERHEAD_BYTES + len(answer.body) + 2 * len(reply)
+            self._size = OVERHEAD_BYTES + len(self.answer.body) + len(self.answer.reply)
         return self._size
 
     @size.setter
@@ -122,7 +120,7 @@ def form_of(call: Call) -> str:
 
 def may_answer(answer: Answer, call: Call) -> bool:
     """Tell whether a request in this dialect can be answered."""
-    return answer.reply is not None or answer.form == form_of(call)
+    return bool(answer.reply) or answer.form == form_of(call)
 
 
 def written(

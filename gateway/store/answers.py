@@ -19,26 +19,30 @@ from gateway.core.usage import Usage
 from gateway.store import names
 from gateway.store.scripts import bulk
 
-VERSION = b"\x01"
+VERSION = b"\x02"
 NONCE_BYTES = 12
 NAME_BYTES, SECRET_BYTES = 20, 32
 MAX_CIPHERS = 1024
 _START = len(VERSION) + NONCE_BYTES  # of what is sealed
 
 
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(Reply).decode
+
+
 class Answer(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A whole answer, and what it took.
 
-    `body` is the reply as it was written, in its `form`, `reply` the hub's view of
-    it with the `logprobs` of its texts beside it; either may be missing. Money is micro-dollars,
-    times are milliseconds: it is fresh for `ttl_ms` and kept for `kept_ms`. `created` is Unix
-    seconds, for dialects that say it.
+    `body` is the reply as it was written, in its `form`, `reply` the hub's view of it (msgpack, as
+    few ask for it) with the `logprobs` of its texts beside it; either may be missing. Money is
+    micro-dollars, times are milliseconds: it is fresh for `ttl_ms` and kept for `kept_ms`.
+    `created` is Unix seconds, for dialects that say it.
     """
 
     form: str
     body: bytes
     content_type: str
-    reply: Reply | None
+    reply: bytes
     logprobs: tuple[str, ...]
     provider: str
     model: str
@@ -53,20 +57,23 @@ class Answer(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     def whole(self) -> Reply | None:
         """Return the reply as it was before it was split for storing."""
-        if self.reply is None or not any(self.logprobs):
-            return self.reply
+        if not self.reply:
+            return None
+        reply = _unpack(self.reply)
+        if not any(self.logprobs):
+            return reply
         texts = iter(self.logprobs)
         parts = [
             msgspec.structs.replace(part, logprobs=msgspec.Raw(found.encode()))
             if isinstance(part, Text) and (found := next(texts, ""))
             else part
-            for part in self.reply.parts
+            for part in reply.parts
         ]
-        return msgspec.structs.replace(self.reply, parts=tuple(parts))
+        return msgspec.structs.replace(reply, parts=tuple(parts))
 
 
-def split(reply: Reply) -> tuple[Reply, tuple[str, ...]]:
-    """Take the logprobs, which are JSON, out of a reply's texts."""
+def split(reply: Reply) -> tuple[bytes, tuple[str, ...]]:
+    """Pack a reply, and take the logprobs, which are JSON, out of its texts."""
     found = tuple(
         [
             bytes(part.logprobs).decode() if part.logprobs is not None else ""
@@ -75,12 +82,12 @@ def split(reply: Reply) -> tuple[Reply, tuple[str, ...]]:
         ]
     )
     if not any(found):
-        return reply, ()
+        return _pack(reply), ()
     parts = [
         msgspec.structs.replace(part, logprobs=None) if isinstance(part, Text) else part
         for part in reply.parts
     ]
-    return msgspec.structs.replace(reply, parts=tuple(parts)), found
+    return _pack(msgspec.structs.replace(reply, parts=tuple(parts))), found
 
 
 class Place(msgspec.Struct, frozen=True, gc=False):

@@ -12,7 +12,7 @@ from gateway.core.record import FREE
 from gateway.core.usage import Usage
 from gateway.pipeline.replay import Entry
 from gateway.store import scripts
-from gateway.store.answers import Answer, place, seal, unseal
+from gateway.store.answers import Answer, place, seal, split, unseal
 from gateway.store.connection import pack
 from gateway.store.memory import MemoryTier
 from gateway.store.packed import Packing
@@ -41,7 +41,7 @@ def answer(text: str = "hello", **changes: object) -> Answer:
         "form": "chat",
         "body": text.encode(),
         "content_type": "application/json",
-        "reply": Reply(id="r", model="gpt", parts=(Text(text),), finish=STOP),
+        "reply": split(Reply(id="r", model="gpt", parts=(Text(text),), finish=STOP))[0],
         "logprobs": (),
         "provider": "p",
         "model": "gpt",
