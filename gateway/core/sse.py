@@ -5,7 +5,7 @@ import msgspec
 # A single event holds one delta; images in deltas reach some hundred kilobytes.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
-CARRIAGE_RETURN = 13
+CARRIAGE_RETURN, LINE_FEED = 13, 10
 
 
 class TooLarge(ValueError):
@@ -50,6 +50,14 @@ class SseReader:
             data = data.removeprefix(BOM)
         if self._after_cr or CARRIAGE_RETURN in data:
             data = self._plain_line_ends(data)
+        if (
+            not self._held
+            and data.find(b"\n") == len(data) - 2
+            and data.startswith(b"data: ")
+            and data[-1] == LINE_FEED
+            and len(data) <= MAX_EVENT_BYTES
+        ):
+            return [SseEvent(b"", data[6:-2], data)]  # one event of one line, as most are
         return self._events(data)
 
     def rest(self) -> list[SseEvent]:

@@ -65,7 +65,9 @@ class ChatDecoder(SseDecoder):
         for choice in chunk.choices or ():
             if not choice.index:
                 found += self._choice(choice)
-        usage = chunk.usage or next((c.usage for c in chunk.choices or () if c.usage), None)
+        usage = chunk.usage
+        for choice in chunk.choices or ():
+            usage = usage or choice.usage
         if usage is not None:
             found.append(events.Used(usage.counted()))
         return found

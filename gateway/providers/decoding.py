@@ -122,7 +122,7 @@ class Noted:
                     | events.CallBegun(name=text)
                 ):
                     self._text.append(text)
-                    self.text_bytes += len(text.encode())
+                    self.text_bytes += len(text) if text.isascii() else len(text.encode())
                     if self.text_bytes - self._taken_bytes > KEPT_BYTES:
                         self.attention = True
                 case events.Used(usage=used):
