@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,6 +39,7 @@ ROLL_LINGER_SECONDS = 10.0
 # When the gateway stops, only for what is on the wire already.
 STOP_LINGER_SECONDS = 0.2
 BACKLOG = 2048
+MAX_TRACE_CHARS = 4000
 
 logger = logging.getLogger("sluice.worker")
 
@@ -70,7 +72,9 @@ def run(assignment: Assignment) -> NoReturn:
     except SluiceError as error:
         print(f"sluice: worker {assignment.slot}: {error}", file=sys.stderr, flush=True)
     except BaseException:
-        logging.getLogger("sluice.worker").exception("the worker failed")
+        # Not by the log, whose writer may be closed by now, or never have begun.
+        trace = traceback.format_exc()[-MAX_TRACE_CHARS:]
+        print(f"sluice: worker {assignment.slot} failed\n{trace}", file=sys.stderr, flush=True)
     finally:
         os._exit(code)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.config import config
-from tests.support.gateway import Gateway, running
+from tests.support.gateway import ROOT, Gateway, running
 from tests.support.load import once
 from tests.support.upstream import Upstream
 
@@ -75,6 +75,24 @@ def test_an_unreachable_store(directory: Path) -> None:
     assert "cannot connect to Redis at" in said
     assert "the first start failed" in said
     assert "secret-word" not in said
+
+
+def test_a_fault_of_our_own_is_shown(directory: Path) -> None:
+    faulty = directory / "sitecustomize.py"
+    faulty.write_text(
+        "from gateway.app import Gateway\n"
+        "def start(self):\n    raise LookupError('nobody thought of this')\n"
+        "Gateway.start = start\n"
+    )
+    environ = {"PYTHONPATH": f"{directory}:{ROOT}"}
+    gateway = Gateway(directory, config("http://127.0.0.1:9/v1"), wait=False, environ=environ)
+    try:
+        assert gateway.process.wait(FAIL_SECONDS) != 0
+    finally:
+        gateway.kill()
+    assert "sluice: worker 0 failed\nTraceback" in gateway.errors
+    assert "LookupError: nobody thought of this" in gateway.errors
+    assert "the first start failed" in gateway.errors
 
 
 async def test_a_second_gateway_on_a_state_directory_is_refused(upstream: Upstream) -> None:
