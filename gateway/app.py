@@ -295,7 +295,7 @@ class Gateway:
         """Extend leases, settle those of dead workers, measure the loop's lag."""
         if self._journal is not None:
             with contextlib.suppress(StoreError):
-                await replay(self._admission, self._journal)
+                await replay(self._admission.orphans, self._journal)
         while True:
             await asyncio.sleep(self._upkeep_seconds)
             self.recorder.count("sluice_log_lines_dropped", self._resources.writer.dropped)
@@ -316,7 +316,7 @@ class Gateway:
             with contextlib.suppress(StoreError):  # it is away: its leases wait for it
                 await self._admission.count_workers(self._name, self._upkeep_seconds)
                 if self._journal is not None:
-                    await replay(self._admission, self._journal)
+                    await replay(self._admission.orphans, self._journal)
                 if self._admission.may_reap:
                     await reap(self._services)
 

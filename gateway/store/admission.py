@@ -20,10 +20,11 @@ from gateway.policy.limits import Grant, Limit, overdrawn_in_shadow
 from gateway.policy.share import LocalShare
 from gateway.store import names, scripts
 from gateway.store.backlog import Backlog
-from gateway.store.client import Client
+from gateway.store.client import Client, ran
 from gateway.store.connection import Reply
 from gateway.store.journal import Journal
 from gateway.store.lease import Applied, Ask, Due, Holding, Settlement, Verdict, batches
+from gateway.store.orphans import Orphans
 from gateway.store.packing import pack_asks, pack_settlements, unpack_counted, unpack_verdicts
 from gateway.store.patience import Patience
 
@@ -72,6 +73,7 @@ class Admission:
         self._scheduled = False
         self._patience = Patience()
         self._clock_offset = 0.0
+        self.orphans = Orphans(client, self._lease_ms, self.now)
         client.on_connect = self._replay
 
     @property
@@ -154,14 +156,6 @@ class Admission:
         if not self._scheduled:
             self._schedule()
 
-    async def expired(self, tenant: str, most: int = 100) -> list[tuple[str, Holding | None]]:
-        """Return a tenant's leases that nobody extends any more. Raises StoreError."""
-        future: asyncio.Future[Reply] = self._loop.create_future()
-        keys = list(names.leases(tenant))
-        self._client.run(scripts.EXPIRED, keys, (b"%d" % most,), _resolver(future))
-        flat = await future
-        return [(flat[i].decode(), _holding(flat[i + 1])) for i in range(0, len(flat), 2)]
-
     def extend_open(self) -> None:
         """Move the deadlines of this worker's leases that are not brand new."""
         self._share.forget_some()
@@ -184,12 +178,10 @@ class Admission:
         """
         if self.degraded:
             raise StoreError("Redis is away")
-        future: asyncio.Future[Reply] = self._loop.create_future()
         specs = [(*grant.spec, grant.limit.shadow) for grant in budgets]
         data = _pack((lease, _to_json(holding).decode(), specs, amount))
         keys = [*names.leases(tenant), *(grant.key for grant in budgets)]
-        self._client.run(scripts.GROW, keys, (data,), _resolver(future))
-        refusing = await future
+        refusing = await ran(self._client, scripts.GROW, keys, data)
         if refusing < 0:
             raise StoreError("the lease is gone")
         return budgets[refusing - 1].limit if refusing else None
@@ -205,25 +197,6 @@ class Admission:
             call("ZCARD", names.WORKERS),
         )
         self.live_workers = max(1, count)
-
-    async def reopen(self, tenant: str, asks: list[Ask]) -> None:
-        """Let Redis have leases of a worker that is gone. Raises StoreError."""
-        for part in batches(asks):
-            keys, data, _ = pack_asks(tenant, part, self._lease_ms)
-            await self._run(scripts.ADMIT, keys, data)
-        await self._client.call("SADD", names.TENANTS, tenant)
-
-    async def deliver(self, tenant: str, settlements: list[Settlement]) -> None:
-        """Let Redis have settlements of a worker that is gone. Raises StoreError."""
-        periods = names.periods(self.now())
-        for part in batches(settlements):
-            due: list[Due] = [(settlement, None) for settlement in part]
-            keys, data = pack_settlements(tenant, self._stream(tenant), due, periods)
-            await self._run(scripts.SETTLE, keys, data)
-
-    async def tenants(self) -> set[str]:
-        """Return every tenant that ever used this store. Raises StoreError."""
-        return {name.decode() for name in await self._client.call("SMEMBERS", names.TENANTS)}
 
     def retry_unsettled(self) -> None:
         """Send again what Redis refused while it was reachable."""
@@ -245,11 +218,6 @@ class Admission:
     def now(self) -> float:
         """Return Unix seconds by Redis's clock, as far as this worker knows it."""
         return time.time() + self._clock_offset
-
-    async def _run(self, script: scripts.Script, keys: list[str], data: bytes) -> Reply:
-        future: asyncio.Future[Reply] = self._loop.create_future()
-        self._client.run(script, keys, (data,), _resolver(future))
-        return await future
 
     def _schedule(self) -> None:
         if not self._scheduled:  # those on the hot path have looked
@@ -418,24 +386,3 @@ class Admission:
 
 async def _at_once(verdict: Verdict) -> Verdict:
     return verdict
-
-
-def _resolver(future: asyncio.Future[Reply]) -> Callable[[Reply | Exception], None]:
-    def done(reply: Reply | Exception) -> None:
-        if future.done():
-            return
-        if isinstance(reply, Exception):
-            future.set_exception(
-                reply if isinstance(reply, StoreError) else StoreError(f"Redis: {reply}")
-            )
-        else:
-            future.set_result(reply)
-
-    return done
-
-
-def _holding(data: bytes) -> Holding | None:
-    try:
-        return msgspec.json.decode(data, type=Holding)
-    except msgspec.DecodeError:
-        return None

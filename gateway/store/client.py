@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
+from gateway.core.errors import StoreError
 from gateway.store.cluster import Cluster
 from gateway.store.connection import Callback, Reply
 from gateway.store.link import Link
@@ -63,6 +64,24 @@ class Client(Protocol):
     def flush(self) -> None:
         """Write what is queued at once."""
         ...
+
+
+async def ran(client: Client, script: Script, keys: list[str], *args: bytes) -> Reply:
+    """Run a Lua function and return its reply. Raises StoreError."""
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def done(reply: Reply | Exception) -> None:
+        if future.done():
+            return
+        if not isinstance(reply, Exception):
+            future.set_result(reply)
+        elif isinstance(reply, StoreError):
+            future.set_exception(reply)
+        else:
+            future.set_exception(StoreError(f"Redis answered: {reply}"))
+
+    client.run(script, keys, args, done)
+    return await future
 
 
 def make_client(location: Location, timeout: float, name: str) -> Client:

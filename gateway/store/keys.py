@@ -15,8 +15,7 @@ import msgspec
 from gateway.config.schema import KeySettings
 from gateway.core.errors import SluiceError, StoreError
 from gateway.store import names, scripts
-from gateway.store.client import Client
-from gateway.store.connection import Reply
+from gateway.store.client import Client, ran
 from gateway.store.lease import batches
 
 SECRET_PREFIX = "sk-sluice-"  # noqa: S105  what all of them begin with
@@ -128,7 +127,7 @@ class VirtualKeys:
             digest, until = sha256(secret), int(time.time()) + grace_seconds
             await self._client.call("HSET", names.KEYS, digest, key_id)
             args = (record.sha256.encode(), digest.encode(), b"%d" % until)
-            if await self._run(scripts.ROTATE, names.key(key_id), args):
+            if await ran(self._client, scripts.ROTATE, [names.key(key_id)], *args):
                 gone = record.previous_sha256
                 await self._client.call("HDEL", names.KEYS, gone or "-")
                 await self._client.call("INCR", names.KEYS_VERSION)
@@ -161,18 +160,6 @@ class VirtualKeys:
             self._client.call("HSET", names.key(key_id), *pairs),
             self._client.call("INCR", names.KEYS_VERSION),
         )
-
-    async def _run(self, script: scripts.Script, key: str, args: tuple[bytes, ...]) -> Reply:
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-
-        def done(reply: Reply | Exception) -> None:
-            if isinstance(reply, Exception):
-                future.set_exception(StoreError(str(reply)))
-            else:
-                future.set_result(reply)
-
-        self._client.run(script, [key], args, done)
-        return await future
 
 
 def new_secret() -> str:

@@ -2,14 +2,14 @@
 
 import logging
 
-from gateway.store.admission import Admission
 from gateway.store.journal import Entry, Journal, Opened, Settled, entries
 from gateway.store.lease import Ask, Settlement
+from gateway.store.orphans import Orphans
 
 logger = logging.getLogger("sluice.store")
 
 
-async def replay(admission: Admission, journal: Journal) -> None:
+async def replay(orphans: Orphans, journal: Journal) -> None:
     """Settle what the files of dead workers hold. Raises StoreError.
 
     Safe to be interrupted and to be done again: a lease that was settled is not opened again, and
@@ -19,7 +19,7 @@ async def replay(admission: Admission, journal: Journal) -> None:
     try:
         for file in files:
             while lines := await journal.read(file):
-                await _tell(admission, entries(lines))
+                await _tell(orphans, entries(lines))
             file.remove()
             logger.info("Redis has been told what %s held", file.name)
     finally:
@@ -27,7 +27,7 @@ async def replay(admission: Admission, journal: Journal) -> None:
             file.close()
 
 
-async def _tell(admission: Admission, told: list[Entry]) -> None:
+async def _tell(orphans: Orphans, told: list[Entry]) -> None:
     """Open leases first: a settlement needs its own."""
     asks: dict[str, list[Ask]] = {}
     settlements: dict[str, list[Settlement]] = {}
@@ -38,6 +38,6 @@ async def _tell(admission: Admission, told: list[Entry]) -> None:
             case Settled(settlement=settlement):
                 settlements.setdefault(settlement.tenant, []).append(settlement)
     for tenant, wanted in asks.items():
-        await admission.reopen(tenant, wanted)
+        await orphans.reopen(tenant, wanted)
     for tenant, ended in settlements.items():
-        await admission.deliver(tenant, ended)
+        await orphans.deliver(tenant, ended)

@@ -155,7 +155,7 @@ async def test_what_memory_cannot_hold_is_told_from_disk(
             await until("connected", lambda: client.connected)
             await until("told", lambda: admission.unsettled == 0)
             for _ in range(3):  # as often as anybody looks
-                await replay(admission, journal)
+                await replay(admission.orphans, journal)
             assert server.usage(tenant)["requests"] == 300
             assert not list(tmp_path.iterdir())
             assert server.redis.exists(names.leases(tenant)[0]) == 0
@@ -179,7 +179,7 @@ async def test_an_interrupted_replay_counts_nothing_twice(tmp_path: Path) -> Non
         async with journaled(server, tmp_path) as (admission, _, journal):
             for torn in (kept[: len(kept) // 2], kept + b'{"type":"opened","ten', kept):
                 left.write_bytes(torn)
-                await replay(admission, journal)
+                await replay(admission.orphans, journal)
                 assert not left.exists()
         assert server.usage(tenant)["requests"] == 20
         assert server.redis.exists(names.leases(tenant)[0]) == 0
@@ -202,7 +202,7 @@ async def test_a_request_that_ends_before_redis_is_given_up_counts_once(tmp_path
         async with journaled(server, tmp_path) as (admission, _, journal):
             for _ in range(2):
                 left.write_bytes(kept)
-                await replay(admission, journal)
+                await replay(admission.orphans, journal)
         assert server.usage(who.tenant)["requests"] == 20
 
 
@@ -221,7 +221,7 @@ async def test_a_lease_that_arrives_late_is_not_taken_again() -> None:
             await client.call(*late)
             assert server.redis.hget(granted[0].key, "level") == level
             ended = msgspec.structs.replace(settlement("l", who), marked=True)
-            await admission.deliver(tenant, [ended])
+            await admission.orphans.deliver(tenant, [ended])
             await client.call(*late)
             assert server.redis.hget(granted[0].key, "level") == level
             assert server.redis.exists(names.leases(tenant)[0]) == 0
@@ -240,11 +240,11 @@ async def test_a_replay_goes_on_where_redis_left(tmp_path: Path) -> None:
             while client.connected:
                 await asyncio.sleep(0)
             with pytest.raises(StoreError):
-                await replay(admission, journal)
+                await replay(admission.orphans, journal)
             assert len(list(tmp_path.iterdir())) == 1
             server.start()
             await until("connected", lambda: client.connected)
-            await replay(admission, journal)
+            await replay(admission.orphans, journal)
             assert not list(tmp_path.iterdir())
 
 

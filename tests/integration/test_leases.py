@@ -101,12 +101,12 @@ async def test_only_expired_leases_are_listed_with_what_they_hold(server: StoreS
     async with connected(server) as (admission, _):
         for number in range(5):
             await ask(admission, who, f"{number}", holding(number))
-        assert await admission.expired(tenant) == []
+        assert await admission.orphans.expired(tenant) == []
         expire(server, tenant, "1", "3")
         server.redis.hdel(names.leases(tenant)[1], "3")
-        assert await admission.expired(tenant) == [("1", holding(1)), ("3", None)]
-        assert await admission.expired(tenant, most=1) == [("1", holding(1))]
-        assert tenant in await admission.tenants()
+        assert await admission.orphans.expired(tenant) == [("1", holding(1)), ("3", None)]
+        assert await admission.orphans.expired(tenant, most=1) == [("1", holding(1))]
+        assert tenant in await admission.orphans.tenants()
 
 
 async def test_a_lease_that_is_served_on_is_extended(server: StoreServer) -> None:
@@ -121,7 +121,7 @@ async def test_a_lease_that_is_served_on_is_extended(server: StoreServer) -> Non
         server.redis.zrem(names.leases(tenant)[0], "gone")
         expire(server, tenant, "new", "old")
         admission.extend_open()
-        expired = [lease for lease, _ in await admission.expired(tenant)]
+        expired = [lease for lease, _ in await admission.orphans.expired(tenant)]
     assert expired == ["new"]
     assert sorted(server.redis.zrange(names.leases(tenant)[0], 0, -1)) == ["new", "old"]
 
@@ -134,13 +134,13 @@ async def test_two_workers_that_find_the_same_expired_leases_settle_them_once(
     leases = [f"{number:03}" for number in range(100)]
     async with connected(server) as (one, _), connected(server) as (other, _):
         await asyncio.gather(*(ask(one, who, lease, holding()) for lease in leases))
-        await one.tenants()
+        await one.orphans.tenants()
         expire(server, tenant, *leases)
-        found = await asyncio.gather(one.expired(tenant), other.expired(tenant))
+        found = await asyncio.gather(one.orphans.expired(tenant), other.orphans.expired(tenant))
         assert [[lease for lease, _ in each] for each in found] == [leases, leases]
         ends = [settlement(lease, who) for lease in leases]
         counted = await asyncio.gather(settle_all(one, ends), settle_all(other, ends))
-        assert await one.expired(tenant) == []
+        assert await one.orphans.expired(tenant) == []
     assert sum(map(sum, counted)) == 100
     assert server.usage(tenant)["requests"] == 100
 
