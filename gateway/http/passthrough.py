@@ -5,30 +5,25 @@ Off the hot path: aiohttp's client carries it. What the gateway counts, `pipelin
 
 import asyncio
 import logging
-import re
 import socket
 import ssl
 import struct
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Set
+from collections.abc import Awaitable, Set
 from functools import cache
 
 import aiohttp
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_protocol import RequestPayloadError
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from gateway.config.schema import Server
 from gateway.core import record
 from gateway.core.errors import ApiError, UpstreamError
 from gateway.core.target import Target
-from gateway.http.body import declared_length, read_body, too_slow
-from gateway.http.hot import CONTINUE, secret_of
+from gateway.http.hot import secret_of
 from gateway.http.mask import Mask
 from gateway.http.protocol import SERVER, STALLED_SECONDS
 from gateway.http.request_head import MAX_TRACE_CHARS
+from gateway.http.upload import Upload
 from gateway.pipeline.answer import common_headers, error_headers
 from gateway.pipeline.passthrough import Passage, begin, new_call
 from gateway.pipeline.services import Services
@@ -62,7 +57,6 @@ _NOT_SHOWN = _HOP_BY_HOP | {
 _OURS = ("x-forwarded-", "x-sluice-")
 # What a handler has of the request's id, and gives for the head of an error.
 REQUEST_ID, OUR_HEADERS = "sluice.request_id", "sluice.headers"
-_JSON = re.compile(r"[/+](?:x-)?json(?![a-z])", re.IGNORECASE)  # by all its names; not JSON lines
 
 
 class PassthroughRoutes:
@@ -109,7 +103,7 @@ class PassthroughRoutes:
             raise
 
     async def _pass(
-        self, request: web.Request, passage: Passage, upload: "Upload", path: str
+        self, request: web.Request, passage: Passage, upload: Upload, path: str
     ) -> web.StreamResponse:
         target = passage.target
         origin, times = target.origin, target.deadlines
@@ -150,7 +144,7 @@ class PassthroughRoutes:
             return answer
 
     async def _headers(
-        self, request: web.Request, passage: Passage, upload: "Upload", path: str
+        self, request: web.Request, passage: Passage, upload: Upload, path: str
     ) -> CIMultiDict[str]:
         target, signer = passage.target, passage.signer
         if signer is not None and signer.signs_body:
@@ -189,90 +183,6 @@ class PassthroughRoutes:
                 skip_auto_headers=("Accept", "Content-Type", "User-Agent"),
             )
         return session
-
-
-class Upload:
-    """A request's body: JSON is held, to see what it asks; all else is passed on as it comes.
-
-    `refused`: why it was not passed on to its end.
-    """
-
-    def __init__(self, request: web.Request, server: Server) -> None:
-        self._request, self._message, self._server = request, request._message, server
-        kinds = [kind.partition(";")[0] for kind in request.headers.getall("Content-Type", ())]
-        self._json = any(map(_JSON.search, kinds))
-        self.held: bytes | None = None
-        self.refused: ApiError | None = None
-
-    @property
-    def unpacked(self) -> bool:
-        """Tell whether aiohttp has undone the body's coding."""
-        return self._message.compression is not None
-
-    @property
-    def length(self) -> str | None:
-        """Return the length of what is passed on, where that is known: not all take chunks."""
-        if self.held is not None or self.unpacked or not self._request.can_read_body:
-            return None
-        return self._message.headers.get("Content-Length")
-
-    @property
-    def data(self) -> bytes | AsyncIterator[bytes] | None:
-        """Return what to send."""
-        if self.held is not None:
-            return self.held
-        return self._parts() if self._request.can_read_body else None
-
-    async def hold(self) -> bytes | None:
-        """Read a body if it is JSON; a client that waits to be asked for it is. Raises ApiError."""
-        request, server = self._request, self._server
-        if not request.can_read_body:
-            return None
-        most = server.max_request_size if self._json else server.max_upload_size
-        if declared_length(self._message) > most:
-            raise _too_large(most)
-        if "Expect" in request.headers and request.transport is not None:
-            request.transport.write(CONTINUE)
-        if self._json:
-            await self.gather()
-        return self.held
-
-    async def gather(self) -> None:
-        """Hold the body, whatever it is. Raises ApiError."""
-        request, server, most = self._request, self._server, self._server.max_request_size
-        if self.held is not None or not request.can_read_body:
-            return
-        if declared_length(self._message) > most:
-            raise _too_large(most)
-        try:
-            self.held = await read_body(
-                self._message, request.content, most, server.request_timeout
-            )
-        except (RequestPayloadError, HttpProcessingError, zlib.error):
-            raise _malformed() from None
-
-    async def _parts(self) -> AsyncIterator[bytes]:
-        """Pass a body on; why it cannot be is noted, as aiohttp tells every error its own way."""
-        size, most, idle = 0, self._server.max_upload_size, self._server.request_timeout
-        try:
-            while True:
-                async with asyncio.timeout(idle):
-                    part = await self._request.content.readany()
-                if not part:
-                    return
-                size += len(part)
-                if size > most:
-                    raise _too_large(most)
-                yield part
-        except ApiError as error:
-            self.refused = error
-            raise
-        except TimeoutError:
-            self.refused = too_slow(idle)
-            raise
-        except (RequestPayloadError, HttpProcessingError, zlib.error):
-            self.refused = _malformed()
-            raise
 
 
 async def _relay(
@@ -361,14 +271,6 @@ def _reset(transport: asyncio.Transport) -> None:
     if sock is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
-
-
-def _too_large(most: int) -> ApiError:
-    return ApiError("request_too_large", f"The request's body is larger than {most} bytes.")
-
-
-def _malformed() -> ApiError:
-    return ApiError("invalid_http", "The request's body is malformed.")
 
 
 async def _not_yet(request: web.Request) -> None:
