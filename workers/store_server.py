@@ -82,6 +82,7 @@ class EmbeddedStore:
         self.socket = state.socket_path("redis.sock")
         self._reading, self._writing = os.pipe()
         self.keeper_pid = 0
+        self.started_at = 0.0  # monotonic seconds
 
     @property
     def url(self) -> str:
@@ -101,6 +102,7 @@ class EmbeddedStore:
 
     def spawn(self) -> None:
         """Fork the keeper."""
+        self.started_at = time.monotonic()
         pid = os.fork()
         if pid == 0:
             _keep(self._binary, self._settings(), self._reading, self._state)

@@ -22,6 +22,7 @@ from gateway.observe.scoreboard import RETIRED, SEGMENTS, Scoreboard
 from gateway.policy.tokens import preload
 from gateway.store.location import Location, parse_url
 from workers import settings
+from workers.backoff import LEAST_SECONDS, MOST_SECONDS, Backoff
 from workers.cores import worker_count
 from workers.kernel import catch_signals, how_it_ended, raise_file_limit
 from workers.listeners import Listeners
@@ -43,10 +44,6 @@ from workers.worker import (
     run,
 )
 
-# A worker that lived this long was well: its successor starts at once.
-HEALTHY_SECONDS = 5.0
-# Not long: clients whose connections fall to its listener wait for it.
-FIRST_BACKOFF_SECONDS, LAST_BACKOFF_SECONDS = 0.1, 3.0
 EXIT_SLACK_SECONDS = 5.0  # beyond the grace, for closing
 MAX_DRAINING_GENERATIONS = 3
 
@@ -70,9 +67,9 @@ class Supervisor:
         self._generation = 0
         self._serving = 0  # the generation that serves; the newest one may be starting
         self._due: dict[int, float] = {}  # slot -> when to fork its next worker
-        self._backoff: dict[int, float] = {}
+        self._backoffs: dict[int, Backoff] = {}  # by slot
         self._store_due = self._recycle_due = 0.0
-        self._store_backoff = FIRST_BACKOFF_SECONDS
+        self._store_backoff = Backoff(LEAST_SECONDS)
         self._reload_asked = self._booted = False
         self._stopping_at: float | None = None
         self._failed = False
@@ -360,7 +357,7 @@ class Supervisor:
             return  # its successor is on its way
         elif process.replaces is not None and process.replaces.phase is Phase.READY:
             # The one that it was to replace goes on, for a while before the next try.
-            self._recycle_due = time.monotonic() + LAST_BACKOFF_SECONDS
+            self._recycle_due = time.monotonic() + MOST_SECONDS
         elif process.generation == self._serving:
             self._replace(process)
         elif process.generation == self._generation:
@@ -368,21 +365,16 @@ class Supervisor:
 
     def _replace(self, process: Process) -> None:
         now = time.monotonic()
-        if now - process.started_at >= HEALTHY_SECONDS:
-            self._backoff.pop(process.slot, None)
-        delay = self._backoff.get(process.slot, 0.0)
-        self._backoff[process.slot] = min(
-            max(delay * 2, FIRST_BACKOFF_SECONDS), LAST_BACKOFF_SECONDS
-        )
-        self._due[process.slot] = now + delay
+        backoff = self._backoffs.setdefault(process.slot, Backoff())
+        self._due[process.slot] = now + backoff.after(now - process.started_at)
 
     def _on_store_end(self) -> None:
         assert self._store is not None
         self._store.keeper_pid = 0
         if self._stopping_at is None or self._workers:
             self._report("the embedded store ended: starting it again")
-            self._store_due = time.monotonic() + self._store_backoff
-            self._store_backoff = min(self._store_backoff * 2, LAST_BACKOFF_SECONDS)
+            now = time.monotonic()
+            self._store_due = now + self._store_backoff.after(now - self._store.started_at)
 
     def _stop(self) -> None:
         self._notifier.stopping()

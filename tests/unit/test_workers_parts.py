@@ -14,10 +14,23 @@ import pytest
 
 from gateway.core.errors import ConfigError
 from workers import state
+from workers.backoff import HEALTHY_SECONDS, LEAST_SECONDS, Backoff
 from workers.cores import cpu_quota, worker_count
 from workers.state import MAX_SOCKET_PATH, StateDirectory, socket_path
 from workers.store_server import sync_changed
 from workers.systemd import Notifier
+
+# --- Starting again ------------------------------------------------------------------------------
+
+
+def test_what_ends_early_is_waited_for_longer_and_longer() -> None:
+    worker, store = Backoff(), Backoff(LEAST_SECONDS)
+    assert [worker.after(0.2) for _ in range(7)] == pytest.approx([0, 0.1, 0.2, 0.4, 0.8, 1.6, 3])
+    assert [store.after(0.2) for _ in range(6)] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3])
+    # Whatever became of those before it: this one was well.
+    assert [worker.after(HEALTHY_SECONDS), worker.after(0)] == [0, 0.1]
+    assert [store.after(HEALTHY_SECONDS), store.after(0)] == [0.1, 0.2]
+
 
 # --- Cores ---------------------------------------------------------------------------------------
 
