@@ -18,7 +18,7 @@ STOP, LENGTH, TOOL_CALLS, FILTERED = "stop", "length", "tool_calls", "content_fi
 
 # What only its maker can read goes through clients with the maker's mark: another provider would
 # refuse it. Anthropic's own has none, so that its clients may also ask Anthropic directly.
-_MARK = "sluice:"
+MARK = "sluice:"
 
 
 class Text(msgspec.Struct, frozen=True, tag=True):
@@ -219,20 +219,25 @@ def alternating(turns: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 # A thought that its provider did not sign has this signature: some clients send no other back.
-UNSIGNED = f"{_MARK}unsigned"
+UNSIGNED = f"{MARK}unsigned"
 
 
 def mark(maker: str, secret: str) -> str:
     """Mark a signature, or encrypted thought, with who made it."""
-    return f"{_MARK}{maker}:{secret}" if secret else ""
+    return f"{MARK}{maker}:{secret}" if secret else ""
 
 
 def unmark(maker: str, secret: str) -> str:
     """Return a signature as its maker knows it; empty where another made it."""
-    own = f"{_MARK}{maker}:"
+    own = f"{MARK}{maker}:"
     return secret.removeprefix(own) if secret.startswith(own) else ""
 
 
 def unmarked(secret: str) -> str:
     """Return a signature that nobody has marked; empty for any other."""
-    return "" if secret.startswith(_MARK) else secret
+    return "" if secret.startswith(MARK) else secret
+
+
+def marked(secret: str) -> bool:
+    """Tell whether a secret is for its maker alone."""
+    return secret.startswith(MARK)

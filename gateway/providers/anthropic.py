@@ -15,6 +15,7 @@ from gateway.providers.anthropic_prompt import write
 from gateway.providers.anthropic_wire import MessagesDecoder
 from gateway.providers.decoding import NativeStream
 from gateway.providers.errors import error_message
+from gateway.providers.foreign import own_turns
 from gateway.providers.openai_wire import parse_listing
 
 VERSION = "2023-06-01"
@@ -36,6 +37,7 @@ class NativeMessages:
         fields = request.fields.copy()
         if request.model != target.model:
             fields["model"] = Raw(_encode(target.model))
+        own_fields(fields, fit)
         return _encode(fields)
 
     def parse_usage(self, body: bytes) -> Usage | None:
@@ -52,6 +54,13 @@ class NativeMessages:
     def decoder(self, request: Request) -> NativeStream:
         """Return a fresh stream decoder."""
         return NativeStream(MessagesDecoder(), _ENDING)
+
+
+def own_fields(fields: dict[str, Raw], fit: Fit) -> None:
+    """Take out what only other providers can read, and thinking where that makes it impossible."""
+    if own_turns(fields) and b"disabled" not in bytes(fields.get("thinking", b"disabled")):
+        del fields["thinking"]
+        fit.leave_out("thinking")
 
 
 class MessagesConversation:

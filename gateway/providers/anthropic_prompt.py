@@ -25,22 +25,31 @@ from gateway.providers.plain import plain_text
 
 Json = dict[str, Any]
 
-DEFAULT_MAX_TOKENS = 4096  # what every model of theirs can do
+# Output where nobody says how much: what every model from a version on can do.
+DEFAULT_MAX_TOKENS = (((4, 0), 32_000), ((3, 5), 8192), ((0, 1), 4096))
 MIN_BUDGET_TOKENS = 1024
 # Tokens to think with, by effort, for models that want a figure.
 BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384}
 LARGEST_BUDGET = 32_768
-# From these versions on a model decides itself how much to think, within an effort.
-ADAPTIVE_SINCE = (4, 6)
-_VERSION = re.compile(r"(?:opus|sonnet|haiku)-(\d+)(?:-(\d{1,2}))?(?!\d)")
+# From these versions on: a model decides itself how much to think, within an effort; it takes one
+# of temperature and top_p, or neither and no top_k; it shows its thoughts only if it is told to.
+ADAPTIVE_SINCE, ONE_SAMPLING_SINCE, NO_SAMPLING_SINCE = (4, 6), (4, 1), (4, 7)
+LEAST_TOP_P_THINKING = 0.95
+_VERSION = re.compile(
+    r"(?:opus|sonnet|haiku|claude-[a-z]+|claude)-(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)"
+)
+_NEWEST = (99, 0)
 _EFFORTS = {"minimal": "low", "none": "low"}
 _MODES = {"auto": "auto", "required": "any", "none": "none"}
 
 
 def write(prompt: Prompt, model: str, most: int | None, fit: Fit) -> Json:
     """Return a request's fields but for the model's name. `most`: output where nobody says."""
+    said = prompt.max_output or most
+    thoughts, effort = thinking(prompt, model, said, fit)
+    budget = thoughts.get("budget_tokens", 0) if thoughts is not None else 0
     body: Json = {
-        "max_tokens": prompt.max_output or most or DEFAULT_MAX_TOKENS,
+        "max_tokens": said or default_max_tokens(model) + budget,
         "messages": [
             {"role": message.role, "content": blocks}
             for message in alternating(prompt.messages)
@@ -55,14 +64,15 @@ def write(prompt: Prompt, model: str, most: int | None, fit: Fit) -> Json:
     if prompt.temperature is not None and prompt.temperature > 1:
         fit.refuse("temperature", "it is at most 1 here")
     wanted = {
-        "temperature": prompt.temperature,
-        "top_p": prompt.top_p,
-        "top_k": prompt.top_k,
         "stop_sequences": list(prompt.stop) or None,
         "metadata": {"user_id": prompt.user} if prompt.user else None,
     }
     body |= {name: value for name, value in wanted.items() if value is not None}
-    _think(body, prompt, model, fit)
+    body |= sampling(prompt, model, fit, thinks=thoughts is not None)
+    if thoughts is not None:
+        body["thinking"] = thoughts
+    if effort:
+        body["output_config"] = {"effort": effort}
     if prompt.format is not None:
         if prompt.format.schema is None:
             fit.refuse("format", "it needs a schema here")
@@ -110,36 +120,66 @@ def _choose(body: Json, prompt: Prompt) -> None:
 
 
 def version_of(model: str) -> tuple[int, int]:
-    """Return a model's version, (0, 0) where its name does not tell."""
+    """Return a Claude's version: the newest where its name does not tell, (0, 0) for no Claude."""
     found = _VERSION.search(model)
-    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+    if found is not None:
+        return (int(found[1]), int(found[2] or 0))
+    return _NEWEST if "claude" in model else (0, 0)
 
 
-def _think(body: Json, prompt: Prompt, model: str, fit: Fit) -> None:
+def default_max_tokens(model: str) -> int:
+    """Return how much a model may write where nobody says: a model of theirs must be told."""
+    version = version_of(model)
+    return next((most for since, most in DEFAULT_MAX_TOKENS if version >= since), 4096)
+
+
+def sampling(prompt: Prompt, model: str, fit: Fit, *, thinks: bool) -> dict[str, float]:
+    """Return temperature, top_p and top_k as far as a model takes them beside each other."""
+    version = version_of(model)
+    names = ("temperature", "top_p", "top_k")
+    wanted = {name: value for name in names if (value := getattr(prompt, name)) is not None}
+
+    def leave(name: str) -> None:
+        if wanted.pop(name, 1) != 1:  # 1 is what a model does unasked
+            fit.leave_out(name)
+
+    if version >= NO_SAMPLING_SINCE:
+        for name in names:
+            leave(name)
+    if thinks:
+        leave("temperature")
+        leave("top_k")
+        if wanted.get("top_p", 1) < LEAST_TOP_P_THINKING:
+            leave("top_p")
+    elif version >= ONE_SAMPLING_SINCE and {"temperature", "top_p"} <= wanted.keys():
+        leave("top_p" if wanted["temperature"] != 1 else "temperature")
+    return wanted
+
+
+def thinking(prompt: Prompt, model: str, most: int | None, fit: Fit) -> tuple[Json | None, str]:
+    """Return `thinking` and an effort. `most`: what thoughts and answer may take together."""
     wanted = prompt.reasoning
     if wanted is None or not wanted.enabled:
-        return
-    adaptive = version_of(model) >= ADAPTIVE_SINCE
-    if adaptive and wanted.effort:
-        effort = _EFFORTS.get(wanted.effort, wanted.effort)
-        body["output_config"] = {"effort": effort}
+        return None, ""
+    version = version_of(model)
+    adaptive = version >= ADAPTIVE_SINCE
+    effort = _EFFORTS.get(wanted.effort, wanted.effort) if adaptive else ""
     if not wanted.shown and wanted.budget is None and not adaptive:
         if wanted.effort:
             fit.leave_out("reasoning")
-        return
-    forced = body.get("tool_choice", {}).get("type") in ("any", "tool")
+        return None, ""
     budget = wanted.budget or BUDGETS.get(wanted.effort, LARGEST_BUDGET)
-    budget = min(budget, body["max_tokens"] - 1)
+    if most is not None:  # an effort leaves room for the answer
+        budget = min(budget, most - 1 if wanted.budget else most * 3 // 4)
+    choice = prompt.tool_choice if prompt.tools else None
+    forced = choice is not None and choice.mode in ("required", "tool")
     if forced or unsigned_loop(prompt) or (budget < MIN_BUDGET_TOKENS and not adaptive):
         fit.leave_out("reasoning")
-        return
-    if adaptive:
-        body["thinking"] = {"type": "adaptive"}
-    else:
-        body["thinking"] = {"type": "enabled", "budget_tokens": budget}
-    for name in ("temperature", "top_k"):  # neither goes with thinking
-        if body.pop(name, None) is not None:
-            fit.leave_out(name)
+        return None, effort
+    if not adaptive:
+        return {"type": "enabled", "budget_tokens": budget}, ""
+    shown = {"display": "summarized" if wanted.shown else "omitted"}
+    return {"type": "adaptive", **(shown if version >= NO_SAMPLING_SINCE else {})}, effort
 
 
 def unsigned_loop(prompt: Prompt) -> bool:

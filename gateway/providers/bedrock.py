@@ -31,13 +31,10 @@ from gateway.core.target import Target
 from gateway.providers import converse_wire
 from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
 from gateway.providers.anthropic_prompt import (
-    ADAPTIVE_SINCE,
-    BUDGETS,
-    LARGEST_BUDGET,
-    MIN_BUDGET_TOKENS,
     arguments_of,
-    unsigned_loop,
-    version_of,
+    default_max_tokens,
+    sampling,
+    thinking,
 )
 from gateway.providers.converse_wire import MAKER, ConverseDecoder
 from gateway.providers.errors import error_message
@@ -79,8 +76,6 @@ class ConverseConversation:
         """Write a prompt."""
         inference: Json = {
             "maxTokens": prompt.max_output or target.max_output,
-            "temperature": prompt.temperature,
-            "topP": prompt.top_p,
             "stopSequences": list(prompt.stop) or None,
         }
         inference = {name: value for name, value in inference.items() if value is not None}
@@ -172,39 +167,33 @@ def _tool(tool: Tool) -> list[Json]:
 
 
 def _more(prompt: Prompt, target: Target, inference: Json, fit: Fit) -> Json:
-    """Return what only some models know: thinking and top_k of Anthropic's."""
-    claude = "anthropic" in target.model or "claude" in target.model
+    """Return what only some models know: thinking and top_k of Anthropic's. Adds what all know."""
+    model, wanted = target.model, prompt.reasoning
     found: Json = {}
-    if prompt.top_k is not None:
-        if claude:
-            found["top_k"] = prompt.top_k
-        else:
+    if "anthropic" in model or "claude" in model:
+        most = inference.get("maxTokens")
+        thoughts, effort = thinking(prompt, model, most, fit)
+        if thoughts is not None:
+            found["thinking"] = thoughts
+            if most is None and "budget_tokens" in thoughts:
+                inference["maxTokens"] = thoughts["budget_tokens"] + default_max_tokens(model)
+        if effort:
+            found["output_config"] = {"effort": effort}
+        taken = sampling(prompt, model, fit, thinks=thoughts is not None)
+        if "top_k" in taken:
+            found["top_k"] = taken["top_k"]
+    else:
+        told = {"temperature": prompt.temperature, "top_p": prompt.top_p}
+        taken = {name: value for name, value in told.items() if value is not None}
+        if prompt.top_k is not None:
             fit.refuse("top_k")
-    wanted = prompt.reasoning
-    if wanted is None or not wanted.enabled:
-        return found
-    if not claude:
-        if wanted.effort and "gpt-oss" in target.model:
-            found["reasoning_effort"] = wanted.effort
-        else:
-            fit.leave_out("reasoning")
-        return found
-    if version_of(target.model) >= ADAPTIVE_SINCE:
-        found["thinking"] = {"type": "adaptive"}
-        if wanted.effort:
-            found["output_config"] = {"effort": wanted.effort}
-    elif wanted.shown or wanted.budget is not None:
-        budget = wanted.budget or BUDGETS.get(wanted.effort, LARGEST_BUDGET)
-        budget = min(budget, inference.get("maxTokens", LARGEST_BUDGET + 1) - 1)
-        forced = prompt.tool_choice is not None and prompt.tool_choice.mode in ("required", "tool")
-        if forced or budget < MIN_BUDGET_TOKENS or unsigned_loop(prompt):
-            fit.leave_out("reasoning")
-            return found
-        found["thinking"] = {"type": "enabled", "budget_tokens": budget}
-    if "thinking" in found:
-        found.pop("top_k", None)
-        if inference.pop("temperature", None) is not None:
-            fit.leave_out("temperature")
+        if wanted is not None and wanted.enabled:
+            if wanted.effort and "gpt-oss" in model:
+                found["reasoning_effort"] = wanted.effort
+            else:
+                fit.leave_out("reasoning")
+    names = {"temperature": "temperature", "top_p": "topP"}
+    inference |= {names[k]: v for k, v in taken.items() if k in names}
     return found
 
 

@@ -17,6 +17,7 @@ from gateway.core.usage import Usage
 from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
 from gateway.providers.chat import ChatCompletions, bearer
 from gateway.providers.errors import UNREADABLE, error_message, unreadable
+from gateway.providers.foreign import own_messages
 from gateway.providers.openai_stream import OpenAIStream
 from gateway.providers.openai_wire import Chunk, decode_chunk, decode_usage, parse_listing
 from gateway.providers.quirks import HINTS, NONE, Quirks
@@ -54,6 +55,8 @@ class NativeOpenAI:
             fields["model"] = _model(target.model)
         if not self._plain:
             self._adapt(fields, fit)
+        if request.operation is Operation.CHAT:
+            own_messages(fields, self._quirks.thoughts_back)
         if request.stream and not request.wants_usage and self._quirks.usage_option:
             fields["stream_options"] = _with_usage(fields.get("stream_options"))
         return _encode(fields)

@@ -32,6 +32,7 @@ from gateway.providers.adapter import Endpoint
 from gateway.providers.chat import bearer, effort, end_user
 from gateway.providers.decoding import NativeStream, inner_json
 from gateway.providers.errors import UNREADABLE
+from gateway.providers.foreign import own_items
 from gateway.providers.responses_wire import (
     MAKER,
     Response,
@@ -62,6 +63,7 @@ class NativeResponses:
         fields = request.fields.copy()
         if request.model != target.model:
             fields["model"] = Raw(_encode(target.model))
+        own_items(fields, MAKER)
         return _encode(fields)
 
     def parse_usage(self, body: bytes) -> Usage | None:

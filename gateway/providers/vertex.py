@@ -15,7 +15,7 @@ from gateway.core.target import Target
 from gateway.core.usage import Usage
 from gateway.providers import anthropic_wire, gemini_prompt, gemini_wire
 from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
-from gateway.providers.anthropic import NativeMessages
+from gateway.providers.anthropic import NativeMessages, own_fields
 from gateway.providers.anthropic_prompt import write as write_messages
 from gateway.providers.anthropic_wire import MessagesDecoder
 from gateway.providers.embeddings import Vector, encode_vectors, texts_of
@@ -40,6 +40,7 @@ class VertexMessages(NativeMessages):
     def build(self, request: Request, target: Target, fit: Fit) -> bytes:
         """Return the client's fields in the envelope."""
         fields = {name: raw for name, raw in request.fields.items() if name != "model"}
+        own_fields(fields, fit)
         fields["anthropic_version"] = Raw(_encode(ENVELOPE_VERSION))
         return _encode(fields)
 
