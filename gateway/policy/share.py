@@ -16,7 +16,8 @@ class LocalShare:
     """Local stand-ins for the limits in the store. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self.known: dict[str, int] = {}  # what was left when the store last said so
+        # What was left when the store last said so, and when; what its leases here gave back since.
+        self.known: dict[str, tuple[int, float]] = {}
         self._left: dict[str, tuple[float, float]] = {}
         self._taken: dict[str, tuple[Grant, ...]] = {}
 
@@ -48,6 +49,19 @@ class LocalShare:
         self._taken[lease] = granted
         return None
 
+    def came_back(self, key: str, amount: int, capacity: int) -> None:
+        """Know that so much of a limit came back of a lease that the store has given."""
+        if key in self._left:
+            left, at = self._left[key]
+            self._left[key] = min(capacity, left + amount), at
+        elif key in self.known:
+            level, at = self.known[key]
+            self.known[key] = min(capacity, level + amount), at
+
+    def has(self, lease: str) -> bool:
+        """Tell whether a lease was taken here."""
+        return lease in self._taken
+
     def give_back(self, lease: str, used: dict[str, int]) -> None:
         """Return what a lease that was taken here did not use; `used` is by limit key."""
         for grant in self._taken.pop(lease, ()):
@@ -63,13 +77,16 @@ class LocalShare:
     def _current(self, grant: Grant, workers: int, now: float) -> float:
         limit = grant.limit
         share = _share(limit, workers)
-        if grant.key not in self._left:
-            known = self.known.get(grant.key)
-            return share if known is None else min(share, max(known, 0) / workers)
-        left, at = self._left[grant.key]
-        if grant.spec[0] != RATE:
-            return left
-        return min(share, left + (now - at) * limit.per_minute / 60 / workers)
+        if grant.key in self._left:
+            left, at = self._left[grant.key]
+        elif grant.key in self.known:
+            level, at = self.known[grant.key]
+            left = max(level, 0) / workers
+        else:
+            return share
+        if grant.spec[0] == RATE:
+            left += (now - at) * limit.per_minute / 60 / workers
+        return min(share, left)
 
 
 def _share(limit: Limit, workers: int) -> float:

@@ -16,7 +16,7 @@ from time import monotonic
 import msgspec
 
 from gateway.core.errors import StoreError
-from gateway.policy.limits import Grant, Limit, overdrawn_in_shadow
+from gateway.policy.limits import RATE, Grant, Limit, overdrawn_in_shadow
 from gateway.policy.share import LocalShare
 from gateway.store import names, scripts
 from gateway.store.backlog import Backlog
@@ -142,8 +142,13 @@ class Admission:
         """Turn a lease into usage; `applied` learns whether it was this call that counted."""
         lease = settlement.lease
         self._open.pop(lease, None)
-        if self._alone:
-            self._share.give_back(lease, {r.key: r.used for r in settlement.returns})
+        share = self._share
+        if self._alone and share.has(lease):
+            share.give_back(lease, {r.key: r.used for r in settlement.returns})
+        else:
+            for back in settlement.returns:
+                if back.spec[0] != RATE:
+                    share.came_back(back.key, back.reserved - back.used, back.spec[1])
         held = self._backlog.hold(settlement, applied)
         if held is not None:
             self._settlements.setdefault(settlement.tenant, []).append(held)
@@ -184,7 +189,12 @@ class Admission:
         refusing = await ran(self._client, scripts.GROW, keys, data)
         if refusing < 0:
             raise StoreError("the lease is gone")
-        return budgets[refusing - 1].limit if refusing else None
+        if refusing:
+            refused_by: Limit = budgets[refusing - 1].limit
+            return refused_by
+        for grant in budgets:
+            self._share.came_back(grant.key, -amount, grant.spec[1])
+        return None
 
     async def count_workers(self, name: str, every_seconds: float) -> None:
         """Be counted among the live workers of all machines, and count them. Raises StoreError."""
@@ -278,7 +288,7 @@ class Admission:
         except msgspec.DecodeError as error:
             self._answer(tenant, asks, limits, StoreError(f"Redis answered nonsense: {error}"))
             return
-        known = self._share.known
+        known, heard_at = self._share.known, monotonic()
         self._clock_offset = now_us / 1e6 - time.time()
         shadows = any(limit.shadow for limit in limits)
         for ask, (refusing, wait_us, *levels) in zip(asks, verdicts, strict=True):
@@ -289,7 +299,7 @@ class Admission:
                 continue
             granted = ask.grants
             for grant, level in zip(granted, levels, strict=True):
-                known[grant.key] = level
+                known[grant.key] = level, heard_at
             if refusing:
                 self._open.pop(ask.lease, None)
                 wait = None if wait_us < 0 else wait_us / 1e6

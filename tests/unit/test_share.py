@@ -1,0 +1,75 @@
+"""What a worker may admit by itself while the store is away."""
+
+import pytest
+
+from gateway.policy.limits import Budget, Grant, Limit, Rates, grants, limits
+from gateway.policy.share import LocalShare
+
+NOW = 1_800_000_000.0
+
+
+def granted(rates: Rates, tokens: int = 10, microusd: int = 0) -> tuple[Grant, ...]:
+    return grants(limits("key", "sluice:limit:{t}:key:k", rates), tokens, microusd, NOW)
+
+
+def admitted(
+    share: LocalShare, lease: str, wanted: tuple[Grant, ...], now: float, n: int = 1
+) -> bool:
+    return share.take(lease, wanted, n, now) is None
+
+
+def test_a_rate_that_was_empty_fills_again_though_the_store_is_away() -> None:
+    share, wanted = LocalShare(), granted(Rates(rpm=60))
+    share.known[wanted[0].key] = 0, 100.0
+    assert not admitted(share, "a", wanted, 100.5)
+    assert admitted(share, "b", wanted, 101.0)
+    assert not admitted(share, "c", wanted, 101.5)
+    assert admitted(share, "d", wanted, 102.1)
+    # A long time is worth no more than the share itself.
+    share.known[wanted[0].key] = 0, 100.0
+    share.reset()
+    assert sum(admitted(share, f"{n}", wanted, 1000.0, 2) for n in range(60)) == 30
+
+
+def test_a_refusal_says_when_there_is_room() -> None:
+    share, wanted = LocalShare(), granted(Rates(rpm=60))
+    share.known[wanted[0].key] = 0, 100.0
+    refused = share.take("a", wanted, 1, 100.25)
+    assert refused is not None
+    limit, wait = refused
+    assert isinstance(limit, Limit)
+    assert wait == pytest.approx(0.75)
+
+
+def test_a_slot_that_the_store_gave_can_be_taken_again_when_its_request_is_done() -> None:
+    share, wanted = LocalShare(), granted(Rates(concurrency=1))
+    (slot,) = wanted
+    share.known[slot.key] = 0, 100.0  # what the store said as it gave the only one
+    assert not admitted(share, "a", wanted, 101.0)
+    share.came_back(slot.key, 1, 1)
+    assert admitted(share, "a", wanted, 101.0)
+    assert not admitted(share, "b", wanted, 101.0)
+    share.give_back("a", {slot.key: 0})
+    assert admitted(share, "b", wanted, 101.0)
+
+
+def test_money_that_was_reserved_and_not_spent_comes_back() -> None:
+    share = LocalShare()
+    wanted = granted(Rates(budgets=(Budget(1_000_000, "day"),)), microusd=300_000)
+    (money,) = wanted
+    share.known[money.key] = 100_000, 100.0  # 900,000 are reserved
+    assert not admitted(share, "a", wanted, 1000.0)
+    share.came_back(money.key, 900_000 - 400_000, 1_000_000)
+    assert admitted(share, "a", wanted, 1000.0)
+    share.give_back("a", {money.key: 300_000})
+    assert admitted(share, "b", wanted, 1000.0)
+    assert not admitted(share, "c", wanted, 1000.0)  # all 600,000 are gone
+
+
+def test_what_comes_back_is_never_more_than_there_is() -> None:
+    share, wanted = LocalShare(), granted(Rates(concurrency=2))
+    share.known[wanted[0].key] = 2, 100.0
+    share.came_back(wanted[0].key, 1, 2)
+    assert [admitted(share, name, wanted, 100.0) for name in "abc"] == [True, True, False]
+    share.came_back("unheard of", 1, 2)
+    assert "unheard of" not in share.known
