@@ -123,13 +123,14 @@ async def _act(
         book.check(settings)
         record, secret = await keys.create(settings)
     elif action == "update":
-        before = (await keys.get(arguments.id)).settings
+        record = await keys.get(arguments.id)
+        before = record.settings
         built = {n: v for n, v in msgspec.to_builtins(before).items() if n not in arguments.clear}
         settings = _settings(built, arguments)
         if settings != before:
             book.check(settings)
         record = await keys.update(
-            arguments.id, None if settings == before else settings, blocked=arguments.blocked
+            record, None if settings == before else settings, blocked=arguments.blocked
         )
     elif action == "rotate":
         record, secret = await keys.rotate(arguments.id, arguments.grace)

@@ -99,11 +99,13 @@ class AdminRoutes:
         blocked = changes.pop("blocked", None)
         if blocked is not None and not isinstance(blocked, bool):
             raise ApiError("invalid_value", "'blocked' is true or false.", param="blocked")
-        settings = None
+        if changes.get("tenant", "") is None:
+            raise ApiError("invalid_value", "'tenant' is a name.", param="tenant")
+        record, settings = await self._keys.get(key_id), None
         if changes:
-            settings = merged(await self._keys.get(key_id), changes)
+            settings = merged(record, changes)
             self._book.check(settings)
-        return _json((await self._keys.update(key_id, settings, blocked=blocked)).public())
+        return _json((await self._keys.update(record, settings, blocked=blocked)).public())
 
     async def rotate(self, request: web.Request) -> web.Response:
         """Give a key a new secret."""

@@ -10,6 +10,7 @@ REQUESTS, TOKENS, CONCURRENCY, MONEY = "requests", "tokens", "concurrency", "usd
 
 # How `limits.lua` keeps each sort of limit.
 RATE, SLOTS, PERIOD, WINDOW = 0, 1, 2, 3
+KINDS = ("rpm", "tpm", "concurrency")
 
 SHORT_SECONDS = 0.9  # what is shorter is shown in milliseconds
 WINDOW_SLOTS = 30  # a rolling window forgets what was spent in steps of a thirtieth of it
@@ -93,8 +94,12 @@ class Rates(msgspec.Struct, frozen=True):
             tpm=self.tpm or default.tpm,
             concurrency=self.concurrency or default.concurrency,
             budgets=self.budgets or default.budgets,
-            shadow=self.shadow or default.shadow,
+            shadow=tuple([kind for kind in KINDS if self._watches(kind, default)]),
         )
+
+    def _watches(self, kind: str, default: "Rates") -> bool:
+        """Tell whether a kind is in shadow; the default's shadow is for the default's limits."""
+        return kind in self.shadow or (kind in default.shadow and not getattr(self, kind))
 
 
 def limits(scope: str, prefix: str, rates: Rates) -> tuple[Limit, ...]:

@@ -48,7 +48,8 @@ class VirtualKey(msgspec.Struct, frozen=True):
         """Return until when a secret with this digest opens anything; 0 for not at all."""
         if self.blocked or self.revoked:
             return 0
-        until = self.settings.expires or float("inf")
+        expires = self.settings.expires
+        until = float("inf") if expires is None else expires
         if digest == self.previous_sha256:
             until = min(until, self.previous_until)
         elif digest != self.sha256:
@@ -107,15 +108,23 @@ class VirtualKeys:
         return sorted(records, key=lambda record: (record.created, record.id))
 
     async def update(
-        self, key_id: str, settings: KeySettings | None = None, *, blocked: bool | None = None
+        self,
+        record: VirtualKey,
+        settings: KeySettings | None = None,
+        *,
+        blocked: bool | None = None,
     ) -> VirtualKey:
-        """Change what is given. Raises NoSuchKey."""
-        record = await self.get(key_id)
-        changes = {} if settings is None else _encode_settings(settings)
+        """Change what differs from a record as it was read, and nothing else. Raises NoSuchKey.
+
+        Others may be changing the rest of it.
+        """
+        before = _encode_settings(record.settings)
+        after = before if settings is None else _encode_settings(settings)
+        changes = {name: value for name, value in after.items() if value != before.get(name)}
         if blocked is not None:
             changes["blocked"] = str(int(blocked))
-        if changes:  # no more than these: another change may be on its way
-            await self._change(key_id, changes)
+        if changes:
+            await self._change(record.id, changes)
         return await self.get(record.id)
 
     async def rotate(self, key_id: str, grace_seconds: int) -> tuple[VirtualKey, str]:

@@ -115,3 +115,24 @@ async def test_one_damaged_record_hides_no_other(upstream: Upstream) -> None:
         status, listed = await admin(gateway, "GET", "/admin/keys")
         assert (status, [key["id"] for key in listed["data"]]) == (200, [whole["id"]])
         assert await opens(gateway, broken["key"]) == 401
+
+
+async def test_changes_of_different_fields_all_hold(upstream: Upstream) -> None:
+    with running(governed(upstream.url), workers=2) as gateway:
+        _, made = await admin(gateway, "POST", "/admin/keys", {"name": "k"})
+        path = f"/admin/keys/{made['id']}"
+        for number in range(1, TRIES):
+            changes: list[dict[str, Any]] = [
+                {"tpm": 100 + number},
+                {"concurrency": number},
+                {"budget": {"usd": number, "per": "day"}},
+                {"labels": {"round": f"{number}"}},
+            ]
+            answers = await asyncio.gather(*(admin(gateway, "PATCH", path, c) for c in changes))
+            assert [status for status, _ in answers] == [200] * 4
+            _, record = await admin(gateway, "GET", path)
+            assert (record["tpm"], record["concurrency"]) == (100 + number, number)
+            assert record["budget"]["usd"] == number
+            assert record["labels"] == {"round": f"{number}"}
+        status, refused = await admin(gateway, "PATCH", path, {"tenant": None})
+        assert (status, refused["error"]["param"]) == (400, "tenant")

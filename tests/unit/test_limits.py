@@ -30,6 +30,14 @@ from gateway.policy.limits import (
         (Rates(rpm=7, burst=8), Rates(5, 9), Rates(7, 8)),
         (Rates(tpm=50), Rates(5, 9, 100), Rates(5, 9, 50)),
         (Rates(rpm=7), Rates(), Rates(7)),
+        # A default's shadow is for the limits that are the default's.
+        (Rates(rpm=7), Rates(5, tpm=9, shadow=("rpm", "tpm")), Rates(7, tpm=9, shadow=("tpm",))),
+        (Rates(rpm=7, shadow=("rpm",)), Rates(tpm=9), Rates(7, tpm=9, shadow=("rpm",))),
+        (
+            Rates(rpm=7, shadow=("rpm",)),
+            Rates(tpm=9, shadow=("tpm",)),
+            Rates(7, tpm=9, shadow=("rpm", "tpm")),
+        ),
     ],
 )
 def test_each_kind_of_limit_falls_back_by_itself(

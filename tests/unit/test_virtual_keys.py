@@ -170,7 +170,7 @@ def test_a_secret_is_good_until_the_first_of_its_ends(
     named = KeySettings(name="a", expires=expires)
     record = a_record(settings=named, previous_until=grace, blocked=blocked, revoked=revoked)
     dead = blocked or bool(revoked)
-    end = expires or FOREVER
+    end = FOREVER if expires is None else expires
     for digest, until in ((CURRENT, end), (PREVIOUS, min(end, grace)), (STRANGER, 0), ("", 0)):
         assert record.good_until(digest, NOW) == (0 if dead or until <= NOW else until)
 
