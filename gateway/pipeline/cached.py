@@ -94,7 +94,7 @@ class Cache:
                     return await give(services, call, plan, entry, HIT, self.answers.grown)
                 if flight is None:
                     flight = self._take_off(services, plan, looked)
-            reader = flight.join(call)
+            reader = flight.join(call, until)
             try:
                 deliver = await self._await(services, flight, reader, plan, until)
             finally:
@@ -217,9 +217,9 @@ class Cache:
                 call = self._fork(flight, leader, plan, looked)
                 await self._serve(services, call)
                 await flight.delivered.wait()
-                if not _is_own(call):
+                if call.cache == STALE or not _is_own(call):
                     break
-                if flight.begun:  # it spent its own budget: others have seen the beginning
+                if flight.whole is None:  # it spent its own budget: others have seen the beginning
                     return flight.fail(None)
                 flight.refuse(leader)
             else:
@@ -275,4 +275,5 @@ def _is_own(call: Call) -> bool:
     """Tell whether what refused a call is about its own request alone: a limit, a budget."""
     if call.allowance is not None and call.allowance.spent is not None:
         return True
-    return not call.attempts and call.refused is not None and call.refused.status < 500
+    admitted = call.leased and not call.unsure  # then it was the targets that refused
+    return not admitted and call.refused is not None and call.refused.status < 500

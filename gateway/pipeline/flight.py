@@ -6,6 +6,7 @@ the last one has left, it ends.
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 
 from gateway.core import record
 from gateway.core.errors import ApiError
@@ -22,10 +23,13 @@ NOBODY = Elsewhere()
 
 
 class Reader:
-    """One request that waits for the answer; a flow that its client's connection may pause."""
+    """One request that waits for the answer; a flow that its client's connection may pause.
 
-    def __init__(self, flight: "Flight | None", call: Call) -> None:
-        self._flight, self.call = flight, call
+    `until` is when its client must have had all of it, by the monotonic clock.
+    """
+
+    def __init__(self, flight: "Flight | None", call: Call, until: float) -> None:
+        self._flight, self.call, self.until = flight, call, until
         self.paused = False
         self.place = 0  # of the pieces of the stream, how many it has had
         self.takes = False  # pieces, as they come
@@ -47,6 +51,15 @@ class Reader:
         self.going.set()
         if self._flight is not None:
             self._flight.mind()
+
+    async def caught_up(self) -> None:
+        """Wait until its client takes more. Raises ApiError where that does not come in time."""
+        try:
+            async with asyncio.timeout(self.until - monotonic()):
+                await self.going.wait()
+        except TimeoutError:
+            message = "The client did not take the stream in time."
+            raise ApiError("deadline_exceeded", message) from None
 
     def hold(self) -> None:
         """Do nothing: nobody asks this of a reader."""
@@ -96,9 +109,9 @@ class Flight:
         self._news = asyncio.Event()
         self.delivered = asyncio.Event()
 
-    def join(self, call: Call) -> Reader:
-        """Wait with the others."""
-        reader = Reader(self, call)
+    def join(self, call: Call, until: float) -> Reader:
+        """Wait with the others, until a moment of the monotonic clock."""
+        reader = Reader(self, call, until)
         self.readers[reader] = None
         return reader
 

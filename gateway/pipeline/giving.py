@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 
 from gateway.core import record
 from gateway.core.errors import ApiError
@@ -18,6 +19,8 @@ from gateway.pipeline.services import Services
 from gateway.policy.caching import COALESCED, STALE
 
 BEHIND = "The client took too little of a stream that others share, and fell too far behind."
+
+STALLED_SECONDS = 30.0  # that a client may take nothing of what is written at a pace
 
 Grown = Callable[[Entry, int], None]
 
@@ -54,11 +57,12 @@ async def write(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) 
     client.start(kept_headers(call, entry, age))
     if not plan.rules.pace:
         return partial(client.finish, b"".join(pieces))
-    reader = Reader(None, call)
+    reader = Reader(None, call, 0.0)
     client.follow(reader)
     try:
         for piece in pieces[:-1]:
-            await reader.going.wait()
+            reader.until = monotonic() + STALLED_SECONDS
+            await reader.caught_up()
             client.write(piece)
             await asyncio.sleep(plan.rules.pace)
     finally:
@@ -152,7 +156,7 @@ async def _pass_on(flight: Flight, reader: Reader, headers: Callable[[], bytes])
                 raise ApiError("stream_interrupted", BEHIND)
             if flight.has_more(reader):
                 if reader.paused:
-                    await reader.going.wait()
+                    await reader.caught_up()
                     continue
                 if not client.begun:
                     client.start(headers())

@@ -77,7 +77,9 @@ class Entry:
     def size(self) -> int:
         """Return how many bytes it takes in memory, about."""
         if not self._size:
-            self._size = OVERHEAD_BYTES + len(self.answer.body) + len(self.answer.reply)
+            answer = self.answer
+            self._size = OVERHEAD_BYTES + len(answer.body) + len(answer.reply)
+            self._size += sum(map(len, answer.logprobs))
         return self._size
 
     @size.setter

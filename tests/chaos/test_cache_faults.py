@@ -1,8 +1,11 @@
 """What is kept stays right when workers die, Redis goes away, values rot and providers are down."""
 
 import asyncio
+import contextlib
+import json
 import os
 import signal
+import socket
 import time
 from typing import Any
 
@@ -12,7 +15,7 @@ import redis
 from tests.integration.test_cache import TEXT, cached, exact, slow, state, text_of
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Outcome, flood, once
-from tests.support.upstream import Exchange, Upstream, completion, like_openai, usage
+from tests.support.upstream import Exchange, Upstream, completion, delta, like_openai, usage
 
 
 async def answered(port: int, ask: Ask) -> Outcome:
@@ -178,3 +181,72 @@ async def test_when_an_answer_expires_all_ask_once() -> None:
                 assert {text_of(o) for o in outcomes} == {TEXT}
                 assert before + 1 <= len(upstream.received) <= before + 1 + again
                 await asyncio.sleep(2.3)
+
+
+def at_a_full_target(url: str, limits: dict[str, int], **cache: Any) -> str:
+    target = {"provider": "p0", "model": "gpt-4o-mini", **limits}
+    return cached(url, cache=cache, models={"m": {"targets": [target]}})
+
+
+async def test_an_old_answer_stands_in_once_where_the_target_is_full(upstream: Upstream) -> None:
+    with running(at_a_full_target(upstream.url, {"rpm": 1}, ttl=1, stale=600)) as gateway:
+        assert state(await once(gateway.port, Ask(exact()))) == "miss"
+        await asyncio.sleep(1.5)
+        asks = [Ask(exact(), headers={"Cache-Control": "stale-if-error=600"}) for _ in range(5)]
+        found = await asyncio.gather(*(once(gateway.port, ask) for ask in asks))
+        assert [(o.status, state(o)) for o in found] == [(200, "stale")] * 5
+        gateway.settled()
+        assert gateway.usage("acme")["requests"] == 6
+        assert len(gateway.records(6)) == 6
+        assert len(upstream.received) == 1
+
+
+async def test_all_who_ask_the_same_of_a_full_target_hear_so_at_once() -> None:
+    async def slow_for_one(exchange: Exchange) -> None:
+        await asyncio.sleep(5 if exchange.request.json.get("seed") == 1 else 0)
+        await like_openai(exchange)
+
+    async with Upstream(behaviour=slow_for_one) as upstream:
+        with running(at_a_full_target(upstream.url, {"concurrency": 1})) as gateway:
+            first = asyncio.create_task(once(gateway.port, Ask(exact(seed=1))))
+            async with asyncio.timeout(5):
+                while not upstream.received:
+                    await asyncio.sleep(0.02)
+            asks = [Ask(exact(seed=2)) for _ in range(60)]
+            found = await asyncio.gather(*(once(gateway.port, ask) for ask in asks))
+            assert {o.status for o in found} == {429}
+            assert len(upstream.received) == 1
+            assert (await first).status == 200
+
+
+async def test_who_stalls_on_a_shared_stream_is_cut_off_in_time() -> None:
+    async def long(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await asyncio.sleep(0.3)
+        for _ in range(300):
+            await exchange.event(delta("x" * 10_000))
+        await exchange.event(delta(None, "stop"))
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    timeouts = {"first_byte": 2, "idle": 2, "total": 3}
+    async with Upstream(behaviour=long) as upstream:
+        with running(cached(upstream.url, server={"timeouts": timeouts})) as gateway:
+            ask = Ask(exact(stream=True))
+            with contextlib.ExitStack() as stalled:
+                for _ in range(2):
+                    sock = stalled.enter_context(socket.socket())
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+                    sock.connect(("127.0.0.1", gateway.port))
+                    sock.sendall(ask.wire)
+                await asyncio.sleep(0.1)
+                fast = await once(gateway.port, ask)
+                assert (fast.status, fast.failure) == (200, "")
+                async with asyncio.timeout(20):
+                    while json.loads(gateway.get("/health")[1])["in_flight"]:
+                        await asyncio.sleep(0.1)
+                records = await asyncio.to_thread(gateway.records, 3)
+    # The first one's call went well, for others; what became of that client is not in its record.
+    assert sorted(record["error"] for record in records) == ["", "", "deadline_exceeded"]
+    assert len(upstream.received) == 1

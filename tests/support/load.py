@@ -29,6 +29,17 @@ class Ask:
     leave_after: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def wire(self) -> bytes:
+        """The request's bytes."""
+        data = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+        more = "".join([f"{name}: {value}\r\n" for name, value in self.headers.items()])
+        head = (
+            f"POST {self.path} HTTP/1.1\r\nHost: sluice\r\nAuthorization: Bearer {self.key}\r\n"
+            f"Content-Type: application/json\r\n{more}Content-Length: {len(data)}\r\n\r\n"
+        )
+        return head.encode() + data
+
 
 @dataclass
 class Outcome:
@@ -83,13 +94,7 @@ class Client:
         """Send a request."""
         await self.connect()
         assert self.writer is not None
-        data = ask.body if isinstance(ask.body, bytes) else json.dumps(ask.body).encode()
-        more = "".join([f"{name}: {value}\r\n" for name, value in ask.headers.items()])
-        head = (
-            f"POST {ask.path} HTTP/1.1\r\nHost: sluice\r\nAuthorization: Bearer {ask.key}\r\n"
-            f"Content-Type: application/json\r\n{more}Content-Length: {len(data)}\r\n\r\n"
-        )
-        self.writer.write(head.encode() + data)
+        self.writer.write(ask.wire)
 
     async def read_head(self) -> None:
         """Read a reply's status and headers."""

@@ -175,3 +175,8 @@ def test_a_look_into_redis_is_the_command_that_any_client_would_send() -> None:
     script, args = scripts.CACHE_FIND, (b"", b"3000", b"0")
     told = script.beginning(keys=2, args=3) + WHERE.packed + b"".join(map(scripts.bulk, args))
     assert told == pack(("EVALSHA", script.sha, 2, *WHERE.keys, *args))
+
+
+def test_all_of_an_answer_counts() -> None:
+    plain = Entry("a", answer(), 0.0, 0.0).size
+    assert Entry("a", answer(logprobs=("x" * 1000, "y" * 500)), 0.0, 0.0).size == plain + 1500
