@@ -235,7 +235,8 @@ class _Course:
         call.route = route
         call.sent_at, call.reply_at, call.connect_s = monotonic(), 0.0, 0.0
         breaker = state.breaker
-        if not breaker.closed(call.sent_at):
+        probes = not breaker.closed(call.sent_at)
+        if probes:
             breaker.probe(call.sent_at, route.target.deadlines.first_byte)
         state.in_flight += 1
         try:
@@ -262,6 +263,8 @@ class _Course:
             raise
         finally:
             state.in_flight -= 1
+            if probes:
+                breaker.let_go()
             if quota is not None:
                 quota.give_back(_used(call))
         now = monotonic()
@@ -305,6 +308,8 @@ def _learn(route: Route, error: UpstreamError) -> bool:
     if error.status == 429 and error.retry_after and route.rotation is None:
         breaker.eject(now, error.retry_after)  # for as long as it says itself
         return True
+    if is_clients_fault(error) and not breaker.closed(now):
+        breaker.succeeded(now)  # whoever refuses a request is there
     return counts_against(error) and breaker.failed(now)
 
 

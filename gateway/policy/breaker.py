@@ -61,6 +61,10 @@ class Breaker:
         if self.open_until:
             self._probing_until = now + seconds
 
+    def let_go(self) -> None:
+        """Know that a probe has ended, whatever it has told: the next one may try."""
+        self._probing_until = 0.0
+
     def succeeded(self, now: float) -> None:
         """Count a success; it closes an open breaker."""
         self._in_row = 0

@@ -110,11 +110,11 @@ def retry_after(headers: dict[bytes, bytes], now: float) -> float | None:
         return seconds
     try:
         moment = parsedate_to_datetime(value.decode("ascii"))
-    except (ValueError, TypeError):
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, moment.timestamp() - now)
+    except (ValueError, TypeError, OverflowError):
         return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, moment.timestamp() - now)
 
 
 def _number(value: bytes) -> float | None:

@@ -18,6 +18,7 @@ from gateway.upstream.small_reads import SmallReads
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
+MAX_PIECES = 256
 MAX_INFORMATIONAL = 16
 IDLE_SECONDS = 30.0  # below the 60 s at which common load balancers drop an idle connection
 LINE_FEED = 10
@@ -37,6 +38,7 @@ class Connection(asyncio.Protocol):
         "_failure",
         "_first_byte_at",
         "_future",
+        "_gathered",
         "_head_bytes",
         "_headers",
         "_headers_done",
@@ -77,6 +79,7 @@ class Connection(asyncio.Protocol):
     _kept: bool
     _surplus: bool
     _body: list[bytes]
+    _gathered: bytes | bytearray  # of a body in many pieces, each of which takes memory
     _body_size: int
     _head_bytes: int
     _heard_at: float
@@ -135,6 +138,7 @@ class Connection(asyncio.Protocol):
             and not transport.is_closing()
             and self._future is None
             and not self._tail
+            and not self._paused
         )
 
     def abandon(self, exchange: asyncio.Future[Reply]) -> None:
@@ -156,8 +160,9 @@ class Connection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Stop reading: whoever takes the body cannot keep up. Only `until` counts meanwhile."""
-        self._slow = True
-        self._stop_reading()
+        if self._future is not None:  # else this body is complete, and the connection another's
+            self._slow = True
+            self._stop_reading()
 
     def resume(self) -> None:
         """Read again, unless the stream is held."""
@@ -166,8 +171,9 @@ class Connection(asyncio.Protocol):
 
     def hold(self) -> None:
         """Stop reading until it is decided whether the stream may go on."""
-        self._held = True
-        self._stop_reading()
+        if self._future is not None:
+            self._held = True
+            self._stop_reading()
 
     def release(self) -> None:
         """Read again, unless whoever takes the body cannot keep up."""
@@ -194,7 +200,7 @@ class Connection(asyncio.Protocol):
                 return
             if taken:
                 self._heard_at = monotonic()  # the parser stays where it was, between two chunks
-                if self._wary:
+                if self._wary and not self._sink.careful:
                     self._be_wary(False)  # it comes chunk by chunk
                 return
         if self._future is None and not self._tail:
@@ -202,8 +208,7 @@ class Connection(asyncio.Protocol):
             return
         if self._first_byte_at == 0.0:
             self._first_byte_at = monotonic()
-        if not self._headers_done:
-            self._head_bytes += len(data)
+        self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -217,9 +222,9 @@ class Connection(asyncio.Protocol):
             self._give_back()
         elif self._failure is not None:
             self._fail(self._failure)
-        elif not self._headers_done:
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._fail(UpstreamError(Failure.PROTOCOL, "the reply's head is too large"))
+        elif self._head_bytes > MAX_HEAD_BYTES:
+            what = "trailers are" if self._headers_done else "head is"
+            self._fail(UpstreamError(Failure.PROTOCOL, f"the reply's {what} too large"))
         elif self._heard_at and self._phase is Failure.FIRST_BYTE_TIMEOUT and not self._tail:
             self._watch_idle()  # the body has begun, and is not here as a whole
 
@@ -283,6 +288,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Pass a piece on, or keep it."""
+        self._head_bytes = 0  # from here on: what comes that is no content
         if self._failure is not None or self._tail or self._future is None:
             return
         if self._streaming:
@@ -293,6 +299,11 @@ class Connection(asyncio.Protocol):
             self._failure = UpstreamError(Failure.PROTOCOL, "the reply's body is too large")
             return
         self._body.append(data)
+        if len(self._body) > MAX_PIECES:
+            if not self._gathered:
+                self._gathered = bytearray()
+            self._gathered += b"".join(self._body)
+            self._body.clear()
         self._heard_at = monotonic()
 
     def on_chunk_header(self) -> None:
@@ -348,6 +359,7 @@ class Connection(asyncio.Protocol):
         self._headers_done = self._streaming = self._chunked_or_sized = self._tail = False
         self._ended = self._surplus = self._kept = self._between = False
         self._body = []
+        self._gathered = b""
         self._body_size = self._head_bytes = self._status = self._informational = 0
         self._slow = self._held = False
         self._first_byte_at = self._heard_at = 0.0
@@ -390,6 +402,8 @@ class Connection(asyncio.Protocol):
         assert future is not None
         if not future.done():
             body = b"" if self._streaming else b"".join(self._body)
+            if self._gathered:
+                body = bytes(self._gathered + body)
             reply = Reply(self._status, self._headers, body, self._streaming, self._first_byte_at)
             future.set_result(reply)
         self._body = []

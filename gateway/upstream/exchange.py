@@ -34,7 +34,12 @@ class Flow(Protocol):
 
 
 class Sink(Protocol):
-    """Takes a streamed body. Both calls may raise UpstreamError, which ends the exchange."""
+    """Takes a streamed body. Its calls may raise UpstreamError, which ends the exchange.
+
+    `careful`: it must be able to stop the stream soon, so that reads stay small.
+    """
+
+    careful: bool
 
     def begin(self, status: int, headers: dict[bytes, bytes], flow: Flow) -> bool:
         """See the head; False means: gather the body instead."""

@@ -99,13 +99,16 @@ class Pool:
         try:
             async with asyncio.timeout(seconds):
                 connection = await future
-        except TimeoutError:
-            raise UpstreamError(Failure.BUSY, "no connection became free in time") from None
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if future.done() and not future.cancelled():  # in this very turn: another's now
                 given = future.result()
-                if given is not None:
+                if given is None:
+                    self._wake_one(None)
+                elif given.usable:
                     self._release(given)
+            if isinstance(error, TimeoutError):
+                message = "no connection became free in time"
+                raise UpstreamError(Failure.BUSY, message) from None
             raise
         finally:
             if future in self._waiting:

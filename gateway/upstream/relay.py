@@ -82,6 +82,7 @@ class Relay:
         "_pass_on",
         "_since",
         "_write",
+        "careful",
         "first_event_at",
     )
 
@@ -104,6 +105,7 @@ class Relay:
         self._flow: Flow | None = None
         self._allowance = allowance
         self._allowed = _bounded(allowance)
+        self.careful = allowance is not None
         self._folded = self._since = 0
         self.first_event_at = 0.0
 
@@ -165,7 +167,10 @@ class Relay:
 
         def granted() -> None:
             self._allowed = _bounded(allowance)
-            flow.release()
+            if self._decoder.text_bytes > self._allowed:
+                self._ask_for_more()  # one read brought more than a slice
+            else:
+                flow.release()
 
         allowance.extend(granted, flow.fail)
 

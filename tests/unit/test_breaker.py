@@ -122,3 +122,15 @@ def test_it_is_never_open_for_longer_than_the_bound(steps: list[tuple[float, boo
             one.succeeded(now)
         assert one.open_until <= now + 60
         assert one.closed(now) == (one.open_until == 0)
+
+
+def test_a_probe_that_tells_nothing_makes_room_for_the_next() -> None:
+    one = breaker()
+    for _ in range(3):
+        one.failed(0.0)
+    now = one.open_until
+    one.probe(now, 60)
+    assert not one.allows(now + 1)
+    one.let_go()  # its client has left, or nothing was sent
+    assert one.allows(now + 1)
+    assert not one.closed(now + 1)

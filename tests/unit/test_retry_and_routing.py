@@ -234,6 +234,8 @@ def test_an_ejected_target_comes_last_unless_too_many_are() -> None:
         ({b"retry-after": b"9" * 40}, None),
         ({b"retry-after": b"\xff"}, None),
         ({b"retry-after": b"1.2.3"}, None),
+        ({b"retry-after": b"Mon, 1 Jan 2000 00:00:00 +99999999999999999"}, None),
+        ({b"retry-after": b"Mon, 1 Jan 2000 99999999999999999999999:00:00 GMT"}, None),
     ],
 )
 def test_how_long_a_provider_wants_to_be_left_alone(

@@ -1,0 +1,186 @@
+"""A provider's connection, by itself: what it may cost, and that nobody gets a broken one."""
+
+import asyncio
+import contextlib
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, cast
+
+import pytest
+
+from gateway.core.errors import UpstreamError
+from gateway.core.target import Deadlines, Origin
+from gateway.pipeline.call import Call
+from gateway.pipeline.flight import Flight
+from gateway.providers.openai_stream import OpenAIStream
+from gateway.upstream.connection import MAX_HEAD_BYTES
+from gateway.upstream.exchange import MAX_BODY_BYTES, Reply
+from gateway.upstream.pool import Pool
+from gateway.upstream.relay import Relay
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+Answer = Callable[[asyncio.StreamWriter], Coroutine[Any, Any, None]]
+
+
+@contextlib.asynccontextmanager
+async def pool_to(answer: Answer, **origin: Any) -> AsyncIterator[Pool]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                await answer(writer)
+        writer.close()
+
+    served: set[Any] = set()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    pool = Pool(Origin("http", "127.0.0.1", port, **origin))
+    try:
+        yield pool
+    finally:
+        pool.close()
+        server.close()
+        await asyncio.gather(*served)
+
+
+async def get(pool: Pool, sink: Relay | None = None, seconds: float = 5.0) -> Reply:
+    until = asyncio.get_running_loop().time() + 30
+    return await pool.send(REQUEST, sink, Deadlines(2, seconds, seconds, 30), until)
+
+
+class _Reading:
+    """As much of a call as a flight asks of one that reads."""
+
+    route = client = flight = relay = allowance = None
+    left = False
+
+
+async def _take_and_pause(flight: Flight) -> None:
+    """Hear of the last piece before the call itself does, and have no room for it."""
+    reader = flight.join(cast(Call, _Reading()), asyncio.get_running_loop().time() + 30)
+    reader.takes = True
+    while not flight.has_more(reader):
+        await flight.news()
+    flight.piece(reader)
+    reader.pause()
+
+
+async def test_who_pauses_when_all_has_come_stops_nobody_elses_answer() -> None:
+    event = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\ndata: [DONE]\n\n'
+    head = CHUNKED.replace(b"OK\r\n", b"OK\r\nContent-Type: text/event-stream\r\n")
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
+
+    loop = asyncio.get_running_loop()
+    async with pool_to(answer) as pool:
+        for _ in range(3):
+            flight = Flight("leader", lambda _: None, lambda: False)
+            taking = asyncio.create_task(_take_and_pause(flight))
+            await asyncio.sleep(0)
+            relay = Relay(OpenAIStream(True), flight, bytes, len, loop.time, lambda _: False)
+            assert (await get(pool, relay)).status == 200
+            relay.end()
+            await taking
+        assert pool.size == 1
+
+
+async def test_trailers_that_never_end_are_a_failure() -> None:
+    sent = 0
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(CHUNKED + b"2\r\n{}\r\n0\r\nX-Trailer: ")
+        while True:
+            writer.write(b"a" * 8192)
+            sent += 8192
+            await writer.drain()
+
+    async with pool_to(answer) as pool:
+        with pytest.raises(UpstreamError, match="trailers are too large"):
+            await get(pool)
+        await asyncio.sleep(0.1)
+        assert MAX_HEAD_BYTES < sent < 32 * 1024 * 1024
+
+
+async def test_ordinary_trailers_and_large_bodies_pass() -> None:
+    body = b"x" * 4_000_000
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + b"%x\r\n%b\r\n0\r\nX-A: %b\r\n\r\n" % (len(body), body, b"a" * 999))
+
+    async with pool_to(answer) as pool:
+        for _ in range(2):
+            assert (await get(pool)).body == body
+        assert pool.size == 1
+
+
+async def test_a_body_in_the_smallest_chunks_takes_little_more_than_its_bytes() -> None:
+    pieces = 400_000
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED)
+        for _ in range(pieces // 1000):
+            writer.write(b"2\r\n{}\r\n" * 1000)
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+
+    async with pool_to(answer) as pool:
+        tracemalloc.start()
+        try:
+            assert (await get(pool, seconds=30)).body == b"{}" * pieces
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 6 * 1024 * 1024 < MAX_BODY_BYTES
+
+
+@pytest.mark.parametrize("how", ["cancelled", "late"])
+async def test_a_place_given_to_one_who_is_gone_goes_to_the_next(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the very turn in which it was given."""
+    release = asyncio.Event()
+    timeouts: list[Any] = []
+    made = asyncio.timeout
+
+    def timeout(seconds: float) -> asyncio.Timeout:
+        timeouts.append(made(seconds))
+        found: asyncio.Timeout = timeouts[-1]
+        return found
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        await release.wait()
+        writer.write(WHOLE)
+
+    async with pool_to(answer, max_connections=1) as pool:
+        first = asyncio.create_task(get(pool))
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr(asyncio, "timeout", timeout)
+        second = asyncio.create_task(get(pool))
+        await asyncio.sleep(0.05)
+        third = asyncio.create_task(get(pool))
+        await asyncio.sleep(0.05)
+        wake, woken = pool._wake_one, 0
+
+        def wake_one(connection: Any) -> bool:
+            nonlocal woken
+            found = wake(connection)
+            woken += 1
+            if woken == 1:
+                if how == "cancelled":
+                    second.cancel()
+                else:
+                    timeouts[0]._on_timeout()
+            return found
+
+        monkeypatch.setattr(pool, "_wake_one", wake_one)
+        release.set()
+        assert (await first).status == 200
+        assert (await third).status == 200
+        with pytest.raises((asyncio.CancelledError, UpstreamError)):
+            await second
+        assert pool.size == 1
