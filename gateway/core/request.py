@@ -9,7 +9,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """`fields` holds every top-level field's JSON as the client wrote it, known to us or not.
 
     `prompt_estimate` is tokens; `max_output` is the tokens the client allows for one choice, or
-    None; `choices` multiplies it; `wants_usage` is False where a stream did not ask for usage.
+    None; `texts` multiplies it: how many are written, of which the client gets `choices` for each
+    of its prompts; `wants_usage` is False where a stream did not ask for usage.
     """
 
     operation: Operation
@@ -20,3 +21,4 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     choices: int
     prompt_estimate: int
     fields: dict[str, msgspec.Raw]
+    texts: int = 1

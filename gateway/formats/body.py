@@ -3,6 +3,8 @@
 A body is validated where the gateway must understand it and passed on as raw JSON otherwise.
 """
 
+import random
+import string
 from typing import Annotated, Any
 
 import msgspec
@@ -23,9 +25,13 @@ BYTES_PER_TOKEN = 4
 # An image or document costs tokens by its size in pixels or pages, not by its base64 length.
 INLINE_DATA_TOKENS = 1000
 INLINE_DATA_MARK = b";base64,"
+MOST_BEFORE_MARK = 128  # of a data URL: its media type
 # Where Anthropic's dialect, and OpenAI's sound, have it: a long text under this name.
 DATA_FIELD = b'"data"'
 SHORTEST_FILE_BYTES = 1024
+# A file's text, as JSON writes it; of one that is too long to look at all of it, some parts.
+BASE64 = string.ascii_letters.encode() + string.digits.encode() + b"+/-_=%\\"
+MOST_LOOKED_AT, PARTS, PART_BYTES = 128 * 1024, 64, 256
 
 
 class StreamOptions(msgspec.Struct):
@@ -55,6 +61,7 @@ class CompletionBody(Common, kw_only=True):
     """A legacy completion request."""
 
     prompt: str | list[Raw]
+    best_of: Choices | None = None
 
 
 class ResponsesBody(msgspec.Struct):
@@ -130,6 +137,7 @@ def decode(operation: Operation, body: bytes) -> Request:
         parsed.n or 1,
         estimate,
         fields,
+        _texts(parsed),
     )
 
 
@@ -140,17 +148,29 @@ def estimate_prompt(body: bytes) -> int:
         start = body.find(mark)
         while start >= 0:
             end = start + len(mark)
-            if mark is DATA_FIELD:
-                start = body.find(b'"', end, end + 8) + 1  # where its text begins
-            closing = body.find(b'"', start) if start else -1
-            if closing >= 0 and (
-                mark is INLINE_DATA_MARK or closing - start >= SHORTEST_FILE_BYTES
-            ):
-                size -= closing - start
+            begins = end if mark is INLINE_DATA_MARK else body.find(b'"', end, end + 8) + 1
+            closing = body.find(b'"', begins) if begins else -1
+            if closing >= 0 and _is_file(body, mark, begins, closing):
+                size -= closing - begins
                 files += 1
                 end = closing
             start = body.find(mark, end)
     return size // BYTES_PER_TOKEN + files * INLINE_DATA_TOKENS + 1
+
+
+def _is_file(body: bytes, mark: bytes, start: int, end: int) -> bool:
+    """Tell whether a string is a file: text with a file's mark before it is still text."""
+    if mark is INLINE_DATA_MARK:
+        url = body[max(0, start - MOST_BEFORE_MARK) : start].rpartition(b'"')[2]
+        if not url.startswith(b"data:"):
+            return False
+    elif end - start < SHORTEST_FILE_BYTES:
+        return False
+    if end - start <= MOST_LOOKED_AT:
+        return not body[start:end].translate(None, BASE64)
+    # Nobody can know where it is looked at.
+    places = [random.randrange(start, end - PART_BYTES) for _ in range(PARTS)]  # noqa: S311
+    return not b"".join([body[at : at + PART_BYTES] for at in places]).translate(None, BASE64)
 
 
 def _most(parsed: Any) -> int | None:
@@ -161,6 +181,18 @@ def _most(parsed: Any) -> int | None:
 
 
 def _max_output(parsed: Common) -> int | None:
+    """Return the larger of two maxima: which of them holds is the provider's to say."""
+    most = parsed.max_tokens
     if isinstance(parsed, ChatBody) and parsed.max_completion_tokens is not None:
-        return parsed.max_completion_tokens
-    return parsed.max_tokens
+        return max(parsed.max_completion_tokens, most or 0)
+    return most
+
+
+def _texts(parsed: Common) -> int:
+    """Return how many texts are written, of which a client may get fewer."""
+    choices = parsed.n or 1
+    if not isinstance(parsed, CompletionBody):
+        return choices
+    prompts = parsed.prompt
+    several = isinstance(prompts, list) and prompts and bytes(prompts[0])[:1] in (b'"', b"[")
+    return max(choices, parsed.best_of or 1) * (len(prompts) if several else 1)

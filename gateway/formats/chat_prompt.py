@@ -228,6 +228,7 @@ def prompt(request: Request) -> Prompt:
         elif parts:
             messages.append(Message(role, parts))
     tools = [unknown.keep(_tool, tool, i) for i, tool in enumerate(fields.tools or ())]
+    most = fields.max_completion_tokens
     return Prompt(
         model=request.model,
         system=tuple(system),
@@ -235,7 +236,7 @@ def prompt(request: Request) -> Prompt:
         tools=tuple([tool for tool in tools if tool is not None]),
         tool_choice=_choice(fields.tool_choice),
         parallel=fields.parallel_tool_calls,
-        max_output=request.max_output,
+        max_output=most if most is not None else fields.max_tokens,
         temperature=fields.temperature,
         top_p=fields.top_p,
         top_k=fields.top_k,

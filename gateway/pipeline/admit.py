@@ -5,7 +5,7 @@ from functools import lru_cache
 from time import monotonic
 
 from gateway.core.usage import Usage
-from gateway.pipeline.allowance import SLICE_TOKENS, Allowance, price_of
+from gateway.pipeline.allowance import NO_MAXIMUM, SLICE_TOKENS, Allowance, price_of
 from gateway.pipeline.call import NO_USAGE, Call
 from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.services import Services
@@ -29,7 +29,7 @@ def admit(services: Services, call: Call) -> Awaitable[None]:
     output = request.max_output
     if output is None:
         output = served.max_output or DEFAULT_OUTPUT_TOKENS
-    output *= request.choices
+    output *= request.texts
     tokens = request.prompt_estimate + output
     now = services.admission.now()
     limits = principal.limits_for(request.model)
@@ -57,7 +57,9 @@ def admit(services: Services, call: Call) -> Awaitable[None]:
     if request.stream and money:
         call.holding = holding
         call.grants = granted
-        call.allowance = Allowance(services, call, tokens - request.prompt_estimate)
+        known = request.max_output is not None
+        most = tokens - request.prompt_estimate if known else NO_MAXIMUM
+        call.allowance = Allowance(services, call, most)
     return _take(services, call, holding, granted, tokens)
 
 

@@ -26,6 +26,10 @@ logger = logging.getLogger("sluice.pipeline")
 SLICE_TOKENS = 1024
 # How far a slice reaches. English has about four bytes a token, Chinese three: on the safe side.
 BYTES_PER_TOKEN = 3
+# How far a request's own maximum reaches: no text has more. A provider that does not keep to the
+# maximum is not believed any further.
+MOST_BYTES_PER_TOKEN = 8
+NO_MAXIMUM = float("inf")
 
 
 def price_of(served: Served, usage: Usage) -> int:
@@ -41,9 +45,12 @@ def price_of(served: Served, usage: Usage) -> int:
 
 
 class Allowance:
-    """What a stream may deliver before it must ask again. `spent` is the error that ended it."""
+    """What a stream may deliver before it must ask again. `spent` is the error that ended it.
 
-    def __init__(self, services: Services, call: Call, most_tokens: int) -> None:
+    `most_tokens` is what the request says itself, or NO_MAXIMUM.
+    """
+
+    def __init__(self, services: Services, call: Call, most_tokens: float) -> None:
         self._services, self._call, self._most = services, call, most_tokens
         self._task: asyncio.Task[None] | None = None
         self.spent: ApiError | None = None
@@ -53,7 +60,7 @@ class Allowance:
         """Return how much generated text the reservation covers."""
         assert self._call.holding is not None
         output = self._call.holding.output
-        return float("inf") if output >= self._most else output * BYTES_PER_TOKEN
+        return output * (MOST_BYTES_PER_TOKEN if output == self._most else BYTES_PER_TOKEN)
 
     def extend(self, granted: Callable[[], None], refused: Callable[[UpstreamError], None]) -> None:
         """Reserve the next slice; exactly one of the two is called, unless the call ends first."""
@@ -71,7 +78,9 @@ class Allowance:
         assert holding is not None
         assert call.model is not None
         assert call.principal is not None
-        output = min(holding.output + SLICE_TOKENS, self._most)
+        output = holding.output + SLICE_TOKENS
+        if holding.output < self._most < output:
+            output = int(self._most)
         budgets = tuple([grant for grant in call.grants if grant.limit.unit == MONEY])
         total = price_of(call.model, Usage(holding.prompt, completion_tokens=output))
         more = max(0, total - budgets[0].amount)

@@ -61,6 +61,7 @@ class Asked(msgspec.Struct):
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
     n: Any = None
+    best_of: Any = None
     generationConfig: Any = None
     inferenceConfig: Any = None
 
@@ -235,16 +236,19 @@ def _request(asked: Asked, model: str, body: bytes | None, *, generates: bool) -
     most = [asked.max_completion_tokens, asked.max_output_tokens, asked.max_tokens]
     most += [google.get("maxOutputTokens"), aws.get("maxTokens")]
     wanted = [_count(one, MAX_TOKENS) for one in most]
-    choices = [_count(one, MAX_CHOICES) for one in (asked.n, google.get("candidateCount"))]
+    choices = [
+        _count(one, MAX_CHOICES) for one in (asked.n, asked.best_of, google.get("candidateCount"))
+    ]
     return Request(
         Operation.PASSTHROUGH,
         model,
         False,  # no stream of ours, whatever it is
         True,
         max(filter(None, wanted), default=None) if generates else 0,
-        max(filter(None, choices), default=1),
+        1,
         estimate_prompt(body) if body and generates else 0,
         {},
+        max(filter(None, choices), default=1),
     )
 
 

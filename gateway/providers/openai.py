@@ -19,7 +19,14 @@ from gateway.providers.chat import ChatCompletions, bearer
 from gateway.providers.errors import UNREADABLE, error_message, unreadable
 from gateway.providers.foreign import own_messages
 from gateway.providers.openai_stream import OpenAIStream
-from gateway.providers.openai_wire import Chunk, decode_chunk, decode_usage, parse_listing
+from gateway.providers.openai_wire import (
+    WireUsage,
+    Written,
+    decode_usage,
+    decode_usage_leniently,
+    decode_written,
+    parse_listing,
+)
 from gateway.providers.quirks import HINTS, NONE, Quirks
 from gateway.providers.responses import NativeResponses
 
@@ -66,15 +73,17 @@ class NativeOpenAI:
         try:
             usage = decode_usage(body).usage
         except msgspec.ValidationError:
-            return None
+            usage = _odd_usage(body)
         except UNREADABLE as error:
             raise unreadable(error) from None
-        return None if usage is None else usage.counted()
+        if usage is None or (usage.completion_tokens is None and usage.total_tokens is None):
+            return None  # half of it is not what the reply came to
+        return usage.counted()
 
     def parse_text(self, body: bytes) -> str:
         """Return the text of every choice."""
         try:
-            reply: Chunk = decode_chunk(body)
+            reply: Written = decode_written(body)
         except UNREADABLE:
             return ""
         return "".join(choice.generated() or "" for choice in reply.choices or ())
@@ -136,6 +145,14 @@ class OpenAI:
 @lru_cache(MAX_MODELS)
 def _model(name: str) -> Raw:
     return Raw(_encode(name))
+
+
+def _odd_usage(body: bytes) -> WireUsage | None:
+    """Read figures that are no integers as JSON has them."""
+    try:
+        return decode_usage_leniently(body).usage
+    except UNREADABLE:
+        return None
 
 
 def _with_usage(options: Raw | None) -> Raw:

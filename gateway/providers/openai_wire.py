@@ -40,6 +40,8 @@ class WireUsage(msgspec.Struct, gc=False):
     def counted(self) -> Usage:
         """Convert to the gateway's counts."""
         prompt, completion = self.prompt_tokens or 0, self.completion_tokens or 0
+        if self.completion_tokens is None and self.total_tokens is not None:
+            completion = max(0, self.total_tokens - prompt)  # embeddings have none
         cached, written = self.prompt_cache_hit_tokens or self.cached_tokens or 0, 0
         heard = reasoning = spoken = 0
         if self.prompt_tokens_details is not None:
@@ -75,6 +77,7 @@ class Message(msgspec.Struct, gc=False):
     reasoning: str | None = None  # Groq's and OpenRouter's name for it
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
+    function_call: Function | None = None  # what calls were before there were several
 
     def generated(self) -> str | None:
         """Return all that the model wrote in it."""
@@ -82,13 +85,18 @@ class Message(msgspec.Struct, gc=False):
         if type(content) is list:
             content = _part_text(content)
         assert not isinstance(content, list)
-        if self.tool_calls is None and self.reasoning_content is None and self.refusal is None:
+        if (
+            self.tool_calls is None
+            and self.reasoning_content is None
+            and self.refusal is None
+            and self.function_call is None
+        ):
             return content if self.reasoning is None else (content or "") + self.reasoning
         text = (content or "") + (self.reasoning_content or self.reasoning or "")
         text += self.refusal or ""
-        for call in self.tool_calls or ():
-            if call.function is not None:
-                text += (call.function.name or "") + (call.function.arguments or "")
+        for function in (self.function_call, *[call.function for call in self.tool_calls or ()]):
+            if function is not None:
+                text += (function.name or "") + (function.arguments or "")
         return text
 
 
@@ -127,6 +135,12 @@ class Chunk(msgspec.Struct, gc=False):
     error: Any = None
 
 
+class Written(msgspec.Struct, gc=False):
+    """A whole reply of which only the text matters, where its usage cannot be read."""
+
+    choices: list[Choice] | None = None
+
+
 class UsageOnly(msgspec.Struct, gc=False):
     """A whole reply of which only the usage matters."""
 
@@ -146,7 +160,9 @@ class ModelList(msgspec.Struct, gc=False):
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
+decode_written = msgspec.json.Decoder(Written).decode
 decode_usage = msgspec.json.Decoder(UsageOnly).decode
+decode_usage_leniently = msgspec.json.Decoder(UsageOnly, strict=False).decode  # "5", 5.0
 _decode_listing = msgspec.json.Decoder(ModelList | list[ListedModel]).decode
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tests.support.config import bearer, chat, config
 from tests.support.gateway import Gateway, running
@@ -199,11 +200,15 @@ async def wordy(exchange: Exchange) -> None:
         await exchange.end_stream()
 
 
-async def test_a_stream_takes_slices_and_ends_when_its_budget_is_spent(upstream: Upstream) -> None:
+@pytest.mark.parametrize("maximum", [{"max_tokens": 100_000}, {}, {"max_tokens": 800}])
+async def test_a_stream_takes_slices_and_ends_when_its_budget_is_spent(
+    upstream: Upstream, maximum: dict[str, int]
+) -> None:
+    """Whatever the client says, or its provider makes of it."""
     upstream.behaviour = wordy
     budget = {"budget": {"usd": 3, "per": "day"}}  # 3,000 tokens: two slices and not a third
     with running(governed(upstream.url, price=PER_TOKEN, key=budget)) as gateway:
-        status, events = await read_stream(gateway.url, max_tokens=100_000)
+        status, events = await read_stream(gateway.url, **maximum)
         gateway.settled()
         state = held(gateway, f"{{acme}}:key:k:budget:day:{today()}")
         (record,) = gateway.records(1)

@@ -131,9 +131,9 @@ USAGES = {
     "plain": ('{"prompt_tokens":7,"completion_tokens":5}', Usage(7, 0, 0, 5, 0)),
     "embeddings": ('{"prompt_tokens":7,"total_tokens":7}', Usage(7, 0, 0, 0, 0)),
     "nulls": (
-        '{"prompt_tokens":7,"completion_tokens":null,"prompt_tokens_details":null,'
+        '{"prompt_tokens":7,"completion_tokens":5,"prompt_tokens_details":null,'
         '"completion_tokens_details":null,"prompt_cache_hit_tokens":null}',
-        Usage(7, 0, 0, 0, 0),
+        Usage(7, 0, 0, 5, 0),
     ),
     "nulls inside": (
         '{"prompt_tokens":7,"completion_tokens":5,"prompt_tokens_details":{"cached_tokens":null},'
@@ -159,12 +159,13 @@ USAGES = {
         '"completion_tokens_details":{"reasoning_tokens":340}}',
         Usage(12, 0, 0, 342, 340),
     ),
-    "empty": ("{}", Usage()),
+    "half": ('{"prompt_tokens":7,"completion_tokens":null}', None),
+    "empty": ("{}", None),
 }
 
 
 @pytest.mark.parametrize(("usage", "expected"), USAGES.values(), ids=USAGES)
-def test_usage_is_read_in_every_variant(usage: str, expected: Usage) -> None:
+def test_usage_is_read_in_every_variant(usage: str, expected: Usage | None) -> None:
     assert NATIVE.parse_usage(f'{{"id":"x","usage":{usage},"choices":[]}}'.encode()) == expected
 
 
@@ -237,3 +238,45 @@ def test_the_text_of_a_reply(body: bytes, text: str) -> None:
 )
 def test_the_message_of_an_error(body: bytes, message: str | None) -> None:
     assert ADAPTER.parse_error(body) == message
+
+
+# --- What a reply came to ------------------------------------------------------------------------
+
+
+def reply_with(usage: str) -> bytes:
+    message = '{"role":"assistant","content":"one two three four five"}'
+    return f'{{"choices":[{{"index":0,"message":{message}}}],"usage":{usage}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        ('{"prompt_tokens":5.0,"completion_tokens":7.0}', (5, 7)),
+        ('{"prompt_tokens":"5","completion_tokens":"7"}', (5, 7)),
+        ('{"prompt_tokens":5,"completion_tokens":null,"total_tokens":12}', (5, 7)),
+        ('{"prompt_tokens":5,"total_tokens":5}', (5, 0)),
+        ('{"prompt_tokens":5,"completion_tokens":null}', None),
+        ('{"prompt_tokens":5,"completion_tokens":7.5}', None),
+        ('{"prompt_tokens":5,"completion_tokens":7,"completion_tokens_details":"x"}', None),
+        ('"none"', None),
+    ],
+)
+def test_odd_usage_is_understood_or_the_text_counts(
+    usage: str, counted: tuple[int, int] | None
+) -> None:
+    body = reply_with(usage)
+    found = NATIVE.parse_usage(body)
+    assert (found and (found.prompt_tokens, found.completion_tokens)) == counted
+    assert NATIVE.parse_text(body) == "one two three four five"
+
+
+def test_the_older_way_to_call_a_function_counts_as_text() -> None:
+    call = {"name": "f", "arguments": '{"a":1}'}
+    body = json.dumps({"choices": [{"message": {"content": None, "function_call": call}}]})
+    assert NATIVE.parse_text(body.encode()) == 'f{"a":1}'
+    decoder = NATIVE.decoder(decode(Operation.CHAT, b'{"model":"m","messages":[1],"stream":true}'))
+    for part in ('{"a', '":1}'):
+        delta = {"function_call": {"arguments": part}}
+        decoder.feed(f"data: {json.dumps({'choices': [{'delta': delta}]})}\n\n".encode())
+    assert decoder.text_bytes == len('{"a":1}')
+    assert decoder.take_text() == '{"a":1}'

@@ -74,7 +74,7 @@ def test_streams_and_whether_they_want_usage(rest: bytes, stream: bool, wants_us
         (b',"max_tokens":5', 5),
         (b',"max_completion_tokens":6', 6),
         (b',"max_tokens":5,"max_completion_tokens":6', 6),
-        (b',"max_tokens":5,"max_completion_tokens":0', 0),
+        (b',"max_tokens":5,"max_completion_tokens":0', 5),
         (b',"max_tokens":5,"max_completion_tokens":null', 5),
     ],
 )
@@ -223,7 +223,28 @@ def test_files_inside_a_prompt_count_flat_whatever_their_size() -> None:
 
     assert estimate_prompt(body(4_000_000)) == estimate_prompt(body(4000))
     assert 2000 < estimate_prompt(body(4000)) < 2050
-    assert estimate_prompt(b'x;base64,"y;base64,AAAA') == 2000 // 2 + (23 - 8) // 4 + 1
+    assert estimate_prompt(b'"data:x;base64,","data:y;base64,AAAA') == 1000 + 36 // 4 + 1
+
+
+@pytest.mark.parametrize("words", ["and so on ", "\u4f60\u597d", "line\\n\\n- "])
+@pytest.mark.parametrize("times", [1000, 100_000])
+@pytest.mark.parametrize("mark", ['"content":"data:text/plain;base64,', '"data":"', '";base64,'])
+def test_text_that_looks_like_a_file_is_text(mark: str, times: int, words: str) -> None:
+    body = f'{{{mark}{words * times}"}}'.encode()
+    if mark != '";base64,' and "\\n" in words:
+        body = body.replace(b"- ", b" ")  # a blank alone is enough
+    assert estimate_prompt(body) >= len(words.encode()) * times // 5
+
+
+def test_a_client_cannot_choose_what_is_reserved_for_it() -> None:
+    chosen = decode(Operation.CHAT, chat(b',"max_tokens":1000,"max_completion_tokens":1'))
+    assert chosen.max_output == 1000
+    best = b'{"model":"m","prompt":"x","max_tokens":50,"best_of":20,"n":2}'
+    assert decode(Operation.COMPLETIONS, best).texts == 20
+    many = b'{"model":"m","prompt":["x","y","z"],"max_tokens":50,"n":2}'
+    assert decode(Operation.COMPLETIONS, many).texts == 6
+    tokens = b'{"model":"m","prompt":[1,2,3,4],"max_tokens":50}'
+    assert decode(Operation.COMPLETIONS, tokens).texts == 1
 
 
 def test_the_estimate_of_a_request_is_that_of_its_body() -> None:
