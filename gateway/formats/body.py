@@ -70,6 +70,7 @@ class ResponsesBody(msgspec.Struct):
     model: ModelName
     input: str | list[Raw]
     stream: bool | None = None
+    background: bool | None = None
     max_output_tokens: Tokens | None = None
 
 
@@ -125,6 +126,9 @@ def decode(operation: Operation, body: bytes) -> Request:
         raise ApiError("invalid_json", message) from None
     estimate = estimate_prompt(body)
     if not isinstance(parsed, Common):
+        if isinstance(parsed, ResponsesBody) and parsed.background:
+            message = "'background' is not served: an answer is accounted for when it is made."
+            raise ApiError("unsupported_parameter", message, param="background")
         stream, most = bool(getattr(parsed, "stream", False)), _most(parsed)
         return Request(operation, parsed.model, stream, True, most, 1, estimate, fields)
     options = parsed.stream_options

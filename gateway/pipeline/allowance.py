@@ -16,7 +16,7 @@ from gateway.pipeline.call import Call
 from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.served import Served
 from gateway.pipeline.services import Services
-from gateway.policy.limits import MONEY
+from gateway.policy.limits import MONEY, Limit
 from gateway.policy.pricing import cost_microusd
 from gateway.store.lease import holds
 
@@ -53,6 +53,7 @@ class Allowance:
     def __init__(self, services: Services, call: Call, most_tokens: float) -> None:
         self._services, self._call, self._most = services, call, most_tokens
         self._task: asyncio.Task[None] | None = None
+        self.served = call.model  # whose price counts
         self.spent: ApiError | None = None
 
     @property
@@ -76,32 +77,47 @@ class Allowance:
     ) -> None:
         call, holding = self._call, self._call.holding
         assert holding is not None
-        assert call.model is not None
-        assert call.principal is not None
+        assert self.served is not None
         output = holding.output + SLICE_TOKENS
         if holding.output < self._most < output:
             output = int(self._most)
-        budgets = tuple([grant for grant in call.grants if grant.limit.unit == MONEY])
-        total = price_of(call.model, Usage(holding.prompt, completion_tokens=output))
-        more = max(0, total - budgets[0].amount)
-        grown = tuple(
-            [
-                msgspec.structs.replace(g, amount=total) if g.limit.unit == MONEY else g
-                for g in call.grants
-            ]
-        )
-        wanted = msgspec.structs.replace(holding, output=output, holds=holds(grown))
         try:
-            refusing = await self._services.admission.grow(
-                call.principal.tenant, call.id, wanted, budgets, more
-            )
+            refusing = await reserve(self._services, call, self.served, output)
         except StoreError as error:
             # A stream is not cut for Redis's sake; its settlement will count all of it.
             logger.warning("a stream goes on unreserved: %s", error)
+            call.holding = msgspec.structs.replace(holding, output=output)
             refusing = None
         if refusing is not None:
             self.spent = limit_error(refusing, None)
             refused(UpstreamError(Failure.SPENT, self.spent.message))
             return
-        call.grants, call.holding = grown, wanted
         granted()
+
+
+async def reserve(services: Services, call: Call, served: Served, output: int) -> Limit | None:
+    """Reserve the money for so much output of a model; return the budget that refuses, if any.
+
+    Raises ApiError where nobody knows the price, and StoreError.
+    """
+    holding, principal = call.holding, call.principal
+    assert holding is not None
+    assert principal is not None
+    budgets = tuple([grant for grant in call.grants if grant.limit.unit == MONEY])
+    total = price_of(served, Usage(holding.prompt, completion_tokens=output))
+    if budgets:
+        more = max(0, total - budgets[0].amount)
+        total = budgets[0].amount + more
+    grown = tuple(
+        [
+            msgspec.structs.replace(g, amount=total) if g.limit.unit == MONEY else g
+            for g in call.grants
+        ]
+    )
+    wanted = msgspec.structs.replace(holding, output=output, holds=holds(grown))
+    if budgets:
+        refusing = await services.admission.grow(principal.tenant, call.id, wanted, budgets, more)
+        if refusing is not None:
+            return refusing
+    call.grants, call.holding = grown, wanted
+    return None

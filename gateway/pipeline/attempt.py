@@ -11,11 +11,12 @@ from functools import partial
 from math import inf
 from time import monotonic
 
-from gateway.core.errors import ApiError, Failure, UpstreamError
+from gateway.core.errors import ApiError, Failure, StoreError, UpstreamError
 from gateway.core.hints import TIMEOUT
 from gateway.core.operations import Operation
 from gateway.core.record import AttemptRecord
 from gateway.formats import FORMATS
+from gateway.pipeline.allowance import Allowance, price_of, reserve
 from gateway.pipeline.answer import common_headers, served_headers
 from gateway.pipeline.ask import MAX_SHOWN_CHARS, ask, ask_rest, redacted
 from gateway.pipeline.call import NO_USAGE, Call, Deliver
@@ -26,6 +27,7 @@ from gateway.pipeline.select import Selection, select
 from gateway.pipeline.served import Route, Served
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import count_prompt, measure
+from gateway.policy.limits import MONEY
 from gateway.policy.refusal import refusal_of
 from gateway.policy.retry import (
     Next,
@@ -61,11 +63,27 @@ async def attempt(services: Services, call: Call) -> Deliver:
         kind = refusal_of(first.failure)
         for name in served.fallbacks.get(kind, ()) if kind is not None else ():
             other = services.catalogue.resolve(name)
-            if other is not None:
+            if other is not None and await _is_paid_for(services, call, other):
                 deliver = await _instead(_Course(services, call, other, until), call)
             if deliver is not None:
                 break
     return first.give_up() if deliver is None else deliver
+
+
+async def _is_paid_for(services: Services, call: Call, other: Served) -> bool:
+    """Tell whether a request may be sent to another model, reserving what that costs more."""
+    try:
+        if any(grant.limit.unit == MONEY for grant in call.grants):
+            assert call.holding is not None
+            if await reserve(services, call, other, call.holding.output) is not None:
+                return False
+        elif services.config.pricing.unknown == "refuse":
+            price_of(other, NO_USAGE)
+    except (ApiError, StoreError):  # nobody knows its price, or whether there is money for it
+        return False
+    if isinstance(call.allowance, Allowance):
+        call.allowance.served = other
+    return True
 
 
 async def _instead(course: "_Course", call: Call) -> Deliver | None:

@@ -16,6 +16,7 @@ from gateway.core.errors import ApiError, StoreError
 from gateway.core.operations import Operation
 from gateway.core.request import Request
 from gateway.core.target import Target
+from gateway.core.usage import Usage
 from gateway.formats.body import estimate_prompt
 from gateway.pipeline.admit import admit
 from gateway.pipeline.ask import secrets_of
@@ -37,6 +38,7 @@ from gateway.pipeline.served import Route, Served
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure, settle
 from gateway.policy.access import Principal
+from gateway.policy.limits import has_budget
 from gateway.policy.pricing import Price
 from gateway.policy.retry import retry_after
 from gateway.policy.rotation import resting_seconds
@@ -62,6 +64,7 @@ class Asked(msgspec.Struct):
     max_output_tokens: Any = None
     n: Any = None
     best_of: Any = None
+    background: Any = None
     generationConfig: Any = None
     inferenceConfig: Any = None
 
@@ -69,8 +72,9 @@ class Asked(msgspec.Struct):
 class Passage:
     """One request on its way through. Begun by `begin`, ended by `end`, always."""
 
-    def __init__(self, services: Services, call: Call, *, counts: bool) -> None:
+    def __init__(self, services: Services, call: Call, *, counts: bool, paid: bool) -> None:
         self._services, self._call, self._counts = services, call, counts
+        self._paid = paid
         self._usage = ForeignUsage()
         self._ended = False
 
@@ -137,9 +141,12 @@ class Passage:
         if usage is not None and not call.finished:  # it has told of the beginning, perhaps
             written = max(usage.completion_tokens, count_tokens(text))
             usage = msgspec.structs.replace(usage, completion_tokens=written)
-        if usage is not None or text:
-            measure(call, Answer(b"", usage, lambda: text))
-            call.finished = True  # or it would be estimated again, without any of that
+        if usage is None and not text:
+            if not self._paid:
+                return
+            usage = Usage()  # a price for the request itself is due all the same
+        measure(call, Answer(b"", usage, lambda: text))
+        call.finished = True  # or it would be estimated again, without any of that
 
     async def settled(self) -> None:
         """Wait until the settlement is out of this process: then the client may see the end."""
@@ -187,6 +194,9 @@ async def begin(
             asked, served.name, body, generates=bool(model and method == "POST")
         )
         call.principal = _limited(services.catalogue, call.principal, provider, model)
+        if asked.background is True and has_budget(call.principal.limits):
+            message = "Nothing is made in the background under a budget: nobody would pay for it."
+            raise ApiError("unsupported_parameter", message, param="background")
         await admit(services, call)
     except BaseException as error:
         _note(call, error)
@@ -194,7 +204,9 @@ async def begin(
         raise
     call.attempts, call.sent_at = 1, services.loop.time()
     # Other methods show again what was counted when it was made.
-    return Passage(services, call, counts=method == "POST")
+    counts = method == "POST"
+    paid = counts and bool(model) and "count" not in segments[-1].lower()  # counting is free
+    return Passage(services, call, counts=counts, paid=paid)
 
 
 def _turn(served: Served, now: float, *, free: bool) -> tuple[Served, Route]:

@@ -11,7 +11,8 @@ import pytest
 
 from tests.support.config import bearer, chat, config
 from tests.support.gateway import Gateway, running
-from tests.support.upstream import Exchange, Upstream, completion, delta, usage
+from tests.support.load import Ask, once
+from tests.support.upstream import Exchange, Upstream, completion, delta, like_openai, usage
 
 PER_REQUEST = {"input": 0, "output": 0, "per_request": 1}
 PER_TOKEN = {"input": 0, "output": 1000}  # dollars a million: a thousandth of a dollar a token
@@ -256,3 +257,78 @@ async def test_a_limit_for_a_model_holds_by_its_provider_s_name_too(upstream: Up
         names = ("p0/gpt-4o-mini", "p0/gpt-4o-mini", "p0/gpt-4o-mini", "p0/gpt-4o")
         statuses = [(await post(gateway.url, model=name))[0] for name in names]
     assert statuses == [200, 200, 429, 200]
+
+
+async def too_long_for_small(exchange: Exchange) -> None:
+    """Refuse a prompt as too long for one model; the other one answers it."""
+    if exchange.request.json["model"] == "gpt-4o-mini":
+        told = {"message": "too long", "code": "context_length_exceeded"}
+        await exchange.reply({"error": told}, status=400)
+    else:
+        await exchange.reply(completion("fine", usage(0, 2000)))
+
+
+@pytest.mark.parametrize(
+    ("price", "budget", "status"),
+    [
+        (None, 9, 400),  # nobody knows its price
+        ({"input": 0, "output": 4000}, 9, 200),
+        ({"input": 0, "output": 4000}, 3, 400),  # it is dearer than what is left
+    ],
+)
+async def test_a_fallback_is_paid_for_like_any_model(
+    upstream: Upstream, price: dict[str, Any] | None, budget: float, status: int
+) -> None:
+    upstream.behaviour = too_long_for_small
+    limits = {"budget": {"usd": budget, "per": "day"}}
+    text = json.loads(governed(upstream.url, price=PER_TOKEN, key=limits))
+    text["models"]["m"] |= {"fallbacks": {"context_window": ["big"]}}
+    large: dict[str, Any] = {"targets": [{"provider": "p0", "model": "nobody-knows"}]}
+    text["models"]["big"] = large | ({"price": price} if price else {})
+    with running(json.dumps(text)) as gateway:
+        found, _, headers = await post(gateway.url, max_tokens=1000)
+        gateway.settled()
+        state = held(gateway, f"{{acme}}:key:k:budget:day:{today()}")
+    assert found == status
+    assert len(upstream.received) == (2 if status == 200 else 1)
+    spent = 8_000_000 if status == 200 else 0
+    assert (state["spent"], state["reserved"]) == (spent, 0)
+    assert headers.get("x-sluice-model", "") == ("nobody-knows" if status == 200 else "gpt-4o-mini")
+
+
+async def test_what_is_made_in_the_background_is_made_for_nobody_who_pays(
+    upstream: Upstream,
+) -> None:
+    upstream.behaviour = like_openai
+    body = {"model": "m", "input": "hello", "background": True}
+    with running(governed(upstream.url, key={"budget": {"usd": 5, "per": "day"}})) as gateway:
+        own = await once(gateway.port, Ask(body, path="/v1/responses"))
+        passed = await once(
+            gateway.port, Ask(body | {"model": "gpt-4o-mini"}, path="/providers/p0/v1/responses")
+        )
+        plain = await once(gateway.port, Ask(body | {"background": False}, path="/v1/responses"))
+    for refused in (own, passed):
+        assert (refused.status, refused.json["error"]["param"]) == (400, "background")
+    assert plain.status == 200
+    assert len(upstream.received) == 1
+
+
+async def test_a_price_a_request_is_due_though_no_tokens_are_told_of(upstream: Upstream) -> None:
+    async def picture(exchange: Exchange) -> None:
+        await exchange.reply({"created": 1, "data": [{"url": "http://x/y.png"}]})
+
+    upstream.behaviour = picture
+    text = json.loads(governed(upstream.url, key={"budget": {"usd": 2, "per": "day"}}))
+    text["pricing"] = {"default": {"input": 0, "output": 0, "per_request": 0.5}}
+    with running(json.dumps(text)) as gateway:
+        asks = [
+            Ask({"model": "painter", "prompt": "a cat"}, path="/providers/p0/v1/images/generations")
+            for _ in range(6)
+        ]
+        found = [await once(gateway.port, ask) for ask in asks]
+        gateway.settled()
+        state = held(gateway, f"{{acme}}:key:k:budget:day:{today()}")
+        records = gateway.records(6)
+    assert [o.status for o in found] == [200] * 4 + [429] * 2
+    assert (state["spent"], state["reserved"]) == (2_000_000, 0)
+    assert [r["cost_microusd"] for r in records if r["status"] == 200] == [500_000] * 4

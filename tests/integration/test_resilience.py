@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.config import chat, config
 from tests.support.gateway import running
-from tests.support.load import Ask, flood, once
+from tests.support.load import Ask, Client, flood, once
 from tests.support.upstream import Behaviour, Exchange, Upstream, completion, usage
 
 PATIENT = {"attempts": 1, "backoff": 0.01, "longest": 1, "budget": 0.2}
@@ -230,3 +230,43 @@ async def test_workers_tell_each_other_how_long_targets_take() -> None:
                 before = len(slow.received)
                 await flood(two.port, [Ask() for _ in range(40)], connections=1)
                 assert len(slow.received) - before <= 2
+
+
+@pytest.mark.parametrize("how", ["left", "refused"])
+async def test_a_probe_that_tells_nothing_leaves_room_for_the_next(how: str) -> None:
+    """Its client leaves, or has asked for what nobody does: the target is tried again soon."""
+    ill = True
+
+    async def first(exchange: Exchange) -> None:
+        if ill:
+            await exchange.reply({"error": {"message": "no"}}, status=500)
+        elif exchange.request.json.get("seed") == 1:
+            if how == "refused":
+                await exchange.reply({"error": {"message": "your fault"}}, status=400)
+            await exchange.gone()
+        else:
+            await answer(exchange)
+
+    async def second(exchange: Exchange) -> None:
+        await exchange.reply(completion("fine", usage(3, 1)))
+
+    rules = {"failures": 3, "ejection": 0.5, "longest": 0.5}
+    async with Upstream(behaviour=first) as one, Upstream(behaviour=second) as other:
+        with running(config(one.url, other.url, breaker=rules)) as gateway:
+            for _ in range(4):
+                assert (await once(gateway.port, Ask(chat()))).status == 200
+            ill, before = False, len(one.received)
+            await asyncio.sleep(0.7)
+            probe = Ask(chat(seed=1))
+            async with Client(gateway.port) as client:
+                if how == "refused":
+                    assert (await client.ask(probe)).status == 400
+                else:
+                    await client.send(probe)
+                    async with asyncio.timeout(5):
+                        while len(one.received) == before:
+                            await asyncio.sleep(0.02)
+                    client.cut()
+            await asyncio.sleep(1.0)
+            served = [(await once(gateway.port, Ask(chat()))).headers for _ in range(3)]
+            assert {headers["x-sluice-provider"] for headers in served} == {"p0"}
