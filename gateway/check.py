@@ -13,6 +13,7 @@ from gateway.observe.webhook import signing_key
 from gateway.pipeline.catalogue import Catalogue
 from gateway.pipeline.keyring import Keyring
 from gateway.policy.pricing import PriceTable
+from gateway.store.location import parse_url
 
 
 def open_ledger(ledger: Ledger, worker: str) -> LedgerFile | None:
@@ -32,6 +33,8 @@ def check(config: Config, prices: PriceTable) -> None:
     """Compile everything a worker would, to find errors before any worker is started."""
     catalogue = Catalogue(config, prices, "")
     Keyring(config)
+    if config.redis.url:
+        parse_url(config.redis.url)
     if "+cluster" in (config.redis.url or "") and config.limits.everybody != Scope():
         message = "a cluster decides over one tenant at a time: limits of all need a single Redis"
         raise ConfigError(message, field="limits.global")

@@ -218,6 +218,8 @@ class Supervisor:
             for sock in self._listeners.sockets:
                 if sock not in own:
                     sock.close()
+            for retired in self._retired_listeners:
+                retired.close()  # or nobody would be refused there, nor answered
             run(
                 Assignment(
                     config=self._config,

@@ -5,6 +5,7 @@ What could not be carried over goes to standard error, each with its place in th
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -145,7 +146,9 @@ def _write(text: str, output: Path | None) -> None:
         print(text, end="")
         return
     try:
-        output.write_text(text, encoding="utf-8")
+        # It may hold what the other configuration held in clear.
+        with open(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(text.encode())
     except OSError as error:
         raise ConfigError(f"cannot be written: {error.strerror}", source=str(output)) from None
 

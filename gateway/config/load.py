@@ -147,7 +147,8 @@ def _complete_clouds(providers: object, environ: Mapping[str, str]) -> None:
 
 def _convert(raw: dict[str, Any]) -> Config:
     # An empty section (`tenants:` with nothing below it) is YAML's null: the same as absent.
-    present = {name: value for name, value in raw.items() if value is not None}
+    known = Config.__struct_encode_fields__
+    present = {n: value for n, value in raw.items() if value is not None or n not in known}
     for name in present:
         if not isinstance(name, str):
             raise ConfigError("a section's name is text", field=str(name))
@@ -287,5 +288,8 @@ def state_directory(config: Config, environ: Mapping[str, str]) -> Path:
         return Path(config.server.state_dir).expanduser().absolute()
     if directory := environ.get("STATE_DIRECTORY"):
         return Path(directory.split(":")[0])
-    base = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local/state")
+    base = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if base.startswith("~"):
+        message = "there is no home directory to keep state in; set SLUICE_STATE_DIR"
+        raise ConfigError(message, field="server.state_dir")
     return Path(base) / "sluice"

@@ -87,6 +87,10 @@ class Catalogue:
             return None
         return self._remember(name, provider, model)
 
+    def has_label(self, model: str) -> bool:
+        """Tell whether counters carry a name already."""
+        return model in self._labels
+
     def may_label(self, model: str) -> bool:
         """Tell whether counters may carry a name that a client made up: the first few may."""
         if model not in self._labels and len(self._labels) < MAX_DYNAMIC_LABELS:

@@ -41,7 +41,9 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
     served = services.catalogue.resolve(holding.model)
     price = served.routes[0].price_now() if served is not None else None
     cost = cost_microusd(price, usage) if price is not None else 0
-    model = holding.model if served is not None and served.configured else OTHER
+    known = served is not None and served.configured
+    known = known or services.catalogue.has_label(holding.model)
+    model = holding.model if known else OTHER
     finished = RequestRecord(
         id=lease,
         time=services.admission.now(),

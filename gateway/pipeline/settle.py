@@ -241,8 +241,11 @@ def _model_label(services: Services, call: Call) -> str:
     served = call.model
     if served is None:
         return OTHER
-    known = served.configured or (call.finished and services.catalogue.may_label(served.name))
-    return served.name if known else OTHER
+    if served.configured or services.catalogue.has_label(served.name):
+        return served.name
+    # A name that a provider has begun to answer to is not made up.
+    answered = call.finished or (call.relay is not None and call.relay.started)
+    return served.name if answered and services.catalogue.may_label(served.name) else OTHER
 
 
 def _provider(call: Call) -> str:

@@ -14,6 +14,7 @@ from gateway.store.lease import batches
 GROUPS = ("tenant", "key", "model", "provider", "label")
 MAX_DAYS = 400
 MAX_ROWS = 20_000
+MAX_LOOKS = 1_000_000  # most tenants have nothing on most days
 
 _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -62,7 +63,9 @@ class Query(msgspec.Struct, frozen=True):
             return cls(by, (month,), fields.get("tenant"))
         last = _day(fields.get("to")) or datetime.now(UTC).date()
         first = _day(fields.get("from")) or last
-        if not first <= last or (last - first).days >= MAX_DAYS:
+        if first > last:
+            raise ValueError(f"'from' ({first}) is after 'to' ({last})")
+        if (last - first).days >= MAX_DAYS:
             raise ValueError(f"expected at most {MAX_DAYS} days, from the first to the last")
         days = ((first + timedelta(days=n)).isoformat() for n in range((last - first).days + 1))
         return cls(by, tuple(days), fields.get("tenant"))
@@ -91,8 +94,8 @@ class UsageReader:
             places = [(t, p, "", names.usage(t, p)) for t, p in wanted]
         else:
             places = await self._grouped(query, set(wanted))
-        if len(places) > MAX_ROWS:
-            raise ValueError(f"more than {MAX_ROWS} rows: ask for fewer days, or one tenant")
+        if len(places) > MAX_LOOKS:
+            raise ValueError("too many tenants and days: ask for fewer days, or one tenant")
         rows: list[Row] = []
         for part in batches(places):
             hashes = await asyncio.gather(*(self._client.call("HGETALL", p[-1]) for p in part))
@@ -101,6 +104,8 @@ class UsageReader:
                 for (tenant, period, group, _), flat in zip(part, hashes, strict=True)
                 if flat
             ]
+            if len(rows) > MAX_ROWS:
+                raise ValueError(f"more than {MAX_ROWS} rows: ask for fewer days, or one tenant")
         return sorted(rows, key=lambda row: (row.period, row.tenant, row.group))
 
     async def _grouped(

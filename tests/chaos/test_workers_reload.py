@@ -3,9 +3,12 @@
 import asyncio
 import json
 import signal
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
+from tests.integration.conftest import unused_port
 from tests.support.config import KEY, chat, config, digest
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, once, steady
@@ -170,3 +173,25 @@ async def test_a_reload_that_changes_the_store_is_refused(upstream: Upstream) ->
         assert "reload refused" in gateway.errors
         assert "redis: changes of redis need a restart" in gateway.errors
         assert (await once(gateway.port)).status == 200
+
+
+async def test_a_reload_moves_to_another_address_and_back(upstream: Upstream) -> None:
+    """Nobody is left waiting at an address that is not served any more."""
+    ports = [unused_port(), unused_port()]
+
+    def at(port: int) -> str:
+        return config(upstream.url, server={"address": f"127.0.0.1:{port}"})
+
+    with tempfile.TemporaryDirectory() as place:
+        gateway = Gateway(Path(place), at(ports[0]), host=None, port=None)
+        try:
+            for now, before in ((ports[1], ports[0]), (ports[0], ports[1])):
+                rewrite(gateway, at(now))
+                await reload(gateway)
+                assert (await once(now, Ask(chat()))).status == 200
+                async with asyncio.timeout(20):  # until the old workers' last connections are done
+                    while (await once(before, Ask(chat()))).failure == "":
+                        await asyncio.sleep(0.1)
+                assert "refused" not in gateway.errors
+        finally:
+            gateway.kill()

@@ -88,6 +88,7 @@ def test_a_file_is_written_once_and_again_by_force(
     assert main([*words, str(output)]) == 0
     assert capsys.readouterr().out == ""
     written = output.read_text()
+    assert output.stat().st_mode & 0o777 == 0o600
     assert written.startswith(f"# From {source} by `sluice import litellm`.\n")
     output.write_text("mine")
     assert (main([*words, str(output)]), output.read_text()) == (2, "mine")

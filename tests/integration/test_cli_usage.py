@@ -7,17 +7,19 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.store.usage import COUNTERS, GROUPS, Row
 from tests.support.admin import ADMIN_KEY, make, use
-from tests.support.command import failed, run
-from tests.support.config import KEY, PRICED_MODEL, config, digest
+from tests.support.command import failed, run, sluice
+from tests.support.config import KEY, PRICED_MODEL, chat, config, digest
 from tests.support.gateway import Gateway, running
+from tests.support.load import Ask, once
 from tests.support.threaded import UpstreamThread
-from tests.support.upstream import Exchange, like_openai
+from tests.support.upstream import Exchange, Upstream, delta, like_openai
 
 FIELDS = list(Row.__struct_fields__)
 DAYS = ("2024-02-28", "2024-02-29", "2024-03-01")
@@ -196,7 +198,7 @@ def test_periods_of_the_past_are_shown(
     [
         (("--from", "yesterday"), "'yesterday'"),
         (("--to", "2026-02-30"), "'2026-02-30'"),
-        (("--from", "2026-03-02", "--to", "2026-03-01"), "400 days"),
+        (("--from", "2026-03-02", "--to", "2026-03-01"), "is after"),
         (("--from", "2024-01-01", "--to", "2025-02-04"), "400 days"),
         (("--month", "2026"), "'2026'"),
         (("--by", "day"), "--by"),
@@ -209,3 +211,32 @@ def test_what_cannot_be_shown_is_refused_with_the_reason(
     code, said = failed(gateway, "usage", *words)
     assert code in (1, 2)
     assert reason in said
+
+
+def test_a_check_makes_no_state_and_knows_what_the_gateway_would_refuse(tmp_path: Path) -> None:
+    state, file = tmp_path / "there" / "state", tmp_path / "sluice.yaml"
+    file.write_text("redis: {url: 'localhost:6379'}\n")
+    done = sluice(state, file, "check")
+    assert done.returncode == 2
+    assert "sluice.yaml:1: redis.url: expected redis://" in done.stderr
+    file.write_text("providers: {p: {kind: openai, api_key: sk-1}}\n")
+    done = sluice(state, file, "check")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not state.exists()
+
+
+async def test_a_client_that_leaves_is_counted_under_the_model_it_asked(
+    upstream: Upstream,
+) -> None:
+    async def endless(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        for _ in range(1000):
+            await exchange.event(delta("word "))
+            await asyncio.sleep(0.02)
+
+    upstream.behaviour = endless
+    with running(config(upstream.url), workers=1) as gateway:
+        ask = Ask(chat("p0/gpt-4o", stream=True), leave_after=3)
+        await once(gateway.port, ask)
+        (record,) = await asyncio.to_thread(gateway.records, 1)
+    assert (record["model"], record["outcome"]) == ("p0/gpt-4o", "disconnected")

@@ -35,7 +35,7 @@ class Gateway:
         workers: int | None = 1,
         environ: dict[str, str] | None = None,
         host: str | None = "127.0.0.1",
-        port: int = 0,
+        port: int | None = 0,
         wait: bool = True,
     ) -> None:
         self.directory = directory
@@ -46,8 +46,10 @@ class Gateway:
         self.error_file = directory / "stderr.log"
         self._environ = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         self._environ |= {"SLUICE_STATE_DIR": str(self.state), **(environ or {})}
-        self._command = [sys.executable, "-m", "workers", "serve", "--port", str(port)]
-        if host is not None:  # else the configuration says on which
+        self._command = [sys.executable, "-m", "workers", "serve"]
+        if port is not None:  # else the configuration says on which
+            self._command += ["--port", str(port)]
+        if host is not None:
             self._command += ["--host", host]
         if workers is not None:
             self._command += ["--workers", str(workers)]

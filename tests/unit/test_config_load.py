@@ -259,3 +259,16 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     wrong.write_bytes(b"a: \xff")
     with pytest.raises(ConfigError, match=f"{wrong}: is not UTF-8"):
         load(str(wrong), {})
+
+
+def test_an_empty_section_is_as_good_as_none_but_must_exist() -> None:
+    assert read("tenants:\nserver:\n") == read()
+    assert "unknown field" in refused("servr:\n").message
+
+
+def test_without_a_home_nothing_is_kept_in_a_directory_named_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(ConfigError, match="SLUICE_STATE_DIR"):
+        state_directory(Config(), {})
