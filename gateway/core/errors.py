@@ -46,6 +46,7 @@ FAULTS: dict[str, Fault] = {
     "invalid_value": Fault(400, INVALID),
     "missing_required_parameter": Fault(400, INVALID),
     "unsupported_parameter": Fault(400, INVALID),
+    "context_length_exceeded": Fault(400, INVALID),
     "invalid_http": Fault(400, INVALID),
     "missing_api_key": Fault(401, "authentication_error"),
     "invalid_api_key": Fault(401, "authentication_error"),

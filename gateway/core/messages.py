@@ -218,6 +218,13 @@ def alternating(turns: tuple[Message, ...]) -> tuple[Message, ...]:
     return tuple(found)
 
 
+def user_first(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return turns that the user begins, with next to nothing: some providers take no others."""
+    if turns and turns[0].role != ASSISTANT:
+        return turns
+    return (Message(USER, (Text("."),)), *turns)
+
+
 # A thought that its provider did not sign has this signature: some clients send no other back.
 UNSIGNED = f"{MARK}unsigned"
 

@@ -8,7 +8,6 @@ from msgspec import Raw
 from gateway.core.errors import ApiError
 from gateway.core.messages import (
     ASSISTANT,
-    NO_ARGUMENTS,
     SYSTEM,
     USER,
     Media,
@@ -27,7 +26,7 @@ from gateway.core.messages import (
 )
 from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
-from gateway.formats.fields import Unknown, cache_ttl, convert, present
+from gateway.formats.fields import Unknown, arguments_schema, cache_ttl, convert, present
 from gateway.formats.media import document, image
 
 # The hub's name of a field -> the client's, where they differ.
@@ -206,11 +205,16 @@ _HINTS = frozenset(
 )
 
 
+# What these mean where they are at their defaults is what everybody does.
+_PLAIN = {"logit_bias": b"{}", "modalities": b'["text"]'}
+
+
 def prompt(request: Request) -> Prompt:
     """Translate a request. Raises ApiError naming the field that is wrong."""
     fields = convert(request.fields, ChatFields)
     names = present(request.fields)
-    unknown = Unknown([name for name in names if name not in _READ and name not in _HINTS])
+    said = [n for n in names if bytes(request.fields[n]).replace(b" ", b"") != _PLAIN.get(n)]
+    unknown = Unknown([name for name in said if name not in _READ and name not in _HINTS])
     system: list[Text] = []
     messages: list[Message] = []
     for number, message in enumerate(fields.messages):
@@ -346,7 +350,7 @@ def _tool(tool: ChatTool, number: int) -> Tool:
         text = f"'{where}' is of type '{tool.type}', which only some providers have."
         raise ApiError("unsupported_parameter", text, param=where)
     cache = cache_ttl(tool.cache_control)
-    schema = given(function.parameters) or NO_ARGUMENTS
+    schema = arguments_schema(function.parameters)
     return Tool(function.name, function.description or "", schema, function.strict, cache)
 
 

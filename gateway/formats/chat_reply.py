@@ -119,6 +119,7 @@ class ChatStream:
         self._thought: list[str] = []
         self._block = 0
         self._reason = "stop"
+        self._bare: set[int] = set()  # calls whose arguments nobody has written yet
         self._usage: Usage | None = None
 
     def write(self, found: list[Event]) -> bytes:
@@ -130,7 +131,8 @@ class ChatStream:
 
         Some providers say why with every event, and then go on.
         """
-        end = self._delta({}, self._reason)
+        end = b"".join([self._one(events.CallDelta(i, "{}")) for i in sorted(self._bare)])
+        end += self._delta({}, self._reason)
         if not self._meta.wants_usage or self._usage is None:
             return end + END
         chunk = {**self._chunk(), "choices": [], "usage": usage(self._usage)}
@@ -154,9 +156,12 @@ class ChatStream:
                 self._thought.clear()
                 return self._delta({"reasoning_details": [_detail(part, block)]})
             case events.CallBegun(index=index, id=id, name=name, signature=signature):
+                self._bare.add(index)
                 call = _call(ToolCall(id, name, "", signature))
                 return self._delta({"tool_calls": [{"index": index, **call}]})
             case events.CallDelta(index=index, arguments=arguments):
+                if arguments:
+                    self._bare.discard(index)
                 call = {"index": index, "function": {"arguments": arguments}}
                 return self._delta({"tool_calls": [call]})
             case events.RefusalDelta(text=text):

@@ -7,7 +7,11 @@ import msgspec
 from msgspec import Raw
 
 from gateway.core.errors import ApiError
+from gateway.core.messages import NO_ARGUMENTS
+from gateway.core.raw import given
 
+# What says which properties an object has.
+_SHAPES = ("properties", "$ref", "allOf", "anyOf", "oneOf", "patternProperties")
 _T = TypeVar("_T")
 _encode = msgspec.json.Encoder().encode
 _decoders: dict[type, msgspec.json.Decoder[Any]] = {}
@@ -48,6 +52,22 @@ class Unknown:
 def present(fields: dict[str, Raw]) -> list[str]:
     """Return the names of the fields that say something."""
     return [name for name, raw in fields.items() if bytes(raw) != b"null"]
+
+
+def arguments_schema(raw: Raw) -> Raw:
+    """Return a tool's schema such as every provider takes it: of an object, with properties."""
+    schema = given(raw)
+    if schema is None:
+        return NO_ARGUMENTS
+    try:
+        found = msgspec.json.decode(schema, type=dict[str, Raw])
+    except (msgspec.DecodeError, RecursionError):
+        return schema  # the provider's to refuse
+    if not found:
+        return NO_ARGUMENTS
+    if bytes(found.get("type", b"")) == b'"object"' and found.keys().isdisjoint(_SHAPES):
+        return Raw(_encode(found | {"properties": Raw(b"{}")}))
+    return schema
 
 
 def cache_ttl(control: Any) -> str:

@@ -4,6 +4,7 @@ from gateway.core.messages import Media
 
 _IMAGE_TYPES = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "gif": "gif", "webp": "webp"}
 PDF = "application/pdf"
+_USUAL = {"image/jpg": "image/jpeg"}  # what browsers say, and what it is called
 
 
 def image(url: str, where: str, detail: str = "", cache: str = "") -> Media:
@@ -29,7 +30,8 @@ def split_data_url(url: str) -> tuple[str, str]:
     head, comma, data = url.partition(",")
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
         return "", ""
-    return head[5:-7].partition(";")[0], data
+    kind = head[5:-7].partition(";")[0].lower()
+    return _USUAL.get(kind, kind), data
 
 
 def data_url(media: Media) -> str:

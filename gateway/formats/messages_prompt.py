@@ -25,7 +25,7 @@ from gateway.core.messages import (
 )
 from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
-from gateway.formats.fields import Unknown, cache_ttl, convert, present
+from gateway.formats.fields import Unknown, arguments_schema, cache_ttl, convert, present
 from gateway.formats.media import PDF, image
 
 # The hub's name of a field -> the client's, where they differ.
@@ -283,6 +283,7 @@ def _tool(tool: ToolEntry, number: int) -> Tool:
         text = f"Missing required parameter: '{path}'."
         raise ApiError("missing_required_parameter", text, param=path)
     cache = cache_ttl(tool.cache_control)
+    schema = arguments_schema(schema)
     return Tool(tool.name, tool.description or "", schema, tool.strict, cache)
 
 

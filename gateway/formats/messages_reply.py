@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.core import events
+from gateway.core.call_ids import plain
 from gateway.core.errors import ApiError
 from gateway.core.events import Event
 from gateway.core.messages import (
@@ -134,7 +135,7 @@ def _blocks(part: Part) -> list[Json]:
             signature = signature or UNSIGNED
             return [{"type": "thinking", "thinking": text, "signature": signature}]
         case ToolCall(id=id, name=name, arguments=arguments, signature=signature):
-            call = {"type": "tool_use", "id": id, "name": name, "input": _object(arguments)}
+            call = {"type": "tool_use", "id": plain(id), "name": name, "input": _object(arguments)}
             return [*_signature_block(signature), call]
     return []
 
@@ -214,7 +215,7 @@ class MessagesStream:
                 return block + self._delta({"type": "signature_delta", "signature": signature})
             case events.CallBegun(index=index, id=id, name=name, signature=signature):
                 before = self._redacted(signature) if signature else b""
-                use = {"type": "tool_use", "id": id, "name": name, "input": {}}
+                use = {"type": "tool_use", "id": plain(id), "name": name, "input": {}}
                 begun = before + self._block(f"call {index}", use)
                 self._calls[index] = self._index
                 return begun

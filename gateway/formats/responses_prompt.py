@@ -12,7 +12,6 @@ from msgspec import Raw
 from gateway.core.errors import ApiError
 from gateway.core.messages import (
     ASSISTANT,
-    NO_ARGUMENTS,
     SYSTEM,
     USER,
     Media,
@@ -31,7 +30,7 @@ from gateway.core.messages import (
 )
 from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
-from gateway.formats.fields import Unknown, cache_ttl, convert, present
+from gateway.formats.fields import Unknown, arguments_schema, cache_ttl, convert, present
 from gateway.formats.media import PDF, document, image
 
 # The hub's name of a field -> the client's, where they differ.
@@ -147,8 +146,12 @@ class ResponsesFields(msgspec.Struct):
 
 
 _READ = frozenset(ResponsesFields.__struct_fields__) | {"model", "stream", "max_output_tokens"}
+_READ |= {"background"}  # which has been refused already where it is wanted
 _HINTS = frozenset(
-    ("store", "prompt_cache_key", "prompt_cache_retention", "truncation", "stream_options")
+    (
+        *("store", "prompt_cache_key", "prompt_cache_retention", "truncation", "stream_options"),
+        *("client_metadata", "access_programs"),  # Codex's own
+    )
 )
 
 
@@ -269,7 +272,7 @@ def _tool(tool: ToolEntry, number: int) -> Tool:
         where = f"tools[{number}]"
         text = f"'{where}' is of type '{tool.type}', which only some providers have."
         raise ApiError("unsupported_parameter", text, param=where)
-    schema = given(tool.parameters) or NO_ARGUMENTS
+    schema = arguments_schema(tool.parameters)
     return Tool(tool.name, tool.description or "", schema, tool.strict)
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.hints import NO_HINTS
+from gateway.core.operations import Operation
 from gateway.core.request import Request
 from gateway.core.target import Deadlines
 from gateway.formats import Meta
@@ -29,6 +30,18 @@ from gateway.upstream.exchange import MAX_BODY_BYTES, Reply
 from gateway.upstream.relay import Relay
 
 MAX_SHOWN_CHARS = 300
+# What a reply has, in the client's dialect or in any other that is translated.
+_CONVERSED = (
+    *(b'"choices"', b'"content"', b'"output"', b'"candidates"', b'"message"', b'"promptFeedback"'),
+)
+_REPLIES = {
+    Operation.CHAT: _CONVERSED,
+    Operation.COMPLETIONS: _CONVERSED,
+    Operation.MESSAGES: _CONVERSED,
+    Operation.RESPONSES: _CONVERSED,
+    Operation.EMBEDDINGS: (b'"data"', b'"embedding', b'"predictions"'),
+    Operation.COUNT_TOKENS: (b'"input_tokens"',),
+}
 NO_META = Meta("", "", 0)  # replies in the client's own dialect need none
 
 
@@ -74,9 +87,8 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     if not content.isascii():
         _check_text(content)
     answer = lane.read(content, request, meta)
-    if answer.usage is None and _error(content) is not None:
-        # Some servers answer so with status 200.
-        raise UpstreamError(Failure.STREAM_ERROR, content.decode(errors="replace"))
+    if answer.usage is None:
+        _check_kind(call.operation, content)
     call.status = 200
     call.finished = True
     measure(call, answer)
@@ -174,6 +186,15 @@ async def _more_headers(
     if route.signer is not None:
         lines += await route.signer.headers("POST", route.target.origin.authority, path, body)
     return lines
+
+
+def _check_kind(operation: Operation, content: bytes) -> None:
+    """Raise UpstreamError where a reply without usage is none at all: it came from elsewhere."""
+    if _error(content) is not None:  # some servers answer so with status 200
+        raise UpstreamError(Failure.STREAM_ERROR, content.decode(errors="replace"))
+    names = _REPLIES.get(operation)
+    if names is not None and not any(content.find(name) >= 0 for name in names):
+        raise UpstreamError(Failure.PROTOCOL, "the reply is none of its API")
 
 
 def _check_text(content: bytes) -> None:

@@ -13,7 +13,7 @@ from time import monotonic
 
 from gateway.core.errors import ApiError, Failure, StoreError, UpstreamError
 from gateway.core.hints import TIMEOUT
-from gateway.core.operations import Operation
+from gateway.core.operations import ANTHROPIC, Operation
 from gateway.core.record import AttemptRecord
 from gateway.formats import FORMATS
 from gateway.pipeline.allowance import Allowance, price_of, reserve
@@ -28,7 +28,7 @@ from gateway.pipeline.served import Route, Served
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import count_prompt, measure
 from gateway.policy.limits import MONEY
-from gateway.policy.refusal import refusal_of
+from gateway.policy.refusal import CONTEXT_WINDOW, refusal_of
 from gateway.policy.retry import (
     Next,
     client_error,
@@ -41,6 +41,7 @@ from gateway.policy.rotation import resting_seconds
 from gateway.policy.routing import plan
 
 MICROSECONDS = 1_000_000
+TOO_LONG = "prompt is too long"
 
 Asking = Callable[[Services, Call, Route, float], Awaitable[Deliver]]
 
@@ -376,6 +377,11 @@ def _tried(call: Call, route: Route, failure: str, status: int, now: float) -> A
 def _pass_on(call: Call, error: UpstreamError) -> Deliver:
     """Give the client the provider's own refusal of its request, in the provider's words."""
     told = ApiError("invalid_value", error.message)
+    if refusal_of(error) == CONTEXT_WINDOW:  # SDKs and agents look for these words
+        said = error.message
+        if call.operation in ANTHROPIC and TOO_LONG not in said.lower():
+            said = f"{TOO_LONG}: {said}"
+        told = ApiError("context_length_exceeded", said)
     call.status, call.error, call.outcome = error.status, f"upstream_{error.status}", "error"
     native = call.route is not None and call.route.ways[call.operation].lane.native
     told.status, call.refused = error.status, told

@@ -70,6 +70,7 @@ _MISTRAL = Quirks(
     tool_choices={"required": "any"},
     thinking_parts=True,
     document_urls=True,
+    short_ids=True,
 )
 _GROQ = Quirks(
     refuses=frozenset(("logprobs", "top_logprobs", "logit_bias", "n")), thoughts_back="reasoning"

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.core.call_ids import plain
 from gateway.core.messages import (
     ASSISTANT,
     Fit,
@@ -20,6 +21,7 @@ from gateway.core.messages import (
     ToolResult,
     alternating,
     unmarked,
+    user_first,
 )
 from gateway.providers.plain import plain_text
 
@@ -52,7 +54,7 @@ def write(prompt: Prompt, model: str, most: int | None, fit: Fit) -> Json:
         "max_tokens": said or default_max_tokens(model) + budget,
         "messages": [
             {"role": message.role, "content": blocks}
-            for message in alternating(prompt.messages)
+            for message in alternating(user_first(prompt.messages))
             if (blocks := _blocks(message, fit))
         ],
     }
@@ -206,7 +208,7 @@ def _blocks(message: Message, fit: Fit) -> list[Json]:
 def _block(part: Part, fit: Fit) -> list[Json]:
     match part:
         case Text():
-            return [_text(part)] if part.text else []
+            return [_text(part)] if part.text.strip() else []  # blanks alone are refused
         case Refusal(text=text):
             return [{"type": "text", "text": text}]
         case Media():
@@ -218,7 +220,12 @@ def _block(part: Part, fit: Fit) -> list[Json]:
         case Thinking(text=text, signature=signature):
             return [{"type": "thinking", "thinking": text, "signature": signature}]
         case ToolCall(id=id, name=name, arguments=arguments, cache=cache):
-            use = {"type": "tool_use", "id": id, "name": name, "input": arguments_of(arguments)}
+            use = {
+                "type": "tool_use",
+                "id": plain(id),
+                "name": name,
+                "input": arguments_of(arguments),
+            }
             return [_cached(use, cache)]
         case ToolResult():
             return [_result(part, fit)]
@@ -235,7 +242,7 @@ def arguments_of(arguments: str) -> Any:
 
 def _result(part: ToolResult, fit: Fit) -> Json:
     content = [block for inner in part.parts for block in _block(inner, fit)]
-    found: Json = {"type": "tool_result", "tool_use_id": part.call_id}
+    found: Json = {"type": "tool_result", "tool_use_id": plain(part.call_id)}
     if content:
         found["content"] = content
     if part.is_error:
@@ -250,7 +257,7 @@ def _media(part: Media, fit: Fit) -> list[Json]:
     source: Json = {"type": "url", "url": part.url}
     if part.data:
         source = {"type": "base64", "media_type": part.media_type, "data": part.data}
-        if part.media_type == "text/plain":
+        if part.media_type.startswith("text/"):
             source = {"type": "text", "media_type": "text/plain", "data": plain_text(part)}
     found: Json = {"type": part.kind, "source": source}
     if part.name and part.kind == "document":

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.core.call_ids import plain
 from gateway.core.messages import (
     ASSISTANT,
     Fit,
@@ -24,6 +25,7 @@ from gateway.core.messages import (
     alternating,
     unmark,
     unmarked,
+    user_first,
 )
 from gateway.core.messages import Reply as HubReply
 from gateway.core.operations import Operation
@@ -83,14 +85,14 @@ class ConverseConversation:
         body: Json = {
             "messages": [
                 {"role": message.role, "content": content}
-                for message in alternating(prompt.messages)
+                for message in alternating(user_first(prompt.messages))
                 if (content := _blocks(message, documents, fit))
             ]
         }
         if prompt.system:
             body["system"] = [block for part in prompt.system for block in _cached(part)]
-        if prompt.tools and not (prompt.tool_choice and prompt.tool_choice.mode == "none"):
-            body["toolConfig"] = _tools(prompt)
+        if tools := _tools(prompt, fit):
+            body["toolConfig"] = tools
         more = _more(prompt, target, inference, fit)
         if inference:
             body["inferenceConfig"] = inference
@@ -146,13 +148,23 @@ def _leave(prompt: Prompt, fit: Fit) -> None:
         fit.refuse(name)
 
 
-def _tools(prompt: Prompt) -> Json:
-    found: Json = {"tools": [block for tool in prompt.tools for block in _tool(tool)]}
+def _tools(prompt: Prompt, fit: Fit) -> Json | None:
+    """Return the tools: whoever has called one in this conversation must be shown some."""
     choice = prompt.tool_choice
-    if choice is not None and choice.mode == "tool":
-        found["toolChoice"] = {"tool": {"name": choice.name}}
+    called = dict.fromkeys(
+        part.name for turn in prompt.messages for part in turn.parts if isinstance(part, ToolCall)
+    )
+    offered = prompt.tools or tuple([Tool(name) for name in called])
+    unwanted = not prompt.tools or (choice is not None and choice.mode == "none")
+    if not offered or (unwanted and not called):
+        return None
+    found: Json = {"tools": [block for tool in offered for block in _tool(tool)]}
+    if unwanted:
+        fit.leave_out("tool_choice")  # there is no word for it
     elif choice is not None:
-        found["toolChoice"] = {_MODES[choice.mode]: {}}
+        found["toolChoice"] = (
+            {"tool": {"name": choice.name}} if choice.mode == "tool" else {_MODES[choice.mode]: {}}
+        )
     return found
 
 
@@ -230,11 +242,11 @@ def _block(part: Part, documents: _Documents, fit: Fit) -> list[Json]:
         case Media():
             return _media(part, documents, fit)
         case ToolCall(id=id, name=name, arguments=arguments, cache=cache):
-            use = {"toolUseId": id, "name": name, "input": arguments_of(arguments)}
+            use = {"toolUseId": plain(id), "name": name, "input": arguments_of(arguments)}
             return [{"toolUse": use}, *([_point(cache)] if cache else [])]
         case ToolResult():
             inner = [one for p in part.parts for one in _block(p, documents, fit)]
-            result: Json = {"toolUseId": part.call_id, "content": inner or [{"text": " "}]}
+            result: Json = {"toolUseId": plain(part.call_id), "content": inner or [{"text": " "}]}
             if part.is_error:
                 result["status"] = "error"
             return [{"toolResult": result}, *([_point(part.cache)] if part.cache else [])]
@@ -258,8 +270,8 @@ def _media(part: Media, documents: _Documents, fit: Fit) -> list[Json]:
 
 
 def _cached(part: Text) -> list[Json]:
-    if not part.text:
-        return []
+    if not part.text.strip():
+        return []  # blanks alone are refused
     return [{"text": part.text}, *([_point(part.cache)] if part.cache else [])]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from gateway.core.call_ids import short
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.messages import (
     STOP,
@@ -84,7 +85,6 @@ class ChatCompletions:
             "frequency_penalty": prompt.frequency_penalty,
             "stop": list(prompt.stop) or None,
             "seed": prompt.seed,
-            "n": prompt.choices if prompt.choices > 1 else None,
             "logprobs": True if prompt.logprobs is not None else None,
             "top_logprobs": prompt.logprobs,
             "response_format": _format(prompt),
@@ -108,6 +108,8 @@ class ChatCompletions:
             body["stream"] = True
             if quirks.usage_option:
                 body["stream_options"] = {"include_usage": True}
+        if prompt.choices > 1:
+            fit.refuse("choices")  # a reply of the hub is one
         for name in prompt.unknown:
             fit.refuse(name)
         for name in prompt.hints:
@@ -124,6 +126,8 @@ class ChatCompletions:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
         if chunk.error is not None:
             raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
+        if chunk.choices is None:
+            raise UpstreamError(Failure.PROTOCOL, "the reply is no chat completion")
         finish = FINISH.get(choice.finish_reason or "", STOP)
         if finish == STOP and any(isinstance(part, ToolCall) for part in parts):
             finish = TOOL_CALLS
@@ -179,13 +183,16 @@ class ChatCompletions:
 
     def _call(self, call: ToolCall) -> Json:
         found: Json = {
-            "id": call.id,
+            "id": self._id(call.id),
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments},
         }
         if extra := _kept(call.signature):
             found["extra_content"] = extra[0]
         return found
+
+    def _id(self, call_id: str) -> str:
+        return short(call_id) if self._quirks.short_ids else call_id
 
     def _user(self, message: Message, fit: Fit) -> list[Json]:
         """Write a turn: each result of a tool is a message, and comes first."""
@@ -196,7 +203,9 @@ class ChatCompletions:
                 text = "\n".join([one.text for one in part.parts if isinstance(one, Text)])
                 if part.is_error and text:
                     text = f"Error: {text}"
-                found.append({"role": "tool", "tool_call_id": part.call_id, "content": text})
+                found.append(
+                    {"role": "tool", "tool_call_id": self._id(part.call_id), "content": text}
+                )
                 # Tool messages hold text alone: pictures follow as what the user shows.
                 media = [one for one in part.parts if isinstance(one, Media)]
                 later += [self._content(one, fit) for one in media]
@@ -273,7 +282,6 @@ def effort(prompt: Prompt) -> str | None:
 _HUB_NAMES = {
     "parallel_tool_calls": "parallel",
     "max_completion_tokens": "max_output",
-    "n": "choices",
     "response_format": "format",
     "reasoning_effort": "reasoning",
     "top_logprobs": "logprobs",

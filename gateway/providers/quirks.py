@@ -33,6 +33,7 @@ class Quirks(msgspec.Struct, frozen=True):
     tool_choices: dict[str, str] = {}
     top_k: bool = False
     thinking_parts: bool = False  # thoughts are parts of the content, there and back (Mistral)
+    short_ids: bool = False  # of calls: nine letters and digits
     document_urls: bool = False  # documents are parts of their own, by URL (Mistral)
 
 

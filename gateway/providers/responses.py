@@ -147,6 +147,8 @@ class ResponsesConversation:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
         if response.status == "failed" or response.error is not None:
             raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
+        if response.output is None:
+            raise UpstreamError(Failure.PROTOCOL, "the reply is no response")
         called = any(isinstance(part, ToolCall) for part in parts)
         return Reply(
             id=response.id or "",
@@ -182,7 +184,10 @@ def _items(message: Message, fit: Fit) -> list[Json]:
             case ToolResult(call_id=id, parts=parts):
                 flush()
                 inner = [_content(one, message.role, fit) for one in parts]
-                output = {"call_id": id, "output": [one for one in inner if one]}
+                said = [one for one in inner if one]
+                if part.is_error:  # there is no other word for it
+                    said = [{"type": "input_text", "text": "Error:"}, *said]
+                output = {"call_id": id, "output": said}
                 found.append({"type": "function_call_output", **output})
             case Thinking(text=text, signature=signature, redacted=redacted):
                 flush()

@@ -61,7 +61,12 @@ CASES = {
     "bedrock's nova": Case(
         "bedrock", "amazon.nova-pro-v1:0", "converse", frozenset(("image by URL", "user"))
     ),
-    "mistral": Case("mistral", "mistral-large-latest", "mistral", frozenset(("user", "signature"))),
+    "mistral": Case(
+        "mistral",
+        "mistral-large-latest",
+        "mistral",
+        frozenset(("user", "signature", "call", "parallel call")),  # calls have ids of its own form
+    ),
     "cohere": Case(
         "cohere",
         "command-a-03-2025",

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -211,3 +212,47 @@ async def test_concurrent_failures_stay_apart(wired: Wired) -> None:
         assert (outcome.status, outcome.failure) == (200, "")
         assert outcome.headers["x-sluice-attempts"] == ("1" if n % 3 == 2 else "2")
         assert (f'"content":"{n}"' in outcome.body.decode().replace(" ", "")) == (n % 3 == 2)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_json_of_another_api_is_no_answer(wired: Wired, stream: bool, path: str) -> None:
+    """A wrong base_url finds a server that answers all with something."""
+
+    async def elsewhere(exchange: Exchange) -> None:
+        await exchange.reply({"path": exchange.request.path, "status": "up"})
+
+    wired.behave(elsewhere)
+    said = [{"role": "user", "content": "hello"}]
+    asked: dict[str, Any] = {"input": said} if path.endswith("responses") else {"messages": said}
+    ask = Ask({"model": "one", "stream": stream, "max_tokens": 9, **asked}, path=path)
+    if path.endswith("responses"):
+        del ask.body["max_tokens"]
+    outcome = await once(wired.port, ask)
+    assert outcome.status == 502
+    assert b"upstream_failed" in outcome.body or b"api_error" in outcome.body
+    if path.endswith("completions"):
+        ask.body["model"] = "m"
+        assert (await once(wired.port, ask)).status == 200
+        assert wired.asked()[1] == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_a_prompt_that_is_too_long_is_told_in_the_words_that_clients_look_for(
+    wired: Wired, path: str
+) -> None:
+    async def too_long(exchange: Exchange) -> None:
+        told = {"message": "maximum context length is 10 tokens", "code": "x"}
+        await exchange.reply({"error": told}, status=400)
+
+    wired.behave(too_long)
+    said = [{"role": "user", "content": "hello"}]
+    outcome = await once(
+        wired.port, Ask({"model": "one", "max_tokens": 9, "messages": said}, path=path)
+    )
+    assert outcome.status == 400
+    told = outcome.json["error"]["message"]
+    if path.endswith("messages"):
+        assert told == "prompt is too long: maximum context length is 10 tokens"
+    else:
+        assert told == "maximum context length is 10 tokens"  # as its provider has it

@@ -1,10 +1,13 @@
 """What providers refuse though their published schemas allow it, and what is made of it."""
 
+import itertools
 import json
+import re
 from typing import Any
 
 import pytest
 
+from gateway.core.errors import ApiError
 from gateway.core.messages import UNSIGNED, mark
 from gateway.core.operations import Operation
 from gateway.core.target import Deadlines, Origin, Target
@@ -231,3 +234,151 @@ def test_newer_models_think_as_they_see_fit_and_show_it_if_asked(model: str) -> 
     hidden = {"input": "hello", "reasoning": {"effort": "high"}}
     fields, _ = put("anthropic", model, RESPONSES, hidden)
     assert fields["thinking"].get("display") == (None if not shown else "omitted")
+
+
+def test_an_unset_maximum_and_a_set_one_are_told_apart_at_vertex() -> None:
+    sent, _ = put("vertex", "claude-opus-4-7", CHAT, HELLO | {"temperature": 0.3})
+    assert (sent["max_tokens"], "temperature" in sent) == (32_000, False)
+
+
+# --- Calls and their ids --------------------------------------------------------------------------
+
+
+def called(call_id: str) -> Json:
+    call = {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    return {
+        "messages": [
+            {"role": "user", "content": "go"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": call_id, "content": "done"},
+        ]
+    }
+
+
+def ids_of(kind: str, sent: Json) -> list[str]:
+    if kind == "mistral":
+        _, turn, result = sent["messages"]
+        return [turn["tool_calls"][0]["id"], result["tool_call_id"]]
+    blocks = [block for turn in sent["messages"][1:] for block in turn["content"]]
+    if kind == "bedrock":
+        return [next(iter(block.values()))["toolUseId"] for block in blocks]
+    return [blocks[0]["id"], blocks[1]["tool_use_id"]]
+
+
+@pytest.mark.parametrize("call_id", ["functions.f:0", "call_" + "x" * 90, "abc123XYZ", "überall"])
+@pytest.mark.parametrize(
+    ("kind", "model", "form"),
+    [
+        ("anthropic", "claude-sonnet-4-5", r"[A-Za-z0-9_-]{1,64}"),
+        ("bedrock", "anthropic.claude-sonnet-4-5-20250929-v1:0", r"[A-Za-z0-9_-]{1,64}"),
+        ("mistral", "mistral-large-latest", r"[A-Za-z0-9]{9}"),
+    ],
+)
+def test_a_calls_id_has_the_form_that_a_provider_wants(
+    kind: str, model: str, form: str, call_id: str
+) -> None:
+    sent, _ = put(kind, model, CHAT, called(call_id))
+    of_call, of_result = ids_of(kind, sent)
+    assert of_call == of_result
+    assert re.fullmatch(form, of_call)
+    if re.fullmatch(form, call_id):
+        assert of_call == call_id
+    other, _ = put(kind, model, CHAT, called(call_id + "1"))
+    assert ids_of(kind, other)[0] != of_call
+
+
+SONNET = "anthropic.claude-sonnet-4-5-20250929-v1:0"
+F = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def test_bedrock_is_shown_tools_wherever_one_was_called() -> None:
+    sent, _ = put("bedrock", SONNET, CHAT, called("c1"))
+    (stub,) = sent["toolConfig"]["tools"]
+    assert stub["toolSpec"]["name"] == "f"
+    forbidden = called("c1") | {"tools": [F], "tool_choice": "none"}
+    sent, dropped = put("bedrock", SONNET, CHAT, forbidden)
+    assert [tool["toolSpec"]["name"] for tool in sent["toolConfig"]["tools"]] == ["f"]
+    assert "toolChoice" not in sent["toolConfig"]
+    assert dropped == ("tool_choice",)
+    for unused in (HELLO, HELLO | {"tools": [F], "tool_choice": "none"}):
+        assert "toolConfig" not in put("bedrock", SONNET, CHAT, unused)[0]
+
+
+@pytest.mark.parametrize(("kind", "model"), [("bedrock", SONNET), ("anthropic", "claude-opus-4-7")])
+@pytest.mark.parametrize(
+    "said",
+    [
+        [{"role": "assistant", "content": "Hello, how can I help?"}],
+        [{"role": "assistant", "content": "Hello."}, {"role": "user", "content": "hi"}],
+        [{"role": "system", "content": "Say hello."}],
+    ],
+)
+def test_the_user_speaks_first(kind: str, model: str, said: list[Json]) -> None:
+    sent, _ = put(kind, model, CHAT, {"messages": said})
+    roles = [turn["role"] for turn in sent["messages"]]
+    assert roles[0] == "user"
+    assert all(one != other for one, other in itertools.pairwise(roles))
+
+
+# --- Small shapes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schema", "sent"),
+    [
+        ({}, {"type": "object", "properties": {}}),
+        ({"type": "object"}, {"type": "object", "properties": {}}),
+        ({"type": "object", "$ref": "#/x"}, {"type": "object", "$ref": "#/x"}),
+        ({"type": "object", "properties": {"a": {}}}, {"type": "object", "properties": {"a": {}}}),
+    ],
+)
+def test_a_tool_without_arguments_has_a_schema_that_all_take(schema: Json, sent: Json) -> None:
+    tools = [{"name": "f", "input_schema": schema}]
+    body = HELLO | {"max_tokens": 9, "tools": tools}
+    found, _ = put("openai", "gpt-5", MESSAGES, body)
+    assert found["tools"][0]["function"]["parameters"] == sent
+    function = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    found, _ = put("anthropic", "claude-opus-4-7", CHAT, HELLO | {"tools": [function]})
+    assert found["tools"][0]["input_schema"] == sent
+
+
+def test_media_and_blanks_as_anthropic_takes_them() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/jpg;base64,AAAA"}}
+    notes = {"type": "file", "file": {"file_data": "data:text/markdown;base64,IyBhCg=="}}
+    said = [
+        {"role": "user", "content": [picture, notes]},
+        {"role": "assistant", "content": "\n\n"},
+        {"role": "user", "content": "go on"},
+    ]
+    sent, _ = put("anthropic", "claude-opus-4-7", CHAT, {"messages": said})
+    assert [turn["role"] for turn in sent["messages"]] == ["user", "user"]
+    image, document, text = [block for turn in sent["messages"] for block in turn["content"]]
+    assert image["source"]["media_type"] == "image/jpeg"
+    assert document["source"] == {"type": "text", "media_type": "text/plain", "data": "# a\n"}
+    assert text["text"] == "go on"
+
+
+def test_several_answers_are_not_asked_for_where_one_comes_back() -> None:
+    with pytest.raises(ApiError, match="'n' cannot be used"):
+        put("mistral", "mistral-large-latest", CHAT, HELLO | {"n": 3})
+    sent, dropped = put("mistral", "mistral-large-latest", CHAT, HELLO | {"n": 3}, drop=True)
+    assert ("n" in sent, dropped) == (False, ("n",))
+
+
+def test_what_codex_says_besides_is_left_out_and_defaults_say_nothing() -> None:
+    codex = {"input": "hello", "client_metadata": {"x": "y"}, "background": False}
+    _, dropped = put("anthropic", "claude-opus-4-7", RESPONSES, codex)
+    assert dropped == ("client_metadata",)
+    plain = HELLO | {"logit_bias": {}, "modalities": ["text"]}
+    assert put("anthropic", "claude-opus-4-7", CHAT, plain)[1] == ()
+    with pytest.raises(ApiError, match="logit_bias"):
+        put("anthropic", "claude-opus-4-7", CHAT, plain | {"logit_bias": {"1": 2}})
+
+
+def test_a_failed_call_is_told_as_such_in_responses() -> None:
+    blocks = [RESULT | {"is_error": True, "content": "no such file"}]
+    said = [*turns(CALL)["messages"][:2], {"role": "user", "content": blocks}]
+    body = {"max_tokens": 9, "messages": said}
+    sent, _ = put("openai", "gpt-5", MESSAGES, body, (("api", "responses"),))
+    (output,) = [one for one in sent["input"] if one["type"] == "function_call_output"]
+    assert [part["text"] for part in output["output"]] == ["Error:", "no such file"]

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import Raw
 
 from gateway.core import events
+from gateway.core.call_ids import plain
 from gateway.core.errors import ApiError
 from gateway.core.events import Event
 from gateway.core.messages import UNSIGNED, Part, Refusal, Reply, Text, Thinking, ToolCall
@@ -328,6 +330,8 @@ def expected(name: str, parts: list[Part], *, stream: bool) -> list[Part]:
     if name == "chat":
         return merged(in_chat(parts, stream=stream))
     for part in parts:
+        if isinstance(part, ToolCall) and name == "messages":  # whose ids have few characters
+            part = msgspec.structs.replace(part, id=plain(part.id))
         match part:
             case Refusal(text=text) if name == "messages":
                 found.append(Text(text))  # it has none
@@ -541,7 +545,7 @@ def test_chat_is_well_formed_whatever_happens(found: list[Event]) -> None:
     read = chat_stream(streamed("chat", found))
     assert (read["message"].get("content") or "") == texts(found)
     said = [call["function"]["arguments"] for call in read["message"].get("tool_calls", ())]
-    assert said == arguments_of(found)
+    assert said == [one or "{}" for one in arguments_of(found)]
 
 
 @settings(max_examples=80, deadline=None)

@@ -1,0 +1,29 @@
+"""Ids of tool calls: who gets one that another has made may refuse its characters, or its length.
+
+An id becomes the same other id wherever it stands, so calls and their results stay together.
+"""
+
+import hashlib
+import re
+
+MOST_CHARS = 64
+SHORT_CHARS = 9
+_PLAIN = re.compile(rf"[A-Za-z0-9_-]{{1,{MOST_CHARS}}}")
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9_-]")
+_SHORT = re.compile(rf"[A-Za-z0-9]{{{SHORT_CHARS}}}")
+
+
+def plain(call_id: str) -> str:
+    """Return an id of letters, digits, underscores and hyphens, as Anthropic and Bedrock want."""
+    if _PLAIN.fullmatch(call_id):
+        return call_id
+    return f"{_NOT_PLAIN.sub('_', call_id)[: MOST_CHARS - SHORT_CHARS - 1]}_{_digest(call_id)}"
+
+
+def short(call_id: str) -> str:
+    """Return an id of nine letters and digits, as Mistral wants."""
+    return call_id if _SHORT.fullmatch(call_id) else _digest(call_id)
+
+
+def _digest(call_id: str) -> str:
+    return hashlib.sha256(call_id.encode(errors="surrogatepass")).hexdigest()[:SHORT_CHARS]
