@@ -30,17 +30,14 @@ from gateway.upstream.exchange import MAX_BODY_BYTES, Reply
 from gateway.upstream.relay import Relay
 
 MAX_SHOWN_CHARS = 300
-# What a reply has, in the client's dialect or in any other that is translated.
-_CONVERSED = (
-    *(b'"choices"', b'"content"', b'"output"', b'"candidates"', b'"message"', b'"promptFeedback"'),
-)
+# What a reply has in the client's dialect; those that are translated are looked at there.
 _REPLIES = {
-    Operation.CHAT: _CONVERSED,
-    Operation.COMPLETIONS: _CONVERSED,
-    Operation.MESSAGES: _CONVERSED,
-    Operation.RESPONSES: _CONVERSED,
-    Operation.EMBEDDINGS: (b'"data"', b'"embedding', b'"predictions"'),
-    Operation.COUNT_TOKENS: (b'"input_tokens"',),
+    Operation.CHAT: b'"choices"',
+    Operation.COMPLETIONS: b'"choices"',
+    Operation.MESSAGES: b'"content"',
+    Operation.RESPONSES: b'"output"',
+    Operation.EMBEDDINGS: b'"data"',
+    Operation.COUNT_TOKENS: b'"input_tokens"',
 }
 NO_META = Meta("", "", 0)  # replies in the client's own dialect need none
 
@@ -88,7 +85,7 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
         _check_text(content)
     answer = lane.read(content, request, meta)
     if answer.usage is None:
-        _check_kind(call.operation, content)
+        _check_kind(call.operation, content, native=lane.native)
     call.status = 200
     call.finished = True
     measure(call, answer)
@@ -188,12 +185,12 @@ async def _more_headers(
     return lines
 
 
-def _check_kind(operation: Operation, content: bytes) -> None:
+def _check_kind(operation: Operation, content: bytes, *, native: bool) -> None:
     """Raise UpstreamError where a reply without usage is none at all: it came from elsewhere."""
     if _error(content) is not None:  # some servers answer so with status 200
         raise UpstreamError(Failure.STREAM_ERROR, content.decode(errors="replace"))
-    names = _REPLIES.get(operation)
-    if names is not None and not any(content.find(name) >= 0 for name in names):
+    name = _REPLIES.get(operation)
+    if native and name is not None and content.find(name) < 0:
         raise UpstreamError(Failure.PROTOCOL, "the reply is none of its API")
 
 

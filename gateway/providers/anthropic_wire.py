@@ -145,7 +145,7 @@ def parse(body: bytes) -> Reply:
         raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
     if message.error is not None:
         raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
-    if message.content is None:
+    if message.content is None and b'"content"' not in body:
         raise UpstreamError(Failure.PROTOCOL, "the reply is no message")
     parts = [part for block in message.content or () if (part := _part(block)) is not None]
     return Reply(

@@ -126,7 +126,7 @@ class ChatCompletions:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
         if chunk.error is not None:
             raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
-        if chunk.choices is None:
+        if chunk.choices is None and b'"choices"' not in body:
             raise UpstreamError(Failure.PROTOCOL, "the reply is no chat completion")
         finish = FINISH.get(choice.finish_reason or "", STOP)
         if finish == STOP and any(isinstance(part, ToolCall) for part in parts):

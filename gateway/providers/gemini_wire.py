@@ -207,9 +207,9 @@ def parse(body: bytes) -> Reply:
         raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
     if answer.error is not None:
         raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
-    if answer.candidates is None and answer.prompt_feedback is None:
-        raise UpstreamError(Failure.PROTOCOL, "the reply has no candidates")
     usage = answer.usage_metadata.counted() if answer.usage_metadata is not None else None
+    if answer.candidates is None and answer.prompt_feedback is None and usage is None:
+        raise UpstreamError(Failure.PROTOCOL, "the reply has no candidates")
     parts, finish = _parts(answer)
     return Reply(
         id=answer.response_id or "",

@@ -147,7 +147,7 @@ class ResponsesConversation:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
         if response.status == "failed" or response.error is not None:
             raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
-        if response.output is None:
+        if response.output is None and b'"output"' not in body:
             raise UpstreamError(Failure.PROTOCOL, "the reply is no response")
         called = any(isinstance(part, ToolCall) for part in parts)
         return Reply(
