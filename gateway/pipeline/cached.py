@@ -232,8 +232,7 @@ class Cache:
                 flight.fail(call.refused)
             else:
                 try:
-                    kept = purges == self.answers.purges
-                    await self._land(services, flight, plan, looked.token, keep=kept)
+                    await self._land(services, flight, plan, looked.token, purges)
                 except Exception:
                     logger.exception("an answer could not be kept")
                 flight.end()
@@ -257,18 +256,19 @@ class Cache:
         return call
 
     async def _land(
-        self, services: Services, flight: Flight, plan: Plan, token: str, *, keep: bool
+        self, services: Services, flight: Flight, plan: Plan, token: str, purges: int
     ) -> None:
-        """Keep an answer, if it may be kept."""
+        """Keep an answer, if it may be kept, and nothing was purged since it was asked for."""
         answer, whole = await answer_of(services, flight, plan, self._most_bytes)
         if answer is None:
             return
         entry = Entry(plan.place.name, answer, 0.0, self._loop.time())
         flight.entry, flight.how = entry, COALESCED
         assert flight.call is not None
-        if whole and keep and plan.wishes.keeps and not flight.call.continued:
+        current = purges == self.answers.purges
+        if whole and current and plan.wishes.keeps and not flight.call.continued:
             flight.kept_s = answer.ttl_ms / 1000
-            await self.answers.keep(plan, entry, token)
+            await self.answers.keep(plan, entry, token, purges)
 
 
 def _is_own(call: Call) -> bool:

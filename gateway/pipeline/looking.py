@@ -201,11 +201,11 @@ class Answers:
         entry: Entry | None = self._memory.peek(plan.place.name)
         return entry
 
-    async def keep(self, plan: Plan, entry: Entry, token: str) -> None:
-        """Keep an answer, here and for the other workers."""
+    async def keep(self, plan: Plan, entry: Entry, token: str, purges: int) -> None:
+        """Keep an answer, here and for the other workers. `purges`: those known as it was asked."""
         self._memory.put(entry.name, entry)
         if self._redis is not None:
-            await self._redis.keep(plan.place, entry.answer, token)
+            await self._redis.keep(plan.place, entry.answer, token, purges)
 
     async def learn(self, plan: Plan, seconds: float) -> None:
         """Let a question be found by its meaning, whose answer is kept for so long."""

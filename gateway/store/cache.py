@@ -128,8 +128,12 @@ class RedisTier:
         self.find(where, token, least_ms, done)
         return await future
 
-    async def keep(self, where: Place, answer: Answer, token: str) -> None:
-        """Keep an answer; whoever waits for it finds it."""
+    async def keep(self, where: Place, answer: Answer, token: str, purges: int) -> None:
+        """Keep an answer; whoever waits for it finds it.
+
+        `purges` is how often answers had been purged when it was asked for: one that a purge has
+        overtaken is not kept. (In a cluster that is known up to a second late.)
+        """
         if not self._client.reaches(where.tenant):
             return
         size = len(answer.body)
@@ -143,7 +147,15 @@ class RedisTier:
             return
         self._room -= len(sealed)
         keys = [*where.keys, names.answers(where.tenant)]
-        args = (sealed, b"%d" % answer.kept_ms, token.encode(), where.entry.encode())
+        args: tuple[bytes, ...] = (
+            sealed,
+            b"%d" % answer.kept_ms,
+            token.encode(),
+            where.entry.encode(),
+        )
+        if not self._client.clustered:
+            keys.append(names.CACHE_VERSION)
+            args = (*args, b"%d" % purges)
         self._client.run(scripts.CACHE_KEEP, keys, args, lambda _: None)
 
     def extend(self, where: Place, token: str) -> None:
@@ -275,12 +287,13 @@ class CacheKeeper:
     async def purge(self, which: Which) -> int:
         """Delete answers, everywhere within a second; return how many there were."""
         count = 0
+        await self._client.call("INCR", names.CACHE_VERSION)  # nothing older is kept from now on
         for tenant, entries in (await self._entries(which)).items():
             for part in batches(entries):
                 keys = {names.answer(tenant, entry.split(" ")[0])[0] for entry in part}
                 count += await self._client.call("DEL", *keys)
                 await self._client.call("ZREM", names.answers(tenant), *part)
-        await self._client.call("INCR", names.CACHE_VERSION)
+        await self._client.call("INCR", names.CACHE_VERSION)  # and none is in anybody's memory
         return count
 
     async def _entries(self, which: Which) -> dict[str, list[str]]:

@@ -250,3 +250,25 @@ async def test_who_stalls_on_a_shared_stream_is_cut_off_in_time() -> None:
     # The first one's call went well, for others; what became of that client is not in its record.
     assert sorted(record["error"] for record in records) == ["", "", "deadline_exceeded"]
     assert len(upstream.received) == 1
+
+
+async def test_a_purge_reaches_answers_that_are_under_way() -> None:
+    async def slow_answer(exchange: Exchange) -> None:
+        await asyncio.sleep(1.0)
+        await like_openai(exchange)
+
+    async with Upstream(behaviour=slow_answer) as upstream:
+        with running(cached(upstream.url, cache={"ttl": 600})) as gateway:
+            asked = [asyncio.create_task(once(gateway.port, Ask(exact(seed=n)))) for n in range(5)]
+            async with asyncio.timeout(5):
+                while len(upstream.received) < 5:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.7)
+            with gateway.store as store:  # what a purge does, just before they are there
+                store.incr("sluice:cache:version")
+            assert [state(await one) for one in asked] == ["miss"] * 5
+            await asyncio.sleep(1.5)
+            later = [await once(gateway.port, Ask(exact(seed=n))) for n in range(5)]
+            assert [state(one) for one in later] == ["miss"] * 5
+            again = [await once(gateway.port, Ask(exact(seed=n))) for n in range(5)]
+            assert [state(one) for one in again] == ["hit"] * 5

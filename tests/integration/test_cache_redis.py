@@ -25,7 +25,7 @@ async def test_a_clock_that_jumps_makes_nothing_older(
 ) -> None:
     async with connected(store) as (_, client):
         tier = RedisTier(client, Packing(4096), 10**6)
-        await tier.keep(WHERE, answer(), "")
+        await tier.keep(WHERE, answer(), "", 0)
         await asyncio.sleep(0.05)
         real = time.time
         monkeypatch.setattr(time, "time", lambda: real() + jump)
@@ -49,7 +49,7 @@ async def test_one_gets_what_nobody_has(store: StoreServer) -> None:
         tier.extend(where, "b")
         await asyncio.sleep(0.1)
         assert (await tier.find_soon(where, "c", 0)).lead == ANOTHERS
-        await tier.keep(where, answer(), "b")
+        await tier.keep(where, answer(), "b", 0)
         found = await tier.find_soon(where, "c", 0)
         assert (found.lead, found.answer) == (NOBODY, answer())
         assert not store.redis.exists(where.keys[1])
@@ -64,7 +64,7 @@ def test_a_loop_that_was_busy_takes_no_redis_for_late(store: StoreServer) -> Non
         found: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         async with connected(store) as (_, client):
             tier = RedisTier(client, Packing(4096), 10**6)
-            await tier.keep(where, answer(), "")
+            await tier.keep(where, answer(), "", 0)
 
             def busy(_: Found) -> None:
                 tier.find(where, "", 0, found.set_result)
@@ -92,7 +92,7 @@ async def test_what_is_too_large_is_kept_nowhere_and_leads_nobody(store: StoreSe
     async with connected(store) as (_, client):
         tier = RedisTier(client, Packing(10**9), 1000)
         assert (await tier.find_soon(where, "a", 0)).lead == MINE
-        await tier.keep(where, answer("x" * 2000), "a")
+        await tier.keep(where, answer("x" * 2000), "a", 0)
         found = await tier.find_soon(where, "b", 0)
         assert (found.answer, found.lead, tier.refused) == (None, MINE, 1)
 

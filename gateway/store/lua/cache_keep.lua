@@ -1,11 +1,14 @@
 -- Keep an answer; whoever was getting it is done.
 --
--- KEYS[1]  the answer; KEYS[2] who is getting it; KEYS[3] zset of the tenant's answers
+-- KEYS[1]  the answer; KEYS[2] who is getting it; KEYS[3] zset of the tenant's answers; KEYS[4], not
+--          in a cluster, how often answers were purged
 -- ARGV[1]  the answer; ARGV[2] for how long (ms); ARGV[3] who was getting it; ARGV[4] its entry in
---          the zset, which is scored by when it is gone (Unix ms)
+--          the zset, which is scored by when it is gone (Unix ms); ARGV[5] how often answers had
+--          been purged when this one was asked for: one that a purge has overtaken is not kept
 
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 if redis.call('GET', KEYS[2]) == ARGV[3] then redis.call('DEL', KEYS[2]) end
+if KEYS[4] and (redis.call('GET', KEYS[4]) or '0') ~= ARGV[5] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local gone = now + tonumber(ARGV[2])
