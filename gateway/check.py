@@ -61,7 +61,7 @@ def _check_semantic(config: Config, catalogue: Catalogue) -> None:
     needed = ["numpy", *(["wordllama"] if local else [])]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        message = f"needs {' and '.join(missing)}: pip install 'sluicegate[semantic]'"
+        message = f"needs {' and '.join(missing)}: pip install '.[semantic]' in a checkout"
         raise ConfigError(message, field="cache.semantic")
     if not local and catalogue.resolve(semantic.model) is None:
         message = f"no provider serves {semantic.model!r}"
