@@ -115,8 +115,10 @@ async def _act(
 ) -> int:
     action, secret = arguments.action, None
     if action == "list":
-        found = [r for r in await keys.all() if arguments.tenant in (None, r.settings.tenant)]
+        found, more = await keys.all(arguments.tenant)
         _print_all(found, as_json=arguments.json)
+        if more:
+            print(f"sluice: these are the newest {len(found)}; there are more", file=sys.stderr)
         return 0
     if action == "create":
         settings = _settings({}, arguments)

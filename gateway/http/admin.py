@@ -74,11 +74,9 @@ class AdminRoutes:
             raise ApiError("admin_key_required", "This needs the admin key (auth.admin_key).")
 
     async def list_keys(self, request: web.Request) -> web.Response:
-        """List every virtual key, or a tenant's."""
-        tenant = request.query.get("tenant")
-        found = await self._keys.all()
-        shown = [r.public() for r in found if tenant in (None, r.settings.tenant)]
-        return _json({"object": "list", "data": shown})
+        """List every virtual key, or a tenant's; `has_more`: there are older ones."""
+        found, more = await self._keys.all(request.query.get("tenant"))
+        return _json({"object": "list", "data": [r.public() for r in found], "has_more": more})
 
     async def create(self, request: web.Request) -> web.Response:
         """Make a key; the answer is the only place where its secret ever stands."""

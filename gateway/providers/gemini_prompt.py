@@ -20,6 +20,7 @@ from gateway.core.messages import (
     ToolResult,
     alternating,
     unmark,
+    user_first,
 )
 from gateway.providers.anthropic_prompt import arguments_of
 from gateway.providers.gemini_wire import MAKER
@@ -28,6 +29,9 @@ Json = dict[str, Any]
 
 # Tokens to think with, by effort: Google's own mapping of OpenAI's words.
 _BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192, "high": 24_576}
+# What the models of generation 2 take; the flash ones also none at all.
+_RANGES = {"pro": (128, 32_768), "lite": (512, 24_576), "flash": (1, 24_576)}
+_UNTHINKING = re.compile(r"gemini-(?:1|2\.0)")
 _LEVELS = {"none": "MINIMAL", "max": "HIGH", "xhigh": "HIGH"}
 _MODES = {"auto": "AUTO", "required": "ANY", "none": "NONE", "tool": "ANY"}
 _GENERATION = re.compile(r"gemini-(\d+)")
@@ -37,7 +41,7 @@ UNSIGNED = "skip_thought_signature_validator"
 
 def write(prompt: Prompt, model: str, fit: Fit) -> Json:
     """Return a request's fields."""
-    turns = alternating(prompt.messages)
+    turns = alternating(user_first(prompt.messages))
     names = {
         part.id: part.name
         for message in turns
@@ -61,7 +65,7 @@ def write(prompt: Prompt, model: str, fit: Fit) -> Json:
             if prompt.tool_choice.mode == "tool":
                 calling["allowedFunctionNames"] = [prompt.tool_choice.name]
             body["toolConfig"] = {"functionCallingConfig": calling}
-    if config := _config(prompt, generation):
+    if config := _config(prompt, model, generation, fit):
         body["generationConfig"] = config
     _leave(prompt, fit)
     return body
@@ -74,7 +78,7 @@ def _tool(tool: Any) -> Json:
     return found
 
 
-def _config(prompt: Prompt, generation: int) -> Json:
+def _config(prompt: Prompt, model: str, generation: int, fit: Fit) -> Json:
     wanted: Json = {
         "maxOutputTokens": prompt.max_output,
         "temperature": prompt.temperature,
@@ -90,21 +94,28 @@ def _config(prompt: Prompt, generation: int) -> Json:
     if prompt.format is not None:
         wanted["responseMimeType"] = "application/json"
         wanted["responseJsonSchema"] = prompt.format.schema
-    if prompt.reasoning is not None:
-        wanted["thinkingConfig"] = _thinking(prompt.reasoning, generation)
+    if prompt.reasoning is not None and not _UNTHINKING.search(model):
+        wanted["thinkingConfig"] = _thinking(prompt.reasoning, model, generation)
+    elif prompt.reasoning is not None and prompt.reasoning.enabled:
+        fit.leave_out("reasoning")
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _thinking(wanted: Reasoning, generation: int) -> Json:
+def _thinking(wanted: Reasoning, model: str, generation: int) -> Json:
     found: Json = {"includeThoughts": wanted.shown and wanted.enabled}
     effort = wanted.effort if wanted.enabled else "none"
+    pro = "pro" in model  # which cannot do without
     if generation >= 3:
         if effort:
-            found["thinkingLevel"] = _LEVELS.get(effort, effort.upper())
-    elif wanted.budget is not None and wanted.enabled:
-        found["thinkingBudget"] = wanted.budget
-    elif effort:
-        found["thinkingBudget"] = _BUDGETS.get(effort, _BUDGETS["high"])
+            level = _LEVELS.get(effort, effort.upper())
+            found["thinkingLevel"] = "LOW" if pro and level == "MINIMAL" else level
+        return found
+    budget = wanted.budget if wanted.enabled else None
+    if budget is None and effort:
+        budget = _BUDGETS.get(effort, _BUDGETS["high"])
+    if budget is not None:
+        least, most = _RANGES["pro" if pro else "lite" if "lite" in model else "flash"]
+        found["thinkingBudget"] = min(max(budget, least), most) if budget or pro else 0
     return found
 
 

@@ -98,14 +98,21 @@ class VirtualKeys:
             raise NoSuchKey(f"there is no key {key_id[:64]!r}")
         return record
 
-    async def all(self) -> list[VirtualKey]:
-        """Return every record, the oldest first."""
+    async def all(self, tenant: str | None = None) -> tuple[list[VirtualKey], bool]:
+        """Return all records, or a tenant's, the oldest first; and whether older ones are left out.
+
+        MAX_LISTED at the most: those that were made last.
+        """
         ids = {value.decode() for value in await self._client.call("HVALS", names.KEYS)}
-        records: list[VirtualKey] = []
-        for part in batches(sorted(ids)[:MAX_LISTED]):  # requests share this connection
+        newest: list[VirtualKey] = []
+        more = False
+        for part in batches(sorted(ids)):  # requests share this connection
             found = await asyncio.gather(*(self._read(one) for one in part))
-            records += [record for record in found if record is not None]
-        return sorted(records, key=lambda record: (record.created, record.id))
+            newest += [r for r in found if r is not None and tenant in (None, r.settings.tenant)]
+            if len(newest) > MAX_LISTED:
+                more = True
+                newest = sorted(newest, key=_age)[-MAX_LISTED:]
+        return sorted(newest, key=_age), more
 
     async def update(
         self,
@@ -169,6 +176,10 @@ class VirtualKeys:
             self._client.call("HSET", names.key(key_id), *pairs),
             self._client.call("INCR", names.KEYS_VERSION),
         )
+
+
+def _age(record: VirtualKey) -> tuple[int, str]:
+    return record.created, record.id
 
 
 def new_secret() -> str:

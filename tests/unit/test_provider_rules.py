@@ -382,3 +382,37 @@ def test_a_failed_call_is_told_as_such_in_responses() -> None:
     sent, _ = put("openai", "gpt-5", MESSAGES, body, (("api", "responses"),))
     (output,) = [one for one in sent["input"] if one["type"] == "function_call_output"]
     assert [part["text"] for part in output["output"]] == ["Error:", "no such file"]
+
+
+# --- Gemini ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "sent"),
+    [
+        ("gemini-2.5-flash", {"budget_tokens": 31_999}, {"thinkingBudget": 24_576}),
+        ("gemini-2.5-flash-lite", {"budget_tokens": 1024}, {"thinkingBudget": 1024}),
+        ("gemini-2.5-pro", {"budget_tokens": 31_999}, {"thinkingBudget": 31_999}),
+        ("gemini-2.5-pro", None, {"thinkingBudget": 128}),
+        ("gemini-2.5-flash", None, {"thinkingBudget": 0}),
+        ("gemini-3-pro-preview", None, {"thinkingLevel": "LOW"}),
+        ("gemini-3-flash", None, {"thinkingLevel": "MINIMAL"}),
+        ("gemini-2.0-flash", {"budget_tokens": 1024}, None),
+    ],
+)
+def test_gemini_thinks_within_its_models_range(
+    model: str, asked: Json | None, sent: Json | None
+) -> None:
+    thinking = {"type": "enabled", **asked} if asked else {"type": "disabled"}
+    body = HELLO | {"max_tokens": 40_000, "thinking": thinking}
+    found, dropped = put("gemini", model, MESSAGES, body)
+    config = found.get("generationConfig", {}).get("thinkingConfig")
+    assert (config and {k: v for k, v in config.items() if k != "includeThoughts"}) == sent
+    assert dropped == (("thinking",) if sent is None else ())
+
+
+def test_gemini_is_asked_something_where_there_is_only_a_system_prompt() -> None:
+    found, _ = put(
+        "gemini", "gemini-3-flash", CHAT, {"messages": [{"role": "system", "content": "x"}]}
+    )
+    assert [turn["role"] for turn in found["contents"]] == ["user"]
