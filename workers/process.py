@@ -45,12 +45,20 @@ class Process:
         self.channel: socket.socket
 
     def fork(self, child: Callable[[socket.socket], NoReturn]) -> None:
-        """Fork; the child gets its end of the channel and does not return."""
+        """Fork; the child gets its end of the channel and does not return. Raises OSError."""
         ours, theirs = socket.socketpair()
-        pid = os.fork()
-        if pid == 0:
+        try:
+            pid = os.fork()
+        except OSError:
             ours.close()
-            child(theirs)
+            theirs.close()
+            raise
+        if pid == 0:
+            try:
+                ours.close()
+                child(theirs)
+            finally:
+                os._exit(1)  # whatever happens: the supervisor's code is not the child's
         theirs.close()
         ours.setblocking(False)
         self.channel, self.pid = ours, pid

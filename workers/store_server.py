@@ -91,7 +91,11 @@ class EmbeddedStore:
 
     def start(self) -> None:
         """Fork the keeper and wait until the server answers. Raises ConfigError."""
-        self.spawn()
+        try:
+            self.spawn()
+        except OSError as error:
+            message = f"the embedded store does not start: {error.strerror}"
+            raise ConfigError(message) from None
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             ended, _ = os.waitpid(self.keeper_pid, os.WNOHANG)

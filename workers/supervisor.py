@@ -139,6 +139,8 @@ class Supervisor:
             self._reload_asked = True
         elif signum in (signal.SIGTERM, signal.SIGINT):
             if self._stopping_at is None:
+                grace = self._config.server.drain.grace
+                self._report(f"stopping: what is open has {grace:g} s; a second signal ends it now")
                 self._stop()
             else:
                 for process in self._workers.values():  # asked twice: now
@@ -173,7 +175,11 @@ class Supervisor:
                 self._fork(slot, self._serving)
         if self._store is not None and self._store_due and now >= self._store_due:
             self._store_due = 0.0
-            self._store.spawn()
+            try:
+                self._store.spawn()
+            except OSError as error:
+                self._report(f"cannot start the embedded store: {error.strerror}")
+                self._store_due = now + MOST_SECONDS
         if self._stopping_at is not None and now >= self._stopping_at:
             self._drain_all(now)
         if self._reload_asked and self._may_reload():
@@ -190,8 +196,10 @@ class Supervisor:
         self._generation += 1
         if not self._booted:
             self._serving = self._generation
+        generation = self._generation
         for slot in range(self._slots):
-            self._fork(slot, self._generation)
+            if self._stopping_at is None and self._generation == generation:
+                self._fork(slot, generation)
 
     def _may_recycle(self, process: Process) -> bool:
         """One worker at a time, and not while a reload replaces all of them."""
@@ -236,8 +244,27 @@ class Supervisor:
                 )
             )
 
-        process.fork(child)
-        self._workers[process.pid] = process
+        try:
+            process.fork(child)
+        except OSError as error:  # no more processes, or no memory for one
+            self._segments.add(process.segment)
+            self._cannot_fork(process, error.strerror or str(error))
+        else:
+            self._workers[process.pid] = process
+
+    def _cannot_fork(self, process: Process, why: str) -> None:
+        """Give up at the start; later try again, while the other workers go on."""
+        self._report(f"cannot start worker {process.slot}: {why.lower()}")
+        if not self._booted:
+            self._failed = True
+            self._report("the first start failed")
+            self._stop()
+        elif process.replaces is not None:
+            self._recycle_due = time.monotonic() + MOST_SECONDS
+        elif process.generation == self._serving:
+            self._due[process.slot] = time.monotonic() + MOST_SECONDS
+        else:
+            self._abandon_generation()
 
     def _of(self, generation: int) -> list[Process]:
         return [p for p in self._workers.values() if p.generation == generation]

@@ -4,13 +4,15 @@ import asyncio
 import itertools
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.config import config
-from tests.support.gateway import Gateway, running
+from tests.support.config import chat, config
+from tests.support.gateway import ROOT, Gateway, running
 from tests.support.load import Ask, Outcome, once, steady
 from tests.support.upstream import Exchange, Upstream, like_openai
 
@@ -147,3 +149,33 @@ async def test_all_workers_killed_at_once_are_all_replaced(
         assert [(o.status, o.failure) for o in answers] == [(200, "")] * 20
         assert len(gateway.worker_pids) == workers
         assert not set(before) & set(gateway.worker_pids)
+
+
+async def test_a_machine_without_room_for_another_process_loses_no_worker(
+    upstream: Upstream,
+) -> None:
+    """Forks fail while a file is there: as the supervisor sees it, the machine is full."""
+    with tempfile.TemporaryDirectory(prefix="sluice-test-") as place:
+        full = Path(place) / "full"
+        (Path(place) / "sitecustomize.py").write_text(
+            "import errno, os\n"
+            "fork = os.fork\n"
+            "def limited():\n"
+            f"    if os.path.exists({str(full)!r}):\n"
+            "        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+            "    return fork()\n"
+            "os.fork = limited\n"
+        )
+        environ = {"PYTHONPATH": f"{place}:{ROOT}"}
+        with running(config(upstream.url), workers=2, environ=environ) as gateway:
+            full.touch()
+            os.kill(gateway.worker_pids[0], signal.SIGKILL)
+            gateway.wait_for(r"cannot start worker \d: resource temporarily unavailable")
+            gateway.signal(signal.SIGHUP)
+            gateway.wait_for("reload failed, the old workers go on")
+            full.unlink()
+            async with asyncio.timeout(20):
+                while len(gateway.worker_pids) < 2:
+                    await asyncio.sleep(0.1)
+            outcomes = [await once(gateway.port, Ask(chat())) for _ in range(20)]
+            assert {outcome.status for outcome in outcomes} == {200}

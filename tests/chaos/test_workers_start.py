@@ -95,6 +95,27 @@ def test_a_fault_of_our_own_is_shown(directory: Path) -> None:
     assert "the first start failed" in gateway.errors
 
 
+@pytest.mark.parametrize("forks", [0, 2])
+def test_a_machine_without_room_for_its_processes(directory: Path, forks: int) -> None:
+    (directory / "sitecustomize.py").write_text(
+        "import errno, os\n"
+        "fork, left = os.fork, "
+        f"[{forks}]\n"
+        "def limited():\n"
+        "    left[0] -= 1\n"
+        "    if left[0] < 0:\n"
+        "        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+        "    return fork()\n"
+        "os.fork = limited\n"
+    )
+    environ = {"PYTHONPATH": f"{directory}:{ROOT}"}
+    text = config("http://127.0.0.1:9/v1")
+    code, said = fails(directory, text, environ=environ, workers=2)
+    assert code != 0
+    what = "cannot start worker 1" if forks else "the embedded store does not start"
+    assert f"{what}: resource temporarily unavailable" in said.lower()
+
+
 async def test_a_second_gateway_on_a_state_directory_is_refused(upstream: Upstream) -> None:
     with running(config(upstream.url)) as gateway, tempfile.TemporaryDirectory() as other:
         assert (await once(gateway.port)).status == 200
