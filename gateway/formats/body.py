@@ -25,7 +25,7 @@ BYTES_PER_TOKEN = 4
 # An image or document costs tokens by its size in pixels or pages, not by its base64 length.
 INLINE_DATA_TOKENS = 1000
 INLINE_DATA_MARK = b";base64,"
-MOST_BEFORE_MARK = 128  # of a data URL: its media type
+MOST_BEFORE_MARK = 256  # of a data URL: its media type
 # Where Anthropic's dialect, and OpenAI's sound, have it: a long text under this name.
 DATA_FIELD = b'"data"'
 SHORTEST_FILE_BYTES = 1024
@@ -146,29 +146,37 @@ def decode(operation: Operation, body: bytes) -> Request:
 
 
 def estimate_prompt(body: bytes) -> int:
-    """Estimate the prompt's tokens from the body's length, inline files at a flat figure."""
+    """Estimate the prompt's tokens from the body's length, inline files at a flat figure.
+
+    Each string is looked at once: the time is that of reading the body.
+    """
     size, files = len(body), 0
     for mark in (INLINE_DATA_MARK, DATA_FIELD):
         start = body.find(mark)
         while start >= 0:
             end = start + len(mark)
-            begins = end if mark is INLINE_DATA_MARK else body.find(b'"', end, end + 8) + 1
+            begins = _begins(body, mark, start, end)
             closing = body.find(b'"', begins) if begins else -1
-            if closing >= 0 and _is_file(body, mark, begins, closing):
-                size -= closing - begins
-                files += 1
+            if closing >= 0:
                 end = closing
+                if _is_file(body, mark, begins, closing):
+                    size -= closing - begins
+                    files += 1
             start = body.find(mark, end)
     return size // BYTES_PER_TOKEN + files * INLINE_DATA_TOKENS + 1
 
 
+def _begins(body: bytes, mark: bytes, start: int, end: int) -> int:
+    """Return where a string's data would begin; 0 where the mark is none."""
+    if mark is DATA_FIELD:
+        return body.find(b'"', end, end + 8) + 1
+    _, quote, url = body[max(0, start - MOST_BEFORE_MARK) : start].rpartition(b'"')
+    return end if quote and url[:5].lower() == b"data:" else 0
+
+
 def _is_file(body: bytes, mark: bytes, start: int, end: int) -> bool:
     """Tell whether a string is a file: text with a file's mark before it is still text."""
-    if mark is INLINE_DATA_MARK:
-        url = body[max(0, start - MOST_BEFORE_MARK) : start].rpartition(b'"')[2]
-        if not url.startswith(b"data:"):
-            return False
-    elif end - start < SHORTEST_FILE_BYTES:
+    if mark is DATA_FIELD and end - start < SHORTEST_FILE_BYTES:
         return False
     if end - start <= MOST_LOOKED_AT:
         return not body[start:end].translate(None, BASE64)

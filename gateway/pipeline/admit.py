@@ -5,7 +5,7 @@ from functools import lru_cache
 from time import monotonic
 
 from gateway.core.usage import Usage
-from gateway.pipeline.allowance import NO_MAXIMUM, SLICE_TOKENS, Allowance, price_of
+from gateway.pipeline.allowance import SLICE_TOKENS, allowance_for, price_of
 from gateway.pipeline.call import NO_USAGE, Call
 from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.services import Services
@@ -57,9 +57,7 @@ def admit(services: Services, call: Call) -> Awaitable[None]:
     if request.stream and money:
         call.holding = holding
         call.grants = granted
-        known = request.max_output is not None
-        most = tokens - request.prompt_estimate if known else NO_MAXIMUM
-        call.allowance = Allowance(services, call, most)
+        call.allowance = allowance_for(services, call, request)
     return _take(services, call, holding, granted, tokens)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from gateway.core.errors import ApiError, Failure, StoreError, UpstreamError
+from gateway.core.request import Request
 from gateway.core.usage import Usage
 from gateway.pipeline.call import Call
 from gateway.pipeline.refusal import limit_error
@@ -28,7 +29,7 @@ SLICE_TOKENS = 1024
 BYTES_PER_TOKEN = 3
 # How far a request's own maximum reaches: no text has more. A provider that does not keep to the
 # maximum is not believed any further.
-MOST_BYTES_PER_TOKEN = 8
+MOST_BYTES_PER_TOKEN = 16
 NO_MAXIMUM = float("inf")
 
 
@@ -61,7 +62,8 @@ class Allowance:
         """Return how much generated text the reservation covers."""
         assert self._call.holding is not None
         output = self._call.holding.output
-        return output * (MOST_BYTES_PER_TOKEN if output == self._most else BYTES_PER_TOKEN)
+        reach = output * BYTES_PER_TOKEN
+        return reach if output < self._most else max(reach, self._most * MOST_BYTES_PER_TOKEN)
 
     def extend(self, granted: Callable[[], None], refused: Callable[[UpstreamError], None]) -> None:
         """Reserve the next slice; exactly one of the two is called, unless the call ends first."""
@@ -95,6 +97,19 @@ class Allowance:
         granted()
 
 
+def allowance_for(services: Services, call: Call, request: Request) -> Allowance:
+    """Return the allowance of a stream whose first slice is reserved."""
+    known = request.max_output is not None
+    return Allowance(
+        services, call, (request.max_output or 0) * request.texts if known else NO_MAXIMUM
+    )
+
+
+def has_budget(call: Call) -> bool:
+    """Tell whether a call's money is limited."""
+    return any(grant.limit.unit == MONEY for grant in call.grants)
+
+
 async def reserve(services: Services, call: Call, served: Served, output: int) -> Limit | None:
     """Reserve the money for so much output of a model; return the budget that refuses, if any.
 
@@ -115,7 +130,7 @@ async def reserve(services: Services, call: Call, served: Served, output: int) -
         ]
     )
     wanted = msgspec.structs.replace(holding, output=output, holds=holds(grown))
-    if budgets:
+    if budgets and more:
         refusing = await services.admission.grow(principal.tenant, call.id, wanted, budgets, more)
         if refusing is not None:
             return refusing

@@ -16,7 +16,13 @@ from gateway.core.hints import TIMEOUT
 from gateway.core.operations import ANTHROPIC, Operation
 from gateway.core.record import AttemptRecord
 from gateway.formats import FORMATS
-from gateway.pipeline.allowance import Allowance, price_of, reserve
+from gateway.pipeline.allowance import (
+    Allowance,
+    allowance_for,
+    has_budget,
+    price_of,
+    reserve,
+)
 from gateway.pipeline.answer import common_headers, served_headers
 from gateway.pipeline.ask import MAX_SHOWN_CHARS, ask, ask_rest, redacted
 from gateway.pipeline.call import NO_USAGE, Call, Deliver
@@ -27,7 +33,6 @@ from gateway.pipeline.select import Selection, select
 from gateway.pipeline.served import Route, Served
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import count_prompt, measure
-from gateway.policy.limits import MONEY
 from gateway.policy.refusal import CONTEXT_WINDOW, refusal_of
 from gateway.policy.retry import (
     Next,
@@ -74,14 +79,21 @@ async def attempt(services: Services, call: Call) -> Deliver:
 async def _is_paid_for(services: Services, call: Call, other: Served) -> bool:
     """Tell whether a request may be sent to another model, reserving what that costs more."""
     try:
-        if any(grant.limit.unit == MONEY for grant in call.grants):
+        if has_budget(call):
             assert call.holding is not None
             if await reserve(services, call, other, call.holding.output) is not None:
                 return False
         elif services.config.pricing.unknown == "refuse":
             price_of(other, NO_USAGE)
-    except (ApiError, StoreError):  # nobody knows its price, or whether there is money for it
+    except ApiError:  # nobody knows its price
         return False
+    except StoreError:
+        if not services.admission.degraded:
+            return False
+    request = call.request
+    assert request is not None
+    if request.stream and call.allowance is None and has_budget(call):
+        call.allowance = allowance_for(services, call, request)  # the first model costs nothing
     if isinstance(call.allowance, Allowance):
         call.allowance.served = other
     return True

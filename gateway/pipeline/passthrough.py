@@ -142,8 +142,8 @@ class Passage:
             written = max(usage.completion_tokens, count_tokens(text))
             usage = msgspec.structs.replace(usage, completion_tokens=written)
         if usage is None and not text:
-            if not self._paid:
-                return
+            if not (self._paid and call.finished):
+                return  # one that broke off is estimated
             usage = Usage()  # a price for the request itself is due all the same
         measure(call, Answer(b"", usage, lambda: text))
         call.finished = True  # or it would be estimated again, without any of that

@@ -35,10 +35,11 @@ BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16_384}
 LARGEST_BUDGET = 32_768
 # From these versions on: a model decides itself how much to think, within an effort; it takes one
 # of temperature and top_p, or neither and no top_k; it shows its thoughts only if it is told to.
+THINKING_SINCE = (3, 7)
 ADAPTIVE_SINCE, ONE_SAMPLING_SINCE, NO_SAMPLING_SINCE = (4, 6), (4, 1), (4, 7)
 LEAST_TOP_P_THINKING = 0.95
 _VERSION = re.compile(
-    r"(?:opus|sonnet|haiku|claude-[a-z]+|claude)-(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)"
+    r"(?:opus|sonnet|haiku|claude-[a-z]+|claude)-v?(\d{1,2})(?:[-.:](\d{1,2}))?(?!\d)"
 )
 _NEWEST = (99, 0)
 _EFFORTS = {"minimal": "low", "none": "low"}
@@ -47,11 +48,10 @@ _MODES = {"auto": "auto", "required": "any", "none": "none"}
 
 def write(prompt: Prompt, model: str, most: int | None, fit: Fit) -> Json:
     """Return a request's fields but for the model's name. `most`: output where nobody says."""
-    said = prompt.max_output or most
+    said = prompt.max_output or most or default_max_tokens(model)
     thoughts, effort = thinking(prompt, model, said, fit)
-    budget = thoughts.get("budget_tokens", 0) if thoughts is not None else 0
     body: Json = {
-        "max_tokens": said or default_max_tokens(model) + budget,
+        "max_tokens": said,
         "messages": [
             {"role": message.role, "content": blocks}
             for message in alternating(user_first(prompt.messages))
@@ -158,7 +158,7 @@ def sampling(prompt: Prompt, model: str, fit: Fit, *, thinks: bool) -> dict[str,
     return wanted
 
 
-def thinking(prompt: Prompt, model: str, most: int | None, fit: Fit) -> tuple[Json | None, str]:
+def thinking(prompt: Prompt, model: str, most: int, fit: Fit) -> tuple[Json | None, str]:
     """Return `thinking` and an effort. `most`: what thoughts and answer may take together."""
     wanted = prompt.reasoning
     if wanted is None or not wanted.enabled:
@@ -171,8 +171,10 @@ def thinking(prompt: Prompt, model: str, most: int | None, fit: Fit) -> tuple[Js
             fit.leave_out("reasoning")
         return None, ""
     budget = wanted.budget or BUDGETS.get(wanted.effort, LARGEST_BUDGET)
-    if most is not None:  # an effort leaves room for the answer
-        budget = min(budget, most - 1 if wanted.budget else most * 3 // 4)
+    # An effort leaves room for the answer.
+    budget = min(budget, most - 1 if wanted.budget else most * 3 // 4)
+    if (0, 0) < version < THINKING_SINCE:
+        budget = 0
     choice = prompt.tool_choice if prompt.tools else None
     forced = choice is not None and choice.mode in ("required", "tool")
     if forced or unsigned_loop(prompt) or (budget < MIN_BUDGET_TOKENS and not adaptive):

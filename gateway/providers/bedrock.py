@@ -183,12 +183,11 @@ def _more(prompt: Prompt, target: Target, inference: Json, fit: Fit) -> Json:
     model, wanted = target.model, prompt.reasoning
     found: Json = {}
     if "anthropic" in model or "claude" in model:
-        most = inference.get("maxTokens")
+        most = inference.get("maxTokens") or default_max_tokens(model)
         thoughts, effort = thinking(prompt, model, most, fit)
         if thoughts is not None:
             found["thinking"] = thoughts
-            if most is None and "budget_tokens" in thoughts:
-                inference["maxTokens"] = thoughts["budget_tokens"] + default_max_tokens(model)
+            inference["maxTokens"] = most
         if effort:
             found["output_config"] = {"effort": effort}
         taken = sampling(prompt, model, fit, thinks=thoughts is not None)

@@ -92,9 +92,11 @@ def _rename_thoughts(message: Object, name: str) -> None:
     told = "".join([_text(one.get("text")) or _text(one.get("summary")) for one in details])
     for other in ("reasoning_content", "reasoning"):
         if other != name and other in message:
-            message.setdefault(name, message.pop(other))
-    if told:
-        message.setdefault(name, Raw(_encode(told)))
+            said = message.pop(other)
+            if _text(message.get(name)) == "":
+                message[name] = said
+    if told and _text(message.get(name)) == "":
+        message[name] = Raw(_encode(told))
 
 
 def _without(message: Object, name: str, foreign: Callable[[Object], bool]) -> None:

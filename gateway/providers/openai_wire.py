@@ -41,7 +41,10 @@ class WireUsage(msgspec.Struct, gc=False):
         """Convert to the gateway's counts."""
         prompt, completion = self.prompt_tokens or 0, self.completion_tokens or 0
         if self.completion_tokens is None and self.total_tokens is not None:
-            completion = max(0, self.total_tokens - prompt)  # embeddings have none
+            if self.prompt_tokens is None:
+                prompt = self.total_tokens  # some embeddings say nothing else
+            else:
+                completion = max(0, self.total_tokens - prompt)
         cached, written = self.prompt_cache_hit_tokens or self.cached_tokens or 0, 0
         heard = reasoning = spoken = 0
         if self.prompt_tokens_details is not None:

@@ -69,6 +69,7 @@ class Admission:
         self._held = b""
         self._backlog = Backlog(journal)
         self._open: dict[str, tuple[str, float]] = {}
+        self._unheard: set[str] = set()  # leases that Redis may have given, and has not said so
         self._tenants: set[str] = set()
         self._scheduled = False
         self._patience = Patience()
@@ -122,6 +123,8 @@ class Admission:
             self._holding, self._held = holding, _to_json(holding)
         ask = Ask(lease, self._held, granted, future)
         self._asks.setdefault(tenant, []).append(ask)
+        if future is not None:
+            self._unheard.add(lease)
         self._open[lease] = (tenant, monotonic())
         if not self._scheduled:
             self._schedule()
@@ -141,11 +144,10 @@ class Admission:
     def settle(self, settlement: Settlement, applied: Applied | None = None) -> None:
         """Turn a lease into usage; `applied` learns whether it was this call that counted."""
         lease = settlement.lease
-        self._open.pop(lease, None)
-        share = self._share
+        opened, share = self._open.pop(lease, None), self._share
         if self._alone and share.has(lease):
             share.give_back(lease, {r.key: r.used for r in settlement.returns})
-        else:
+        elif opened is not None and lease not in self._unheard:
             for back in settlement.returns:
                 if back.spec[0] != RATE:
                     share.came_back(back.key, back.reserved - back.used, back.spec[1])
@@ -267,6 +269,8 @@ class Admission:
     def _answer(
         self, tenant: str, asks: list[Ask], limits: list[Limit], reply: Reply | Exception
     ) -> None:
+        for ask in asks:
+            self._unheard.discard(ask.lease)
         if not isinstance(reply, bytes):
             error = reply if isinstance(reply, StoreError) else StoreError(f"Redis: {reply}")
             for ask in asks:

@@ -201,7 +201,7 @@ async def wordy(exchange: Exchange) -> None:
         await exchange.end_stream()
 
 
-@pytest.mark.parametrize("maximum", [{"max_tokens": 100_000}, {}, {"max_tokens": 800}])
+@pytest.mark.parametrize("maximum", [{"max_tokens": 100_000}, {}, {"max_tokens": 400}])
 async def test_a_stream_takes_slices_and_ends_when_its_budget_is_spent(
     upstream: Upstream, maximum: dict[str, int]
 ) -> None:
@@ -332,3 +332,64 @@ async def test_a_price_a_request_is_due_though_no_tokens_are_told_of(upstream: U
     assert [o.status for o in found] == [200] * 4 + [429] * 2
     assert (state["spent"], state["reserved"]) == (2_000_000, 0)
     assert [r["cost_microusd"] for r in records if r["status"] == 200] == [500_000] * 4
+
+
+async def test_a_stream_of_a_fallback_is_bounded_though_its_first_model_costs_nothing(
+    upstream: Upstream,
+) -> None:
+    async def refuse_or_go_on(exchange: Exchange) -> None:
+        if exchange.request.json["model"] == "gpt-4o-mini":
+            await too_long_for_small(exchange)
+        else:
+            await wordy(exchange)
+
+    upstream.behaviour = refuse_or_go_on
+    limits = {"budget": {"usd": 3, "per": "day"}}
+    text = json.loads(governed(upstream.url, price={"input": 0, "output": 0}, key=limits))
+    text["models"]["m"] |= {"fallbacks": {"context_window": ["big"]}}
+    target = {"provider": "p0", "model": "nobody-knows"}
+    text["models"]["big"] = {"targets": [target], "price": PER_TOKEN}
+    with running(json.dumps(text)) as gateway:
+        status, events = await read_stream(gateway.url, max_tokens=100_000)
+        gateway.settled()
+        state = held(gateway, f"{{acme}}:key:k:budget:day:{today()}")
+    assert status == 200
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "budget_exceeded"
+    assert (state["spent"] <= 3_000_000, state["reserved"]) == (True, 0)
+
+
+async def test_a_text_of_many_bytes_a_token_is_not_cut_within_its_own_maximum(
+    upstream: Upstream,
+) -> None:
+    async def hindi(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        for _ in range(300):
+            await exchange.event(delta("\u0928\u092e\u0938\u094d\u0924\u0947 "))
+        await exchange.event(delta(None, "stop"))
+        await exchange.event({**delta(None), "choices": [], "usage": usage(3, 600)})
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    upstream.behaviour = hindi
+    limits = {"budget": {"usd": 0.7, "per": "day"}}
+    with running(governed(upstream.url, price=PER_TOKEN, key=limits)) as gateway:
+        _, events = await read_stream(gateway.url, max_tokens=650)
+    assert events[-1] == "data: [DONE]"
+
+
+async def test_a_reply_that_is_left_before_its_text_is_estimated(upstream: Upstream) -> None:
+    async def silent(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.event(delta(""))
+        await exchange.gone()
+
+    upstream.behaviour = silent
+    with running(governed(upstream.url, key={"tpm": 1_000_000})) as gateway:
+        body = chat("gpt-4o-mini", stream=True) | {
+            "messages": [{"role": "user", "content": "word " * 5000}]
+        }
+        ask = Ask(body, path="/providers/p0/v1/chat/completions", leave_after=1)
+        await once(gateway.port, ask)
+        (record,) = await asyncio.to_thread(gateway.records, 1)
+    assert record["usage_source"] == "partial"
+    assert record["usage"]["prompt_tokens"] > 4000

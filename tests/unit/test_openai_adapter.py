@@ -255,6 +255,7 @@ def reply_with(usage: str) -> bytes:
         ('{"prompt_tokens":"5","completion_tokens":"7"}', (5, 7)),
         ('{"prompt_tokens":5,"completion_tokens":null,"total_tokens":12}', (5, 7)),
         ('{"prompt_tokens":5,"total_tokens":5}', (5, 0)),
+        ('{"total_tokens":5}', (5, 0)),
         ('{"prompt_tokens":5,"completion_tokens":null}', None),
         ('{"prompt_tokens":5,"completion_tokens":7.5}', None),
         ('{"prompt_tokens":5,"completion_tokens":7,"completion_tokens_details":"x"}', None),

@@ -283,3 +283,26 @@ def test_a_file_in_any_dialect_counts_at_a_flat_figure(spaced: bool) -> None:
         assert 1000 <= estimate_prompt(body.encode()) < 1100
     assert estimate_prompt(b'{"data":"short","data":' + b"[1]" * 1000) > 700
     assert estimate_prompt(b'{"data":"' + b"never ends" * 1000) > 2000
+
+
+@pytest.mark.parametrize("text", [";base64,", "data:;base64,", '"data":"'])
+def test_marks_by_the_thousand_cost_no_more_than_reading_them(text: str) -> None:
+    """Counted in looks at the body, as time is not asserted."""
+
+    class Watched(bytes):
+        looked = 0
+
+        def find(self, *place: Any) -> int:
+            found = bytes.find(self, *place)
+            start, end = [*place[1:], 0, len(self)][:2] if len(place) > 1 else (0, len(self))
+            Watched.looked += (found if found >= 0 else min(end, len(self))) - start
+            return found
+
+    body = json.dumps({"content": text * 20_000}).encode()
+    assert estimate_prompt(Watched(body)) > 0
+    assert Watched.looked < 8 * len(body)
+
+
+def test_a_data_url_is_one_however_it_is_written() -> None:
+    for head in ("DATA:image/png;base64,", f"data:image/png;name={'x' * 150};base64,"):
+        assert estimate_prompt(f'{{"url":"{head}{"A" * 40_000}"}}'.encode()) < 1100

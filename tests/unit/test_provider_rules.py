@@ -162,6 +162,8 @@ BEDROCK_IDS = {
         ("us.anthropic.claude-mythos-5-1", (5, 1)),
         ("anthropic/claude-4.7-opus", (4, 7)),
         ("claude-mythos-preview", (99, 0)),
+        ("anthropic.claude-v2:1", (2, 1)),
+        ("claude-instant-v1", (1, 0)),
         ("kimi-k2", (0, 0)),
     ],
 )
@@ -212,11 +214,18 @@ def test_a_claude_gets_the_sampling_that_it_takes(
 @pytest.mark.parametrize("effort", ["low", "medium", "high"])
 def test_thoughts_leave_room_for_an_answer(effort: str) -> None:
     for fields, _ in on_both("claude-sonnet-4-5", HELLO | {"reasoning_effort": effort}):
-        assert fields["max_tokens"] == fields["thinking"]["budget_tokens"] + 32_000
+        assert fields["max_tokens"] == 32_000  # what Opus 4 can write at the most
+        assert fields["thinking"]["budget_tokens"] <= 24_000
     asked = HELLO | {"reasoning_effort": effort, "max_tokens": 4000}
     for fields, _ in on_both("claude-sonnet-4-5", asked):
         assert fields["max_tokens"] == 4000
         assert fields["thinking"]["budget_tokens"] <= 3000
+
+
+def test_models_that_do_not_think_are_not_told_to() -> None:
+    asked = HELLO | {"reasoning_effort": "medium"}
+    sent, dropped = put("anthropic", "claude-3-haiku-20240307", CHAT, asked)
+    assert ("thinking" in sent, sent["max_tokens"], dropped) == (False, 4096, ("reasoning_effort",))
 
 
 def test_a_model_says_as_much_as_it_can_where_nobody_says_how_much() -> None:
