@@ -120,10 +120,14 @@ class Spool:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd, self._path = os.open(path, flags, 0o600), path
             fcntl.flock(self._fd, fcntl.LOCK_EX)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        os.fsync(self._fd)
+        before, view = os.fstat(self._fd).st_size, memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+            os.fsync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, before)  # or the next line would be glued to half of one
+            raise
 
     def _size(self) -> int:
         total = 0

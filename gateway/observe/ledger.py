@@ -3,10 +3,13 @@
 Written by a thread, a batch at a time; the newest file has no number, the oldest the highest.
 """
 
+import logging
 import os
 from pathlib import Path
 
 from gateway.observe.log import LineWriter
+
+logger = logging.getLogger("sluice.ledger")
 
 
 class LedgerFile(LineWriter):
@@ -15,7 +18,7 @@ class LedgerFile(LineWriter):
     def __init__(self, path: Path, most_bytes: int, keep: int) -> None:
         self._path, self._most, self._keep = path, most_bytes, keep
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = self._open()
+        fd = self._open(path)
         self._size = os.fstat(fd).st_size
         super().__init__(fd)
 
@@ -32,25 +35,45 @@ class LedgerFile(LineWriter):
 
     def _write_all(self, view: memoryview) -> None:
         if self._size and self._size + len(view) > self._most:
-            self._rotate()
-        super()._write_all(view)
+            try:
+                self._rotate()
+            except OSError as error:
+                logger.warning("%s cannot be rotated: %s", self._path, error.strerror)
+                self._size = 0  # it grows once more before the next try
+        before = os.fstat(self._fd).st_size
+        try:
+            super()._write_all(view)
+        except OSError:
+            os.ftruncate(self._fd, before)  # or the next line would be glued to half of one
+            raise
         self._size += len(view)
 
     def _rotate(self) -> None:
+        fresh = self._path.with_name(f"{self._path.name}.new")
+        fd = self._open(fresh)  # first: where this fails, nothing has been moved
+        try:
+            if self._path.exists():  # else somebody has moved it already
+                self._shift()
+            fresh.replace(self._path)
+        except OSError:
+            os.close(fd)
+            raise
+        full, self._fd = self._fd, fd
+        os.close(full)
+        self._size = 0
+
+    def _shift(self) -> None:
+        """Number the files anew; the oldest one goes."""
         for number in range(self._keep - 1, 0, -1):
             older = self._numbered(number)
             if older.exists():
                 older.replace(self._numbered(number + 1))
         if self._keep:
             self._path.replace(self._numbered(1))
-        else:
-            self._path.unlink()
-        full, self._fd = self._fd, self._open()
-        os.close(full)  # last: until here what fails leaves a file that can be written
-        self._size = 0
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
 
-    def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    @staticmethod
+    def _open(path: Path) -> int:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

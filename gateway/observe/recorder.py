@@ -1,6 +1,7 @@
 """Hot path: takes each finished request's record and folds them, a batch at a time."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -8,6 +9,8 @@ from gateway.core.record import RequestRecord
 from gateway.observe.log import encode_lines
 from gateway.observe.scoreboard import Scoreboard
 from gateway.observe.series import SEPARATOR, Totals
+
+logger = logging.getLogger("sluice.metrics")
 
 FOLD_SECONDS = 0.25
 MAX_BATCH = 2000  # folded at once past this, so that a burst cannot grow the batch
@@ -45,6 +48,7 @@ class Recorder:
         self._batch: list[RequestRecord] = []
         self._timer: asyncio.TimerHandle | None = None
         self._totals = Totals()
+        self._overfull = False
 
     def emit(self, record: RequestRecord) -> None:
         """Take a record."""
@@ -66,7 +70,9 @@ class Recorder:
             for writer in self._writers:
                 writer.write(lines)
         self._totals.gauges = self._gauges()
-        self._scoreboard.publish(self._segment, self._totals)
+        if not self._scoreboard.publish(self._segment, self._totals) and not self._overfull:
+            self._overfull = True
+            logger.error("the metrics have too many labels to be published: they stand still")
 
     def count(self, name: str, amount: float) -> None:
         """Set a counter without labels to what its owner has counted."""

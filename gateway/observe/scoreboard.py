@@ -10,7 +10,7 @@ import struct
 from gateway.observe.series import Totals, decode, encode
 
 SEGMENTS = 128  # a generation of workers, the one it replaces, and then some; 0 is the retired sum
-SEGMENT_BYTES = 512 * 1024  # untouched pages cost nothing
+SEGMENT_BYTES = 4 * 1024 * 1024  # untouched pages cost nothing; a model's labels take 730 bytes
 HALF_BYTES = SEGMENT_BYTES // 2
 RETIRED = 0
 
@@ -18,6 +18,9 @@ RETIRED = 0
 # the other one and then raises the version, so one that dies while writing has changed nothing.
 _VERSION = struct.Struct("<Q")
 _HEADER = struct.Struct("<QQQ")
+_LENGTHS = struct.Struct("<QQ")
+# Behind all segments: how often the supervisor has begun or ended to retire one. Odd: it is at it.
+_RETIREMENTS = SEGMENTS * SEGMENT_BYTES
 _READ_TRIES = 100
 
 
@@ -25,7 +28,7 @@ class Scoreboard:
     """All segments."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, SEGMENTS * SEGMENT_BYTES)
+        self._memory = mmap.mmap(-1, SEGMENTS * SEGMENT_BYTES + _VERSION.size)
 
     def publish(self, segment: int, totals: Totals) -> bool:
         """Replace a segment's content; False if it does not fit."""
@@ -38,9 +41,13 @@ class Scoreboard:
         at = start + _HEADER.size + half * (HALF_BYTES - _HEADER.size)
         self._memory[at : at + len(data)] = data
         lengths[half] = len(data)
-        _HEADER.pack_into(self._memory, start, version, *lengths)
-        _VERSION.pack_into(self._memory, start, version + 1)
+        # By assignment: `pack_into` writes zeros first, which a reader would see.
+        self._memory[start + _VERSION.size : start + _HEADER.size] = _LENGTHS.pack(*lengths)
+        self._set(start, version + 1)
         return True
+
+    def _set(self, at: int, number: int) -> None:
+        self._memory[at : at + _VERSION.size] = _VERSION.pack(number)
 
     def read(self, segment: int) -> Totals | None:
         """Return a segment's totals; None where it is empty."""
@@ -58,22 +65,32 @@ class Scoreboard:
 
     def sum(self, own: int, own_totals: Totals) -> Totals:
         """Return the sum over all processes, with the caller's newest figures for itself."""
-        total = Totals()
-        total.merge(own_totals)
-        for segment in range(SEGMENTS):
-            if segment != own and (totals := self.read(segment)) is not None:
-                total.merge(totals)
+        for _ in range(_READ_TRIES):
+            begun = self._retirements()
+            total = Totals()
+            total.merge(own_totals)
+            for segment in range(SEGMENTS):
+                if segment != own and (totals := self.read(segment)) is not None:
+                    total.merge(totals)
+            if begun % 2 == 0 and self._retirements() == begun:
+                break  # nothing was moved meanwhile
         return total
+
+    def _retirements(self) -> int:
+        count: int = _VERSION.unpack_from(self._memory, _RETIREMENTS)[0]
+        return count
 
     def retire(self, segment: int) -> None:
         """Add a dead worker's counts to the retired sum and clear its segment."""
         totals = self.read(segment)
+        self._set(_RETIREMENTS, self._retirements() + 1)
         if totals is not None:
             totals.gauges = {}
             retired = self.read(RETIRED) or Totals()
             retired.merge(totals)
             self.publish(RETIRED, retired)
         self.clear(segment)
+        self._set(_RETIREMENTS, self._retirements() + 1)
 
     def clear(self, segment: int) -> None:
         """Empty a segment."""

@@ -40,6 +40,7 @@ class WebhookPoster:
         }
         self._task: asyncio.Task[None] | None = None
         self._written = False
+        self._taken: dict[str, int] = {}  # file -> how many posts of it have been taken
 
     @property
     def dropped(self) -> int:
@@ -76,6 +77,8 @@ class WebhookPoster:
 
     async def _post_all(self, session: aiohttp.ClientSession) -> bool:
         files = await self._spool.left()
+        names = {file.name for file in files}
+        self._taken = {name: parts for name, parts in self._taken.items() if name in names}
         try:
             for file in files:
                 if not await self._post_file(session, file):
@@ -87,13 +90,15 @@ class WebhookPoster:
         return True
 
     async def _post_file(self, session: aiohttp.ClientSession, file: Left) -> bool:
-        part = 0
+        part, taken = 0, self._taken.get(file.name, 0)
         while lines := await self._spool.read(file):
             # A line that a crash has cut short would make the whole post unreadable.
             body = b"".join([line for line in lines if line.endswith(b"}\n")])
-            if body and not await self._post(session, f"{file.name}-{part}", body):
+            post_id = f"{file.name}-{part}"
+            if part >= taken and body and not await self._post(session, post_id, body):
                 return False
             part += 1
+            self._taken[file.name] = max(part, taken)
         return True
 
     async def _post(self, session: aiohttp.ClientSession, post_id: str, body: bytes) -> bool:

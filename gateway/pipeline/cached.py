@@ -12,6 +12,7 @@ from time import monotonic
 
 from gateway.config.caching import Cache as Settings
 from gateway.core.errors import ApiError
+from gateway.pipeline.admit import admit_hit
 from gateway.pipeline.attempt import deadline
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.flight import Flight, Reader
@@ -127,6 +128,8 @@ class Cache:
         if stale and not plan.may_be_stale(flight.age, flight.fresh_s):
             stale = False
         if flight.error is not None and not stale:
+            if flight.call is not None:  # one was made, and failed for all who wait
+                await admit_hit(services, call, "", "")
             raise flight.error
         if flight.call is None or stale:
             assert flight.entry is not None

@@ -6,6 +6,7 @@ Keys of a tenant share a hash tag, so every call of the gateway has all of its k
 import asyncio
 import binascii
 import contextlib
+import logging
 from collections.abc import Callable
 
 import hiredis
@@ -16,6 +17,8 @@ from gateway.store.connection import Callback, Reply
 from gateway.store.link import Link
 from gateway.store.location import Location
 from gateway.store.scripts import Script
+
+logger = logging.getLogger("sluice.store")
 
 SLOTS = 16384
 REFRESH_SECONDS = 0.25  # between two looks at the topology
@@ -183,7 +186,8 @@ class Cluster:
         ranges = await source.call("CLUSTER", "SLOTS")
         by_slot: list[Address | None] = [None] * SLOTS
         for first, last, master, *_ in ranges:
-            address = (master[0].decode() or self._location.host, int(master[1]))
+            # No host, or none that it knows to be the right one: the one that was asked.
+            address = ((master[0] or b"").decode() or source.host, int(master[1]))
             by_slot[first : last + 1] = [address] * (last + 1 - first)
         if None in by_slot:
             raise StoreError("the cluster does not serve every slot")
@@ -213,9 +217,13 @@ class Cluster:
             self._moved.clear()
             for link in list(self._links.values()):
                 if link.connected:
-                    with contextlib.suppress(StoreError):
+                    try:
                         await self._learn(link)
                         break
+                    except StoreError:
+                        pass
+                    except Exception:  # nobody else would look again
+                        logger.exception("the cluster's topology cannot be read")
             if not self.connected:
                 self._moved.set()
             await asyncio.sleep(REFRESH_SECONDS)

@@ -37,6 +37,11 @@ class Link:
         self.on_lost: Callable[[], None] = lambda: None
 
     @property
+    def host(self) -> str:
+        """Return where the server is."""
+        return self._location.host
+
+    @property
     def connected(self) -> bool:
         """Tell whether commands can be sent now."""
         return self._connection is not None
@@ -80,7 +85,9 @@ class Link:
         while True:
             cursor, keys = await self.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
             found += keys
-            if cursor == b"0" or len(found) > MAX_SCANNED:
+            if len(found) > MAX_SCANNED:
+                raise StoreError(f"more than {MAX_SCANNED} keys match: ask for less")
+            if cursor == b"0":
                 return found
 
     def send(self, args: tuple[bytes | str | int, ...], done: Callback) -> None:
@@ -148,8 +155,17 @@ class Link:
 
     async def _connect(self) -> Connection:
         place = self._location
-        if place.sentinels:
-            place = await self.master()
+        if not place.sentinels:
+            return await self._greeted(place)
+        trouble = StoreError("no sentinel answers")
+        for one in place.sentinels:  # one that is cut off names a master that is none any more
+            try:
+                return await self._greeted(await self._master_by(one))
+            except StoreError as error:
+                trouble = error
+        raise trouble
+
+    async def _greeted(self, place: Location) -> Connection:
         connection = await self._open(place)
         try:
             await self._greet(connection)
@@ -180,24 +196,26 @@ class Link:
 
     async def master(self) -> Location:
         """Ask the sentinels, one after the other, where the master is now. Raises StoreError."""
-        place, trouble = self._location, "no sentinel answers"
-        for host, port in place.sentinels:
-            there = msgspec.structs.replace(place, host=host, port=port, sentinels=())
+        trouble = StoreError("no sentinel answers")
+        for one in self._location.sentinels:
             try:
-                sentinel = await self._open(there)
-                try:
-                    found = await sentinel.call(
-                        "SENTINEL", "GET-MASTER-ADDR-BY-NAME", place.service
-                    )
-                finally:
-                    sentinel.close()
+                return await self._master_by(one)
             except StoreError as error:
-                trouble = str(error)
-                continue
-            if found is not None:
-                return msgspec.structs.replace(there, host=found[0].decode(), port=int(found[1]))
-            trouble = f"a sentinel knows no service {place.service!r}"
-        raise StoreError(trouble)
+                trouble = error
+        raise trouble
+
+    async def _master_by(self, address: tuple[str, int]) -> Location:
+        place = self._location
+        host, port = address
+        there = msgspec.structs.replace(place, host=host, port=port, sentinels=())
+        sentinel = await self._open(there)
+        try:
+            found = await sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", place.service)
+        finally:
+            sentinel.close()
+        if found is None:
+            raise StoreError(f"a sentinel knows no service {place.service!r}")
+        return msgspec.structs.replace(there, host=found[0].decode(), port=int(found[1]))
 
     async def _greet(self, connection: Connection) -> None:
         place = self._location

@@ -115,12 +115,15 @@ class UsageReader:
         found: dict[str, tuple[str, str, str, str]] = {}  # a scan may name a key twice
         mark = f":{query.by}:"
         tenant = "*" if query.tenant is None else _literal(query.tenant)
-        for key in await self._client.scan(f"sluice:usage:{{{tenant}}}:*{mark}*"):
+        # What all periods begin with: days of the same month, or one alone.
+        first, last = min(query.periods), max(query.periods)
+        period = next(first[:n] for n in range(len(first), -1, -1) if last.startswith(first[:n]))
+        for key in await self._client.scan(f"sluice:usage:{{{tenant}}}:{period}*{mark}*"):
             name = key.decode()
             whose, _, rest = name.removeprefix("sluice:usage:{").partition("}:")
-            period, _, group = rest.partition(mark)
-            if (whose, period) in wanted:
-                found[name] = (whose, period, group, name)
+            when, _, group = rest.partition(mark)
+            if (whose, when) in wanted:
+                found[name] = (whose, when, group, name)
         return list(found.values())
 
 

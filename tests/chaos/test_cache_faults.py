@@ -271,3 +271,21 @@ async def test_a_purge_reaches_answers_that_are_under_way() -> None:
             await asyncio.sleep(1.5)
             again = [await once(gateway.port, Ask(exact(seed=n))) for n in (*range(6), 0)]
             assert [state(one) for one in again] == [*["miss"] * 6, "hit"]
+
+
+async def test_who_shares_a_failure_is_counted_and_limited() -> None:
+    async def failing(exchange: Exchange) -> None:
+        await asyncio.sleep(0.5)
+        await exchange.reply({"error": {"message": "no"}}, status=500)
+
+    async with Upstream(behaviour=failing) as upstream:
+        text = json.loads(cached(upstream.url))
+        text["auth"]["keys"][0]["rpm"] = 20
+        with running(json.dumps(text)) as gateway:
+            found = await asyncio.gather(*(once(gateway.port, Ask(exact())) for _ in range(40)))
+            gateway.settled()
+            used = gateway.usage("acme")
+            records = gateway.records(40)
+    assert sorted(o.status for o in found) == [429] * 20 + [502] * 20
+    assert (used["requests"], used["errors"]) == (20, 20)
+    assert sorted(r["outcome"] for r in records) == ["error"] * 20 + ["refused"] * 20

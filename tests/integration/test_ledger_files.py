@@ -1,11 +1,15 @@
 """Finished requests in rotated files."""
 
+import asyncio
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from gateway.observe.ledger import LedgerFile
+from gateway.spool import Spool
 from tests.support.config import chat, config
 from tests.support.gateway import running
 from tests.support.load import Ask, flood
@@ -63,3 +67,92 @@ async def test_a_folder_that_cannot_be_written_is_refused_at_the_start(upstream:
     text = config(upstream.url, ledger={"directory": "/proc/1/ledger"})
     with pytest.raises(AssertionError, match=r"ledger\.directory"), running(text):
         pass
+
+
+def line(n: int) -> bytes:
+    return json.dumps({"n": n}).encode() + b"\n"
+
+
+def written(file: LedgerFile, *found: int) -> None:
+    """Write, and wait until the thread has done so."""
+    for n in found:
+        file.write(line(n))
+    while file._queued:
+        time.sleep(0.001)
+
+
+def test_a_file_that_somebody_moves_costs_none_of_the_others(tmp_path: Path) -> None:
+    file = LedgerFile(tmp_path / "l.jsonl", most_bytes=30, keep=4)
+    written(file, *range(8))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name != "l.jsonl"}
+    (tmp_path / "l.jsonl").rename(tmp_path / "collected")
+    written(file, 8, 9, 10, 11)
+    file.close()
+    assert file.dropped == 0
+    kept = [n for name in ("l.jsonl.2", "l.jsonl.1", "l.jsonl") for n in numbers(tmp_path / name)]
+    assert kept[-1] == 11
+    assert {p.read_bytes() for p in tmp_path.iterdir()} >= set(before.values())
+
+
+def test_a_rotation_that_fails_moves_nothing_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = LedgerFile(tmp_path / "l.jsonl", most_bytes=30, keep=4)
+    written(file, *range(6))
+    before = sorted(p.name for p in tmp_path.iterdir())
+
+    def no_more(path: Path) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LedgerFile, "_open", staticmethod(no_more))
+        written(file, 6, 7, 8)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    written(file, *range(9, 14))
+    file.close()
+    assert file.dropped == 0
+    assert sorted(n for p in tmp_path.iterdir() for n in numbers(p)) == list(range(14))
+
+
+def half_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the disk be full in the middle of the next line, once."""
+    write, full = os.write, [True]
+
+    def limited(fd: int, data: bytes) -> int:
+        if full and b'"n"' in bytes(data):
+            if len(data) > 5:
+                return write(fd, bytes(data)[:5])
+            full.clear()
+        elif full and len(data) < 9:
+            full.clear()
+            raise OSError(28, "No space left on device")
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", limited)
+
+
+def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = LedgerFile(tmp_path / "l.jsonl", most_bytes=10_000, keep=1)
+    written(file, 1)
+    with monkeypatch.context() as patched:
+        half_written(patched)
+        written(file, 2)
+    written(file, 3)
+    file.close()
+    assert (numbers(tmp_path / "l.jsonl"), file.dropped) == ([1, 3], 1)
+
+
+async def test_half_a_line_in_a_spool_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = Spool(tmp_path, "w", 10_000)
+    spool.write(line(1))
+    await asyncio.sleep(0.1)
+    with monkeypatch.context() as patched:
+        half_written(patched)
+        spool.write(line(2))
+        await asyncio.sleep(0.1)
+    spool.write(line(3))
+    await spool.aclose()
+    (path,) = tmp_path.iterdir()
+    assert (numbers(path), spool.lost) == ([1, 3], 1)

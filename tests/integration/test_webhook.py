@@ -8,10 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 
-from gateway.spool import Spool
+from gateway.config.schema import Webhook
+from gateway.observe.webhook import WebhookPoster
+from gateway.spool import MAX_BATCH_LINES, Spool
 from tests.support.config import chat, config
 from tests.support.gateway import running
 from tests.support.load import Ask, flood
@@ -132,3 +135,29 @@ async def test_a_spool_is_bounded_and_counts_what_it_loses(tmp_path: Path) -> No
     await spool.aclose()
     await spool.aclose()
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"again\n"]
+
+
+async def test_a_receiver_that_refuses_now_and_then_gets_to_the_end(tmp_path: Path) -> None:
+    """What it has taken of a file is not posted again."""
+    spool = Spool(tmp_path, "w", 10**7)
+    lines = b"".join([b'{"id":"%d"}\n' % n for n in range(10 * MAX_BATCH_LINES)])
+    spool.write(lines)
+    await asyncio.sleep(0.1)
+    spool.leave()
+    poster = WebhookPoster(Webhook(url="http://127.0.0.1:9/hook"), spool)
+    posted: list[str] = []
+
+    async def post(session: Any, post_id: str, body: bytes) -> bool:
+        posted.append(post_id)
+        return len(posted) % 4 != 0  # every fourth is refused
+
+    poster._post = post  # type: ignore[method-assign]
+    rounds = 0
+    async with aiohttp.ClientSession() as session:
+        while not await poster._post_all(session):
+            rounds += 1
+            assert rounds < 10
+    await poster.aclose()
+    assert len(set(posted)) == 10
+    assert len(posted) == 10 + rounds
+    assert not list(tmp_path.iterdir())

@@ -164,6 +164,26 @@ def test_what_does_not_fit_leaves_the_segment_as_it_was() -> None:
     assert board.read(1) is None
 
 
+def test_a_sum_never_goes_backwards_while_workers_are_retired() -> None:
+    board = Scoreboard()
+    for segment in range(1, SEGMENTS):
+        board.publish(segment, totals(1))
+    pid = os.fork()
+    if pid == 0:
+        for segment in range(2, SEGMENTS):
+            board.retire(segment)
+        os._exit(0)
+    sums = set()
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        sums.add(board.sum(1, totals(1)).counters[REQUESTS]["a"])
+    assert sums <= {SEGMENTS - 1}
+    assert board.sum(1, totals(1)).counters[REQUESTS]["a"] == SEGMENTS - 1
+
+
+def test_thousands_of_models_fit() -> None:
+    assert Scoreboard().publish(1, _many(20_000))
+
+
 # --- The exposition ------------------------------------------------------------------------------
 
 
