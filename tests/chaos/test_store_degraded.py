@@ -13,7 +13,7 @@ import pytest
 from tests.support.config import chat, config, digest
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Outcome, once, steady
-from tests.support.upstream import Exchange, Upstream, completion, usage
+from tests.support.upstream import Exchange, Upstream, completion, like_openai, usage
 
 PLENTY = {"rpm": 600_000, "tpm": 600_000_000, "concurrency": 30, "budget": {"usd": 1000}}
 AWAY_SECONDS = 2.5
@@ -157,3 +157,58 @@ async def test_a_worker_alone_enforces_its_share(upstream: Upstream) -> None:
     # 40 at first, one a second afterwards; no worker admits more than its half.
     assert 20 <= statuses.count(200) <= 40 + 15
     assert ready[0] == 200
+
+
+async def test_a_slot_that_nobody_gave_is_not_given_back(upstream: Upstream) -> None:
+    """Asks that Redis was late with are refused here; they have taken nothing that could return."""
+    most = now = 0
+
+    async def slow(exchange: Exchange) -> None:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(3)
+        now -= 1
+        await like_openai(exchange)
+
+    upstream.behaviour = slow
+    text = json.loads(config(upstream.url, limits={"on_store_failure": "degrade"}))
+    text["auth"]["keys"][0]["concurrency"] = 4
+    with running(json.dumps(text), workers=1) as gateway:
+        first = [asyncio.create_task(once(gateway.port, Ask(chat()))) for _ in range(4)]
+        async with asyncio.timeout(5):
+            while now < 4:
+                await asyncio.sleep(0.02)
+        os.kill(gateway.store_pid, signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                more = await asyncio.gather(*(once(gateway.port, Ask(chat())) for _ in range(6)))
+                assert {outcome.status for outcome in more} == {429}
+        finally:
+            os.kill(gateway.store_pid, signal.SIGCONT)
+        assert {(await one).status for one in first} == {200}
+    assert most == 4
+
+
+async def test_a_fallback_is_asked_though_redis_is_away(upstream: Upstream) -> None:
+    async def too_long(exchange: Exchange) -> None:
+        if exchange.request.json["model"] == "gpt-4o-mini":
+            told = {"message": "too long", "code": "context_length_exceeded"}
+            await exchange.reply({"error": told}, status=400)
+        else:
+            await like_openai(exchange)
+
+    upstream.behaviour = too_long
+    text = json.loads(config(upstream.url, limits={"on_store_failure": "degrade"}))
+    text["auth"]["keys"][0]["budget"] = {"usd": 5, "per": "day"}
+    text["models"]["m"] |= {"fallbacks": {"context_window": ["big"]}}
+    big = {"targets": [{"provider": "p0", "model": "gpt-4o"}], "price": {"input": 9, "output": 9}}
+    text["models"]["big"] = big
+    with running(json.dumps(text), workers=1) as gateway:
+        assert (await once(gateway.port, Ask(chat()))).status == 200
+        os.kill(gateway.store_pid, signal.SIGSTOP)
+        try:
+            found = [(await once(gateway.port, Ask(chat()))).status for _ in range(3)]
+        finally:
+            os.kill(gateway.store_pid, signal.SIGCONT)
+    assert found == [200] * 3
