@@ -300,8 +300,7 @@ class _Course:
                 quota.give_back(_used(call))
         now = monotonic()
         breaker.succeeded(now)
-        first = call.relay.first_event_at if call.relay is not None else call.reply_at
-        state.took((first or now) - call.sent_at, now)
+        state.took((_first(call) or now) - call.sent_at, now)
         call.tries.append(_tried(call, route, "", 200, now))
         return deliver
 
@@ -371,10 +370,16 @@ def _count(call: Call) -> Deliver:
     return partial(call.client.reply, 200, "application/json", common_headers(call), body)
 
 
+def _first(call: Call) -> float:
+    """Return when an attempt had its first answer: one that goes on has none of the stream's."""
+    relay = call.relay
+    if relay is not None and relay.first_event_at >= call.sent_at:
+        return relay.first_event_at
+    return call.reply_at
+
+
 def _tried(call: Call, route: Route, failure: str, status: int, now: float) -> AttemptRecord:
-    first = call.reply_at
-    if call.relay is not None and call.relay.started:
-        first = call.relay.first_event_at
+    first = _first(call)
     return AttemptRecord(  # by position: see `settle`
         route.target.provider,
         route.target.model,

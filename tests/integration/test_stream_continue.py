@@ -168,6 +168,7 @@ async def test_targets_are_asked_until_one_goes_on_to_the_end() -> None:
         (record,) = gateway.records(1)
         assert record["continued"] == 3
         assert [one["provider"] for one in record["tries"]] == ["p0", "p1", "p2", "p3"]
+        assert all(0 <= one["first_byte_us"] <= one["duration_us"] for one in record["tries"])
 
 
 @DIALECTS
