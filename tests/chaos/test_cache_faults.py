@@ -286,6 +286,9 @@ async def test_who_shares_a_failure_is_counted_and_limited() -> None:
             gateway.settled()
             used = gateway.usage("acme")
             records = gateway.records(40)
-    assert sorted(o.status for o in found) == [429] * 20 + [502] * 20
-    assert (used["requests"], used["errors"]) == (20, 20)
-    assert sorted(r["outcome"] for r in records) == ["error"] * 20 + ["refused"] * 20
+    failed = sum(o.status == 502 for o in found)
+    assert 20 <= failed <= 22  # one more comes every three seconds
+    assert sorted(o.status for o in found) == [429] * (40 - failed) + [502] * failed
+    assert (used["requests"], used["errors"]) == (failed, failed)
+    outcomes = sorted(r["outcome"] for r in records)
+    assert outcomes == ["error"] * failed + ["refused"] * (40 - failed)

@@ -167,7 +167,7 @@ async def test_a_slot_that_nobody_gave_is_not_given_back(upstream: Upstream) -> 
         nonlocal most, now
         now += 1
         most = max(most, now)
-        await asyncio.sleep(3)
+        await asyncio.sleep(5)
         now -= 1
         await like_openai(exchange)
 
