@@ -13,7 +13,7 @@ import msgspec
 from gateway.core.errors import ApiError, Failure, StoreError, UpstreamError
 from gateway.core.request import Request
 from gateway.core.usage import Usage
-from gateway.pipeline.call import Call
+from gateway.pipeline.call import NO_USAGE, Call
 from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.served import Served
 from gateway.pipeline.services import Services
@@ -105,11 +105,6 @@ def allowance_for(services: Services, call: Call, request: Request) -> Allowance
     )
 
 
-def has_budget(call: Call) -> bool:
-    """Tell whether a call's money is limited."""
-    return any(grant.limit.unit == MONEY for grant in call.grants)
-
-
 async def reserve(services: Services, call: Call, served: Served, output: int) -> Limit | None:
     """Reserve the money for so much output of a model; return the budget that refuses, if any.
 
@@ -136,3 +131,27 @@ async def reserve(services: Services, call: Call, served: Served, output: int) -
             return refusing
     call.grants, call.holding = grown, wanted
     return None
+
+
+async def pay_for(services: Services, call: Call, other: Served) -> bool:
+    """Reserve what another model costs more, to ask it instead; tell whether that is possible."""
+    limited = any(grant.limit.unit == MONEY for grant in call.grants)
+    try:
+        if limited:
+            assert call.holding is not None
+            if await reserve(services, call, other, call.holding.output) is not None:
+                return False
+        elif services.config.pricing.unknown == "refuse":
+            price_of(other, NO_USAGE)
+    except ApiError:  # nobody knows its price
+        return False
+    except StoreError:
+        if not services.admission.degraded:
+            return False
+    request = call.request
+    assert request is not None
+    if request.stream and call.allowance is None and limited:
+        call.allowance = allowance_for(services, call, request)  # the first model costs nothing
+    if isinstance(call.allowance, Allowance):
+        call.allowance.served = other
+    return True

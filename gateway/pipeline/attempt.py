@@ -11,18 +11,12 @@ from functools import partial
 from math import inf
 from time import monotonic
 
-from gateway.core.errors import ApiError, Failure, StoreError, UpstreamError
+from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.hints import TIMEOUT
 from gateway.core.operations import ANTHROPIC, Operation
 from gateway.core.record import AttemptRecord
 from gateway.formats import FORMATS
-from gateway.pipeline.allowance import (
-    Allowance,
-    allowance_for,
-    has_budget,
-    price_of,
-    reserve,
-)
+from gateway.pipeline.allowance import pay_for
 from gateway.pipeline.answer import common_headers, served_headers
 from gateway.pipeline.ask import MAX_SHOWN_CHARS, ask, ask_rest, redacted
 from gateway.pipeline.call import NO_USAGE, Call, Deliver
@@ -69,34 +63,11 @@ async def attempt(services: Services, call: Call) -> Deliver:
         kind = refusal_of(first.failure)
         for name in served.fallbacks.get(kind, ()) if kind is not None else ():
             other = services.catalogue.resolve(name)
-            if other is not None and await _is_paid_for(services, call, other):
+            if other is not None and await pay_for(services, call, other):
                 deliver = await _instead(_Course(services, call, other, until), call)
             if deliver is not None:
                 break
     return first.give_up() if deliver is None else deliver
-
-
-async def _is_paid_for(services: Services, call: Call, other: Served) -> bool:
-    """Tell whether a request may be sent to another model, reserving what that costs more."""
-    try:
-        if has_budget(call):
-            assert call.holding is not None
-            if await reserve(services, call, other, call.holding.output) is not None:
-                return False
-        elif services.config.pricing.unknown == "refuse":
-            price_of(other, NO_USAGE)
-    except ApiError:  # nobody knows its price
-        return False
-    except StoreError:
-        if not services.admission.degraded:
-            return False
-    request = call.request
-    assert request is not None
-    if request.stream and call.allowance is None and has_budget(call):
-        call.allowance = allowance_for(services, call, request)  # the first model costs nothing
-    if isinstance(call.allowance, Allowance):
-        call.allowance.served = other
-    return True
 
 
 async def _instead(course: "_Course", call: Call) -> Deliver | None:

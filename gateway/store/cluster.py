@@ -221,7 +221,7 @@ class Cluster:
                         await self._learn(link)
                         break
                     except StoreError:
-                        pass
+                        continue
                     except Exception:  # nobody else would look again
                         logger.exception("the cluster's topology cannot be read")
             if not self.connected:
