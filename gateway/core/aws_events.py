@@ -34,9 +34,9 @@ class AwsReader:
         self._held = bytearray()
 
     @property
-    def holds(self) -> bool:
-        """Tell whether a message's end is missing."""
-        return bool(self._held)
+    def held(self) -> int:
+        """Return how many bytes there are of a message whose end is missing."""
+        return len(self._held)
 
     def feed(self, data: bytes) -> list[AwsMessage]:
         """Take any split of the stream; return the messages that are whole."""
@@ -54,6 +54,18 @@ class AwsReader:
             at += total
         del self._held[:at]
         return found
+
+
+def framed(headers: dict[str, str], payload: bytes) -> bytes:
+    """Write one message; the headers are text."""
+    lines = b"".join(
+        bytes([len(name)]) + name.encode() + struct.pack(">BH", _TEXT_TYPE, len(value)) + value
+        for name, value in [(name, value.encode()) for name, value in headers.items()]
+    )
+    total = _PRELUDE_BYTES + len(lines) + len(payload) + _CRC_BYTES
+    prelude = struct.pack(">II", total, len(lines))
+    message = prelude + struct.pack(">I", zlib.crc32(prelude)) + lines + payload
+    return message + struct.pack(">I", zlib.crc32(message))
 
 
 def _message(data: bytes, headers_length: int) -> AwsMessage:

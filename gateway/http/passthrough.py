@@ -32,6 +32,7 @@ from gateway.policy.retry import client_error
 logger = logging.getLogger("sluice.http")
 
 CHUNK_BYTES = 64 * 1024
+CAREFUL_BYTES = 16 * 1024
 # Not TRACE: it shows what was sent, and with it the provider's key. aiohttp adds HEAD to GET.
 METHODS = ("GET", "OPTIONS", "PUT", "PATCH", "DELETE", "POST")
 # RFC 9110 section 7.6.1, and what is the gateway's own business on either side.
@@ -189,12 +190,17 @@ async def _relay(
     reply: aiohttp.ClientResponse, answer: web.StreamResponse, passage: Passage, idle: float
 ) -> None:
     """Pass an answer back, to its end. What it came to is settled before the client sees that."""
-    left, mask = answer.content_length, Mask(passage.secrets)
+    left, mask, content = answer.content_length, Mask(passage.secrets), reply.content
+    careful = passage.careful  # what one read brings is what can be overspent
     while True:
         async with asyncio.timeout(idle):  # aiohttp's own does not see a body that lost its framing
-            part = await reply.content.readany()
+            part = await (content.read(CAREFUL_BYTES) if careful else content.readany())
         shown = mask.feed(part) if part else mask.rest()
         passage.see(shown)
+        refusal = await passage.pay_on()
+        if refusal is not None:
+            await _end_early(answer, passage, reply.status, shown, refusal)
+            return
         if left is not None:
             left -= len(shown)
             if left == 0:
@@ -204,6 +210,22 @@ async def _relay(
         if not part:
             break
     await _finish(passage, reply.status)
+    await _taken(answer.write_eof())
+
+
+async def _end_early(
+    answer: web.StreamResponse, passage: Passage, status: int, shown: bytes, refusal: ApiError
+) -> None:
+    """End a stream that its budget does not cover any longer, in so many words if there is a way.
+
+    Raises ConnectionResetError.
+    """
+    passage.end(status, record.ERROR, refusal.code)
+    await passage.settled()
+    last = passage.cut_off(shown, refusal)
+    if not last or answer.content_length is not None:
+        raise ConnectionResetError(refusal.code)
+    await _taken(answer.write(last))
     await _taken(answer.write_eof())
 
 

@@ -77,6 +77,14 @@ class Allowance:
     async def _extend(
         self, granted: Callable[[], None], refused: Callable[[UpstreamError], None]
     ) -> None:
+        refusal = await self.more()
+        if refusal is not None:
+            refused(UpstreamError(Failure.SPENT, refusal.message))
+            return
+        granted()
+
+    async def more(self) -> ApiError | None:
+        """Reserve the next slice; return what refuses it."""
         call, holding = self._call, self._call.holding
         assert holding is not None
         assert self.served is not None
@@ -92,9 +100,7 @@ class Allowance:
             refusing = None
         if refusing is not None:
             self.spent = limit_error(refusing, None)
-            refused(UpstreamError(Failure.SPENT, self.spent.message))
-            return
-        granted()
+        return self.spent
 
 
 def allowance_for(services: Services, call: Call, request: Request) -> Allowance:

@@ -12,13 +12,16 @@ from typing import Any
 import msgspec
 
 from gateway.core import record
+from gateway.core.aws_events import framed
 from gateway.core.errors import ApiError, StoreError
 from gateway.core.operations import Operation
 from gateway.core.request import Request
 from gateway.core.target import Target
 from gateway.core.usage import Usage
 from gateway.formats.body import estimate_prompt
+from gateway.formats.responses_reply import error_event  # every SDK raises it
 from gateway.pipeline.admit import admit
+from gateway.pipeline.allowance import Allowance, allowance_for
 from gateway.pipeline.ask import secrets_of
 from gateway.pipeline.call import Call, Headers
 from gateway.pipeline.catalogue import Catalogue
@@ -38,18 +41,24 @@ from gateway.pipeline.served import Route, Served
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure, settle
 from gateway.policy.access import Principal
-from gateway.policy.limits import has_budget
+from gateway.policy.limits import MONEY, has_budget
 from gateway.policy.pricing import Price
 from gateway.policy.retry import retry_after
 from gateway.policy.rotation import resting_seconds
 from gateway.policy.tokens import count_tokens
 from gateway.providers.errors import UNREADABLE
-from gateway.providers.foreign_usage import ForeignUsage
+from gateway.providers.foreign_usage import EVENTS, MESSAGES, ForeignUsage
 from gateway.upstream.credentials import Signer
 
 MAX_TOKENS, MAX_CHOICES = 2**31, 128  # of what a request may ask, as in the dialects we know
 # What shows what is there, and generates nothing.
 _READING = frozenset(("GET", "HEAD", "OPTIONS"))
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_EXCEPTION = {
+    ":message-type": "exception",
+    ":exception-type": "throttlingException",
+    ":content-type": "application/json",
+}
 _NOTHING = Price.from_rates(0, 0)
 
 Read = Callable[[], Awaitable[bytes | None]]
@@ -76,6 +85,9 @@ class Passage:
         self._services, self._call, self._counts = services, call, counts
         self._paid = paid
         self._usage = ForeignUsage()
+        self._allowance: Allowance | None = None
+        if paid and call.request is not None and any(g.limit.unit == MONEY for g in call.grants):
+            self._allowance = allowance_for(services, call, call.request)
         self._ended = False
 
     @property
@@ -112,6 +124,8 @@ class Passage:
 
     def answered(self, status: int, headers: dict[bytes, bytes]) -> None:
         """Know how the provider has answered: a key that it refuses rests, if there are others."""
+        if self._counts:
+            self._usage.head(headers)
         route = self._call.route
         assert route is not None
         seconds = resting_seconds(status, retry_after(headers, time()))
@@ -122,6 +136,40 @@ class Passage:
         """Look at a part of the answer."""
         if self._counts:
             self._usage.feed(data)
+
+    @property
+    def careful(self) -> bool:
+        """Tell whether a budget may end the answer early."""
+        return self._allowance is not None
+
+    @property
+    def outgrown(self) -> bool:
+        """Tell whether more has been written than the reservation covers."""
+        allowance = self._allowance
+        return allowance is not None and self._usage.text_bytes > allowance.text_bytes
+
+    async def pay_on(self) -> ApiError | None:
+        """Reserve what an answer needs that has outgrown its reservation; return what refuses."""
+        while self.outgrown:
+            assert self._allowance is not None
+            refusal = await self._allowance.more()
+            if refusal is not None:
+                return refusal
+        return None
+
+    def cut_off(self, part: bytes, error: ApiError) -> bytes:
+        """Return a part up to its last whole event, and one that says why there are no more.
+
+        Nothing, where the answer's framing has no place for that.
+        """
+        if self._usage.framing == EVENTS:
+            ends = [part.rfind(end) + len(end) for end in _EVENT_ENDS if end in part]
+            return part[: max(ends, default=0)] + b"\n\n" + error_event(error)
+        unfinished = self._usage.unfinished()
+        if self._usage.framing == MESSAGES and unfinished <= len(part):
+            payload = msgspec.json.encode({"message": error.message})
+            return part[: len(part) - unfinished] + framed(_EXCEPTION, payload)
+        return b""
 
     def end(self, status: int, outcome: str, error: str = "") -> None:
         """Settle what it came to. Idempotent: the first word counts."""

@@ -55,6 +55,24 @@ class WireUsage(msgspec.Struct, gc=False, rename="camel"):
         )
 
 
+class Invoked(msgspec.Struct, gc=False, rename="camel"):
+    """Bedrock's figures of an invocation in a model's own API."""
+
+    input_token_count: int | None = None
+    output_token_count: int | None = None
+    cache_read_input_token_count: int | None = None
+    cache_write_input_token_count: int | None = None
+
+    def counted(self) -> Usage:
+        """Convert to the gateway's counts."""
+        return WireUsage(
+            self.input_token_count,
+            self.output_token_count,
+            self.cache_read_input_token_count,
+            self.cache_write_input_token_count,
+        ).counted()
+
+
 class ToolUse(msgspec.Struct, gc=False, rename="camel"):
     """A call; in a stream `input` is a piece of JSON text."""
 

@@ -3,14 +3,15 @@
 Also what was written in events, for a stream that does not say or does not come to its end.
 """
 
+import binascii
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from gateway.core.aws_events import AwsReader, Damaged
-from gateway.core.sse import SseEvent, SseReader, TooLarge
+from gateway.core.sse import SseReader, TooLarge
 from gateway.core.usage import Usage
 from gateway.providers import (
     anthropic_wire,
@@ -26,7 +27,8 @@ from gateway.providers.errors import UNREADABLE
 MAX_SEEN_BYTES = 4 * 1024 * 1024
 END_BYTES = 64 * 1024
 MAX_TEXT_CHARS = 1024 * 1024  # more than any model writes at once
-_MARKS = (b"sage", b"delta", b"candidates", b'"text"')  # usage, usageMetadata, and text
+# usage, usageMetadata, Bedrock's metrics of an invocation, and text
+_MARKS = (b"sage", b"delta", b"candidates", b'"text"', b"Metrics", b'"generation"', b'"outputText"')
 _NAMES = (b'"usage"', b'"usageMetadata"')
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # before the first word; a byte order mark may come in pieces
 
@@ -41,13 +43,23 @@ class _Found(msgspec.Struct):
     delta: Any = None
     choices: Any = None
     candidates: Any = None
+    outputs: Any = None
+    generation: Any = None
+    outputText: Any = None
+    metrics: Any = msgspec.field(name="amazon-bedrock-invocationMetrics", default=None)
 
 
-# What a model writes, in events of OpenAI's, Anthropic's, Google's, Cohere's.
+class _Packed(msgspec.Struct):
+    """A message of InvokeModelWithResponseStream: an event of the model's own API, in base64."""
+
+    bytes: str
+
+
+# What a model writes, in events of OpenAI's, Anthropic's, Google's, Cohere's, Bedrock's.
 _WRITTEN = frozenset(
     (
         *("content", "text", "reasoning_content", "reasoning", "thinking", "refusal"),
-        *("arguments", "partial_json", "tool_plan"),
+        *("arguments", "partial_json", "tool_plan", "input", "generation", "outputText"),
     )
 )
 _SHAPES: tuple[tuple[str, Any], ...] = (
@@ -57,6 +69,7 @@ _SHAPES: tuple[tuple[str, Any], ...] = (
     ("input_tokens", responses_wire.WireUsage),
     ("output_tokens", responses_wire.WireUsage),
     ("inputTokens", converse_wire.WireUsage),
+    ("inputTokenCount", converse_wire.Invoked),
     ("promptTokenCount", gemini_wire.WireUsage),
     ("tokens", cohere_wire.WireUsage),
 )
@@ -64,8 +77,21 @@ _SHAPES: tuple[tuple[str, Any], ...] = (
 _decode = msgspec.json.Decoder(_Found | list[_Found]).decode
 
 
+# What Bedrock says in an answer's head, as an answer of a model's own API need not have it.
+_HEADERS = (
+    (b"x-amzn-bedrock-input-token-count", "inputTokenCount"),
+    (b"x-amzn-bedrock-output-token-count", "outputTokenCount"),
+    (b"x-amzn-bedrock-cache-read-input-token-count", "cacheReadInputTokenCount"),
+    (b"x-amzn-bedrock-cache-write-input-token-count", "cacheWriteInputTokenCount"),
+)
+EVENTS, MESSAGES = "events", "messages"
+
+
 class ForeignUsage:
-    """Looks at an answer as it passes. Memory is bounded."""
+    """Looks at an answer as it passes. Memory is bounded.
+
+    `text_bytes` is how much was written in a stream; `framing` is EVENTS, MESSAGES, or neither.
+    """
 
     def __init__(self) -> None:
         self._look: Callable[[bytes], None] | None = None
@@ -74,6 +100,19 @@ class ForeignUsage:
         self._found: dict[str, Any] = {}
         self._text: list[str] = []
         self._text_chars = 0
+        self.text_bytes = 0
+        self.framing = ""
+
+    def head(self, headers: Mapping[bytes, bytes]) -> None:
+        """Look at an answer's head; what its body says counts more."""
+        for field, name in _HEADERS:
+            value = headers.get(field, b"")
+            if value.isdigit():
+                self._found[name] = value.decode()
+
+    def unfinished(self) -> int:
+        """Return how many bytes of the answer's end belong to a message that is not whole yet."""
+        return self._messages.held
 
     def feed(self, data: bytes) -> None:
         """Look at a part."""
@@ -88,7 +127,7 @@ class ForeignUsage:
         """Return what was used; None where the answer does not say."""
         with contextlib.suppress(TooLarge):
             for event in self._events.rest():
-                self._see(event)
+                self._see(event.data)
         self._take_body()
         for name, shape in _SHAPES:
             if name in self._found:
@@ -104,8 +143,12 @@ class ForeignUsage:
         if first in b"{[":
             return self._keep
         if first in b"deir:":  # data, event, id, retry, or a comment
+            self.framing = EVENTS
             return self._read_events
-        return self._read_messages if first == b"\0" else _ignore
+        if first != b"\0":
+            return _ignore
+        self.framing = MESSAGES
+        return self._read_messages
 
     def _keep(self, data: bytes) -> None:
         self._body += data
@@ -120,24 +163,26 @@ class ForeignUsage:
             self._events = SseReader()
             found = self._events.feed(data[-END_BYTES:])
         for event in found:
-            self._see(event)
+            self._see(event.data)
 
     def _read_messages(self, data: bytes) -> None:
         try:
             for message in self._messages.feed(data):
-                self._take(message.payload)
+                self._see(_unpacked(message.payload))
         except Damaged:
             self._look = _ignore
 
-    def _see(self, event: SseEvent) -> None:
-        if any(mark in event.data for mark in _MARKS):
+    def _see(self, data: bytes) -> None:
+        if any(mark in data for mark in _MARKS):
             with contextlib.suppress(RecursionError):
-                for found in self._take(event.data):
+                for found in self._take(data):
                     self._hear(found)
 
     def _hear(self, found: _Found) -> None:
         delta = {"text": found.delta} if isinstance(found.delta, str) else found.delta
-        for text in _written((delta, found.choices, found.candidates)):
+        named = {"generation": found.generation, "outputText": found.outputText}
+        for text in _written((delta, found.choices, found.candidates, found.outputs, named)):
+            self.text_bytes += len(text.encode(errors="surrogatepass"))
             if self._text_chars + len(text) <= MAX_TEXT_CHARS:
                 self._text.append(text)
                 self._text_chars += len(text)
@@ -171,6 +216,7 @@ class ForeignUsage:
         for inner in (found.message, found.response, found.delta):
             if isinstance(inner, dict):
                 self._update(inner.get("usage"))
+        self._update(found.metrics)
 
     def _update(self, figures: Any) -> None:
         if isinstance(figures, dict):
@@ -188,6 +234,17 @@ def _written(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _written(inner)
+
+
+def _unpacked(payload: bytes) -> bytes:
+    """Return the event that Bedrock packs into a message, or the message's own JSON."""
+    if not payload.startswith(b'{"bytes"'):
+        return payload
+    try:
+        packed = msgspec.json.decode(payload, type=_Packed)
+        return binascii.a2b_base64(packed.bytes)
+    except UNREADABLE:
+        return payload
 
 
 def _counted(figures: dict[str, Any], shape: Any) -> Usage | None:

@@ -55,7 +55,7 @@ def pieces(stream: bytes, size: int) -> list[bytes]:
 def read(parts: Iterable[bytes]) -> list[AwsMessage]:
     reader = AwsReader()
     found = [one for part in parts for one in reader.feed(part)]
-    assert not reader.holds
+    assert not reader.held
     return found
 
 
@@ -142,7 +142,7 @@ def test_any_messages_in_any_split_are_read(
 def test_a_message_is_there_as_soon_as_it_is_whole() -> None:
     reader = AwsReader()
     parts = (HELLO[:-1], HELLO[-1:] + HELLO[:5], HELLO[5:])
-    found = [(len(reader.feed(part)), reader.holds) for part in parts]
+    found = [(len(reader.feed(part)), bool(reader.held)) for part in parts]
     assert found == [(0, True), (1, True), (1, False)]
 
 

@@ -1,5 +1,6 @@
 """Usage found by its shape in answers nobody understands: whole, in every split, byte by byte."""
 
+import base64
 import json
 import random
 import tracemalloc
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.core.usage import Usage
 from gateway.providers.foreign_usage import MAX_SEEN_BYTES, ForeignUsage
 from tests.golden.recordings import NEEDS_RECORDINGS, RECORDINGS, Recording, read
-from tests.golden.replay import frames
+from tests.golden.replay import event_stream_message, frames
 from tests.support.readings import cut, sse
 from tests.support.upstream import completion, delta, usage
 
@@ -244,6 +245,74 @@ Figures = st.dictionaries(
 def test_no_figures_fail_a_settlement(figures: dict[str, Any]) -> None:
     counted(whole({"usage": figures}))
     counted(sse({"message": {"usage": figures}}), sse({"usage": figures}))
+
+
+# -- Bedrock's invocations of a model's own API ----------------------------------------------------
+
+
+def packed(content: Any) -> bytes:
+    """A message of InvokeModelWithResponseStream."""
+    inner = base64.b64encode(json.dumps(content).encode()).decode()
+    return event_stream_message(json.dumps({"chunk": {"bytes": inner, "p": "abcdefgh"}}))
+
+
+METRICS = {
+    "inputTokenCount": 7,
+    "outputTokenCount": 126,
+    "invocationLatency": 4069,
+    "firstByteLatency": 1117,
+    "cacheReadInputTokenCount": 14,
+    "cacheWriteInputTokenCount": 22,
+}
+INVOKED = {"amazon-bedrock-invocationMetrics": METRICS}
+
+
+def test_an_invocation_of_claude() -> None:
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 7, "output_tokens": 1}}}
+    text = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "Hej"}}
+    end = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 126}}
+    parts = [packed(one) for one in (start, text, end, {"type": "message_stop", **INVOKED})]
+    assert counted(*parts) == Usage(7, completion_tokens=126)
+    assert counted(b"".join(parts)) == Usage(7, completion_tokens=126)
+    assert written(*parts) == "Hej"
+    assert written(*parts[:2]) == "Hej"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        {"generation": "Hej", "prompt_token_count": None},  # Llama's
+        {"outputText": "Hej", "index": 0},  # Titan's
+        {"outputs": [{"text": "Hej", "stop_reason": None}]},  # Mistral's
+    ],
+)
+def test_an_invocation_of_another_model(piece: dict[str, Any]) -> None:
+    assert written(packed(piece), packed({**piece, **INVOKED})) == "HejHej"
+    assert counted(packed(piece), packed({**piece, **INVOKED})) == Usage(43, 14, 22, 126)
+
+
+def test_an_invocation_whose_figures_are_in_its_head() -> None:
+    seen = ForeignUsage()
+    seen.head(
+        {
+            b"x-amzn-bedrock-input-token-count": b"9",
+            b"x-amzn-bedrock-output-token-count": b"4",
+            b"x-amzn-bedrock-cache-read-input-token-count": b"x",
+        }
+    )
+    seen.feed(b'{"generation": "Hej", "generation_token_count": 4}')
+    assert seen.result() == Usage(9, completion_tokens=4)
+
+
+@pytest.mark.parametrize("inner", ["no base64 ~", "", "e30=", "bnVsbA==", 7, None, "w6k="])
+def test_a_packed_event_that_is_none(inner: Any) -> None:
+    message = event_stream_message(json.dumps({"chunk": {"bytes": inner}}))
+    assert counted(message, packed(INVOKED)) == Usage(43, 14, 22, 126)
+
+
+def test_a_call_in_a_converse_stream_is_written_too() -> None:
+    delta = {"contentBlockIndex": 1, "delta": {"toolUse": {"input": '{"city": '}}}
+    assert written(event_stream_message(json.dumps({"contentBlockDelta": delta}))) == '{"city": '
 
 
 # -- text, for a stream that does not say ----------------------------------------------------------

@@ -1,0 +1,218 @@
+"""A stream of a provider's own API ends where its budget does, in its own framing."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from gateway.core.aws_events import AwsReader
+from tests.golden.replay import event_stream_message
+from tests.support.config import PRICED_MODEL, config, digest
+from tests.support.gateway import Gateway, untroubled
+from tests.support.threaded import UpstreamThread
+from tests.support.upstream import Exchange, delta, usage
+from tests.support.wire import ask, post
+
+JSON = "Content-Type: application/json"
+HAIKU = "claude-haiku-4-5"
+BEDROCK_HAIKU = "anthropic.claude-3-haiku-20240307-v1:0"
+BUDGET_USD, BUDGET_MICROUSD = 0.01, 10_000
+WORDS = "word after word " * 8  # in one event: 128 bytes
+EVENTS = 4_000  # which would cost 77,000 micro-dollars with the cheapest of these models
+KEYS = {name: f"sk-{name}-key" for name in ("chat", "responses", "claude", "invoked", "converse")}
+KEYS |= {name: f"sk-{name}-key" for name in ("slices", "sized", "openai-sdk", "anthropic-sdk")}
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[tuple[Gateway, UpstreamThread]]:
+    """A gateway whose keys have a cent each, and a provider of every API."""
+    with UpstreamThread() as provider:
+        host = provider.url.removesuffix("/v1")
+        rows: dict[str, dict[str, Any]] = {
+            "openai": {"kind": "openai", "base_url": provider.url},
+            "claude": {"kind": "anthropic", "base_url": provider.url},
+            "aws": {"kind": "bedrock", "base_url": host, "region": "us-east-1"},
+        }
+        for row in rows.values():
+            row["api_key"] = "sk-upstream"
+        budget = {"usd": BUDGET_USD, "per": "total"}
+        keys = [
+            {"name": name, "sha256": digest(key), "tenant": name, "budget": budget}
+            for name, key in KEYS.items()
+        ]
+        with untroubled(config(auth={"keys": keys}, providers=rows, models={})) as running:
+            yield running, provider
+
+
+def chunk(word: str) -> bytes:
+    return b"data: " + json.dumps(delta(word)).encode() + b"\n\n"
+
+
+def block(word: str) -> bytes:
+    event = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta"}}
+    event["delta"]["text"] = word  # type: ignore[index]
+    return b"event: content_block_delta\r\ndata: " + json.dumps(event).encode() + b"\r\n\r\n"
+
+
+def item(word: str) -> bytes:
+    event = {"type": "response.output_text.delta", "item_id": "m", "delta": word}
+    return b"event: response.output_text.delta\ndata: " + json.dumps(event).encode() + b"\n\n"
+
+
+def invoked(word: str) -> bytes:
+    event = json.dumps({"type": "content_block_delta", "delta": {"text": word}}).encode()
+    return event_stream_message(
+        json.dumps({"chunk": {"bytes": base64.b64encode(event).decode(), "p": "abc"}})
+    )
+
+
+def conversed(word: str) -> bytes:
+    return event_stream_message(
+        json.dumps({"contentBlockDelta": {"contentBlockIndex": 0, "delta": {"text": word}}})
+    )
+
+
+STREAMS: list[tuple[str, str, Any, Callable[[str], bytes]]] = [
+    ("chat", "openai/v1/chat/completions", {"model": PRICED_MODEL}, chunk),
+    ("responses", "openai/v1/responses", {"model": PRICED_MODEL}, item),
+    ("claude", "claude/v1/messages", {"model": HAIKU, "max_tokens": 100}, block),
+    ("invoked", f"aws/model/{BEDROCK_HAIKU}/invoke-with-response-stream", {}, invoked),
+    ("converse", f"aws/model/{BEDROCK_HAIKU}/converse-stream", {"messages": []}, conversed),
+]
+
+
+def endless(event: Callable[[str], bytes], cut: int, sized: bool = False) -> Any:
+    """Answer with more than any budget here covers, in pieces that end within events."""
+
+    async def behave(exchange: Exchange) -> None:
+        whole = event(WORDS) * EVENTS
+        if sized:
+            await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
+            await exchange.send(b"Content-Length: %d\r\n\r\n" % len(whole))
+        else:
+            await exchange.start_stream()
+        for at in range(0, len(whole), cut):
+            part = whole[at : at + cut]
+            await (exchange.send(part) if sized else exchange.chunk(part))
+            await asyncio.sleep(0)
+
+    return behave
+
+
+def spent(gateway: Gateway, name: str) -> int:
+    """What a key's budget has paid for, once nothing is reserved."""
+    gateway.settled()
+    return gateway.usage(name)["cost_microusd"]
+
+
+@pytest.mark.parametrize(("name", "path", "content", "event"), STREAMS)
+async def test_a_stream_ends_where_its_budget_does(
+    gateway: tuple[Gateway, UpstreamThread],
+    name: str,
+    path: str,
+    content: Any,
+    event: Callable[[str], bytes],
+) -> None:
+    running, provider = gateway
+    provider.reset(endless(event, 1009))
+    body = {**content, "stream": True}
+    reply = await ask(running.port, post(body, JSON, path=f"/providers/{path}", key=KEYS[name]))
+    assert reply.status == 200
+    if event in (invoked, conversed):
+        reader = AwsReader()
+        messages = reader.feed(reply.body)
+        assert not reader.held
+        assert messages[-1].headers[":message-type"] == "exception"
+        assert "budget" in json.loads(messages[-1].payload)["message"]
+        shown = len(messages) - 1
+    else:
+        *events, last, rest = reply.body.replace(b"\r\n", b"\n").split(b"\n\n")
+        assert rest == b""
+        kind, _, data = last.partition(b"\n")
+        assert kind == b"event: error"
+        assert json.loads(data.removeprefix(b"data: "))["error"]["code"] == "budget_exceeded"
+        shown = len([one for one in events if one])
+        for one in events[:5] + events[-3:]:
+            if one:
+                json.loads(one.partition(b"data: ")[2])  # no half of an event
+    assert 0 < shown < EVENTS
+    used = spent(running, name)
+    slice_microusd = 6_000  # 1,024 tokens of the dearest of these models, and a read
+    assert BUDGET_MICROUSD * 0.3 < used <= BUDGET_MICROUSD + slice_microusd
+    record = await logged(running, name)
+    assert (record["outcome"], record["error"]) == ("error", "budget_exceeded")
+    assert record["usage_source"] == "partial"
+
+
+async def logged(gateway: Gateway, name: str) -> dict[str, Any]:
+    """The one record of a key."""
+    for _ in range(250):
+        found = [one for one in gateway.records() if one["tenant"] == name]
+        if found:
+            (record,) = found
+            return record
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"no record of {name}")
+
+
+async def test_a_stream_within_its_budget_takes_slices_and_gives_back(
+    gateway: tuple[Gateway, UpstreamThread],
+) -> None:
+    """Of 6,400 tokens; the first reservation covers 1,024."""
+    running, provider = gateway
+
+    async def behave(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        for _ in range(200):
+            await exchange.chunk(chunk(WORDS))
+        last = {**delta(None), "choices": [], "usage": usage(10, 6400)}
+        await exchange.chunk(b"data: " + json.dumps(last).encode() + b"\n\ndata: [DONE]\n\n")
+        await exchange.end_stream()
+
+    provider.reset(behave)
+    body = {"model": PRICED_MODEL, "stream": True}
+    path = "/providers/openai/v1/chat/completions"
+    reply = await ask(running.port, post(body, JSON, path=path, key=KEYS["slices"]))
+    assert reply.body.endswith(b"data: [DONE]\n\n")
+    assert spent(running, "slices") == 3842  # 10 at 0.15 and 6,400 at 0.60 dollars a million
+    store = running.store
+    (key,) = store.scan_iter("sluice:limit:{slices}:*budget*")
+    assert 3842 in [int(value) for value in store.hgetall(key).values()], store.hgetall(key)
+    store.close()
+
+
+async def test_a_stream_of_a_told_length_breaks_off(
+    gateway: tuple[Gateway, UpstreamThread],
+) -> None:
+    running, provider = gateway
+    provider.reset(endless(chunk, 1009, sized=True))
+    body = {"model": PRICED_MODEL, "stream": True}
+    with pytest.raises((asyncio.IncompleteReadError, ConnectionError, AssertionError)):
+        await ask(
+            running.port,
+            post(body, JSON, path="/providers/openai/v1/chat/completions", key=KEYS["sized"]),
+        )
+    assert spent(running, "sized") <= BUDGET_MICROUSD + 6_000
+
+
+async def test_the_official_clients_raise_it(gateway: tuple[Gateway, UpstreamThread]) -> None:
+    running, provider = gateway
+    base = f"http://127.0.0.1:{running.port}/providers"
+    provider.reset(endless(chunk, 700))
+    async with openai.AsyncOpenAI(base_url=f"{base}/openai/v1", api_key=KEYS["openai-sdk"]) as one:
+        stream = await one.chat.completions.create(model=PRICED_MODEL, messages=[], stream=True)
+        with pytest.raises(openai.APIError, match="budget"):
+            async for _ in stream:
+                pass
+    provider.reset(endless(block, 700))
+    key = KEYS["anthropic-sdk"]
+    async with anthropic.AsyncAnthropic(base_url=f"{base}/claude", api_key=key) as other:
+        events = await other.messages.create(model=HAIKU, messages=[], max_tokens=100, stream=True)
+        with pytest.raises(anthropic.APIError, match="budget"):
+            async for _ in events:
+                pass
