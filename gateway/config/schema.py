@@ -188,6 +188,8 @@ class Price(Section, frozen=True):
     cached: Usd | None = None
     cache_write: Usd | None = None
     per_request: Usd = 0
+    cache_write_1h: Usd | None = None
+    per_search: Usd = 0
 
 
 class Pricing(Section, frozen=True):

@@ -6,7 +6,8 @@ import msgspec
 class Usage(msgspec.Struct, frozen=True, gc=False):
     """Token counts; cached, cache-write and the first audio are part of the prompt.
 
-    Reasoning and the second audio are part of the completion.
+    Reasoning and the second audio are part of the completion; what is written for an hour is part
+    of what is written. Web searches are those that the provider made, and charges by the piece.
     """
 
     prompt_tokens: int = 0
@@ -16,6 +17,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     reasoning_tokens: int = 0
     audio_prompt_tokens: int = 0
     audio_completion_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    web_searches: int = 0
 
     def plus(self, other: "Usage") -> "Usage":
         """Return what both used together."""

@@ -68,6 +68,14 @@ def usage(used: Usage) -> Json:
         "cache_read_input_tokens": used.cached_tokens,
         "output_tokens": used.completion_tokens,
     }
+    if used.cache_write_1h_tokens:
+        lasting, written = used.cache_write_1h_tokens, used.cache_write_tokens
+        found["cache_creation"] = {
+            "ephemeral_5m_input_tokens": max(written - lasting, 0),
+            "ephemeral_1h_input_tokens": lasting,
+        }
+    if used.web_searches:
+        found["server_tool_use"] = {"web_search_requests": used.web_searches}
     if used.reasoning_tokens:
         found["output_tokens_details"] = {"thinking_tokens": used.reasoning_tokens}
     return found

@@ -323,5 +323,11 @@ def _own_price(price: schema.Price | None) -> Price | None:
     if price is None:
         return None
     return Price.from_rates(
-        price.input, price.output, price.cached, price.cache_write, price.per_request
+        price.input,
+        price.output,
+        price.cached,
+        price.cache_write,
+        price.per_request,
+        price.cache_write_1h,
+        price.per_search,
     )

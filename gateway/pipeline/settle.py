@@ -87,6 +87,8 @@ def _is_sane(usage: Usage) -> bool:
         | usage.reasoning_tokens
         | usage.audio_prompt_tokens
         | usage.audio_completion_tokens
+        | usage.cache_write_1h_tokens
+        | usage.web_searches
     )
     return 0 <= every < MOST
 

@@ -51,9 +51,11 @@ RATE_KEYS = {
     "reasoning": ("output_reasoning_mtok", "output_mtok"),
     "audio_input": ("input_audio_mtok", "input_mtok"),
     "audio_output": ("output_audio_mtok", "output_mtok"),
+    "cache_write_1h": ("cache_write_1h_mtok", "cache_write_mtok", "input_mtok"),
 }
-REQUEST_KEY = "requests_kcount"  # dollars per thousand requests
-METERED_KEYS = {REQUEST_KEY}.union(*RATE_KEYS.values())
+# Dollars a thousand.
+REQUEST_KEY, SEARCH_KEY = "requests_kcount", "web_searches_kcount"
+METERED_KEYS = {REQUEST_KEY, SEARCH_KEY}.union(*RATE_KEYS.values())
 
 
 @cache
@@ -79,6 +81,7 @@ def compile_price(prices: "source.ModelPrice") -> Price:
     return Price(
         **_rates(values, 0),
         request=_nano(_usd(values.get(REQUEST_KEY), 0) / 1000),
+        search=_nano(_usd(values.get(SEARCH_KEY), 0) / 1000),
         tiers=tuple(
             Tier(**_rates(values, start + 1), above=start)
             for start in sorted({tier.start for tier in tiers})

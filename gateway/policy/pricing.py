@@ -51,6 +51,7 @@ class Rates(msgspec.Struct, frozen=True, array_like=True, gc=False):
     reasoning: int
     audio_input: int
     audio_output: int
+    cache_write_1h: int
 
 
 class Tier(Rates, frozen=True, array_like=True, gc=False):
@@ -60,13 +61,15 @@ class Tier(Rates, frozen=True, array_like=True, gc=False):
 
 
 class Price(Rates, frozen=True, array_like=True, gc=False):
-    """What a model costs: the rates up to the first tier, nano-dollars a request, ascending tiers.
+    """What a model costs: the rates up to the first tier, and ascending tiers.
 
-    `unmetered` names what the provider also bills and the gateway does not count (searches,
-    one-hour cache writes ...): where it is not empty, rates of 0 do not mean free.
+    A request and a web search have a price in nano-dollars. `unmetered` names what the provider
+    also bills and the gateway does not count (images, pages ...): where it is not empty, rates of 0
+    do not mean free.
     """
 
     request: int = 0
+    search: int = 0
     tiers: tuple[Tier, ...] = ()
     unmetered: tuple[str, ...] = ()
     version: str = ""
@@ -79,24 +82,33 @@ class Price(Rates, frozen=True, array_like=True, gc=False):
         cached_per_mtok: Usd | None = None,
         cache_write_per_mtok: Usd | None = None,
         per_request: Usd = 0,
+        cache_write_1h_per_mtok: Usd | None = None,
+        per_search: Usd = 0,
     ) -> Self:
-        """Build a price from US dollars; the input rate stands in for absent cache rates."""
+        """Build a price from US dollars; the input rate stands in for absent cache rates.
+
+        What is written for an hour costs what is written at all, where nobody says.
+        """
         prompt, output = nano_usd(input_per_mtok), nano_usd(output_per_mtok)
+        written = prompt if cache_write_per_mtok is None else nano_usd(cache_write_per_mtok)
+        lasting = cache_write_1h_per_mtok
         return cls(
             input=prompt,
             cached=prompt if cached_per_mtok is None else nano_usd(cached_per_mtok),
-            cache_write=prompt if cache_write_per_mtok is None else nano_usd(cache_write_per_mtok),
+            cache_write=written,
             output=output,
             reasoning=output,
             audio_input=prompt,
             audio_output=output,
+            cache_write_1h=written if lasting is None else nano_usd(lasting),
             request=nano_usd(per_request),
+            search=nano_usd(per_search),
             version="config",
         )
 
 
 class CostComponents(NamedTuple):
-    """Femto-dollars; their sum is what `cost_microusd` rounds."""
+    """Femto-dollars; their sum is what `cost_microusd` rounds. Searches are with the request."""
 
     input: int
     cached: int
@@ -131,6 +143,7 @@ def cost_components(price: Price, usage: Usage) -> CostComponents:
     prompt = max(usage.prompt_tokens, 0)
     cached = min(max(usage.cached_tokens, 0), prompt)
     written = min(max(usage.cache_write_tokens, 0), prompt - cached)
+    lasting = min(max(usage.cache_write_1h_tokens, 0), written)
     completion = max(usage.completion_tokens, 0)
     reasoning = min(max(usage.reasoning_tokens, 0), completion)
     plain, answered = prompt - cached - written, completion - reasoning
@@ -143,11 +156,11 @@ def cost_components(price: Price, usage: Usage) -> CostComponents:
     return CostComponents(
         (plain - heard) * rates.input + heard * rates.audio_input,
         cached * rates.cached,
-        written * rates.cache_write,
+        (written - lasting) * rates.cache_write + lasting * rates.cache_write_1h,
         (answered - spoken) * rates.output
         + spoken * rates.audio_output
         + reasoning * rates.reasoning,
-        price.request * FEMTO_PER_NANO,
+        (price.request + max(usage.web_searches, 0) * price.search) * FEMTO_PER_NANO,
     )
 
 
@@ -253,7 +266,7 @@ class Provider(msgspec.Struct, frozen=True, array_like=True):
     resells: tuple[str, ...]  # providers whose models it also sells
 
 
-class Table(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class Table(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """What the file holds. Raise the tag with every change of layout: it refuses older files."""
 
     version: str

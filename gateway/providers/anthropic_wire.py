@@ -42,6 +42,18 @@ class OutputDetails(msgspec.Struct, gc=False):
     thinking_tokens: int | None = None
 
 
+class CacheCreation(msgspec.Struct, gc=False):
+    """`usage.cache_creation`: what was written, by how long it is kept."""
+
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class ServerToolUse(msgspec.Struct, gc=False):
+    """`usage.server_tool_use`: what the provider did itself."""
+
+    web_search_requests: int | None = None
+
+
 class WireUsage(msgspec.Struct, gc=False):
     """`usage`. In a stream the last figure of each kind counts."""
 
@@ -50,6 +62,8 @@ class WireUsage(msgspec.Struct, gc=False):
     cache_read_input_tokens: int | None = None
     output_tokens: int | None = None
     output_tokens_details: OutputDetails | None = None
+    cache_creation: CacheCreation | None = None
+    server_tool_use: ServerToolUse | None = None
 
     def updated(self, later: "WireUsage") -> "WireUsage":
         """Return the figures with later ones in their place."""
@@ -66,12 +80,16 @@ class WireUsage(msgspec.Struct, gc=False):
         """Convert to the gateway's counts: what a cache gave or took is part of the prompt."""
         cached, written = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
         details = self.output_tokens_details or OutputDetails()
+        lasting = self.cache_creation.ephemeral_1h_input_tokens if self.cache_creation else 0
+        searched = self.server_tool_use.web_search_requests if self.server_tool_use else 0
         return Usage(
             (self.input_tokens or 0) + cached + written,
             cached,
             written,
             self.output_tokens or 0,
             details.thinking_tokens or 0,
+            cache_write_1h_tokens=lasting or 0,
+            web_searches=searched or 0,
         )
 
 

@@ -39,6 +39,13 @@ FINISH = {
 }
 
 
+class CacheDetail(msgspec.Struct, gc=False, rename="camel"):
+    """What was written to a cache, to be kept for one time."""
+
+    ttl: str | None = None
+    input_tokens: int | None = None
+
+
 class WireUsage(msgspec.Struct, gc=False, rename="camel"):
     """`usage`."""
 
@@ -46,12 +53,18 @@ class WireUsage(msgspec.Struct, gc=False, rename="camel"):
     output_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     cache_write_input_tokens: int | None = None
+    cache_details: list[CacheDetail] | None = None
 
     def counted(self) -> Usage:
         """Convert to the gateway's counts: what a cache gave or took is part of the prompt."""
         cached, written = self.cache_read_input_tokens or 0, self.cache_write_input_tokens or 0
+        lasting = [d.input_tokens or 0 for d in self.cache_details or () if d.ttl == "1h"]
         return Usage(
-            (self.input_tokens or 0) + cached + written, cached, written, self.output_tokens or 0
+            (self.input_tokens or 0) + cached + written,
+            cached,
+            written,
+            self.output_tokens or 0,
+            cache_write_1h_tokens=sum(lasting),
         )
 
 

@@ -43,6 +43,7 @@ class _Found(msgspec.Struct):
     delta: Any = None
     choices: Any = None
     candidates: Any = None
+    output: Any = None
     outputs: Any = None
     generation: Any = None
     outputText: Any = None
@@ -100,6 +101,7 @@ class ForeignUsage:
         self._found: dict[str, Any] = {}
         self._text: list[str] = []
         self._text_chars = 0
+        self._searches = 0
         self.text_bytes = 0
         self.framing = ""
 
@@ -131,7 +133,10 @@ class ForeignUsage:
         self._take_body()
         for name, shape in _SHAPES:
             if name in self._found:
-                return _counted(self._found, shape)
+                usage = _counted(self._found, shape)
+                if usage is None or not self._searches:
+                    return usage
+                return msgspec.structs.replace(usage, web_searches=self._searches)
         return None
 
     def text(self) -> str:
@@ -216,7 +221,18 @@ class ForeignUsage:
         for inner in (found.message, found.response, found.delta):
             if isinstance(inner, dict):
                 self._update(inner.get("usage"))
+                self._count_searches(inner.get("output"))
+        self._count_searches(found.output)
         self._update(found.metrics)
+
+    def _count_searches(self, output: Any) -> None:
+        """Count the web searches of a response that is whole."""
+        if isinstance(output, list):
+            items = [one for one in output if isinstance(one, dict)]
+            made = [
+                one for one in items if responses_wire.searched(one.get("type"), one.get("action"))
+            ]
+            self._searches = max(self._searches, len(made))
 
     def _update(self, figures: Any) -> None:
         if isinstance(figures, dict):

@@ -36,6 +36,7 @@ class WireUsage(msgspec.Struct, gc=False):
     total_tokens: int | None = None
     prompt_cache_hit_tokens: int | None = None
     cached_tokens: int | None = None
+    num_search_queries: int | None = None  # Perplexity's
 
     def counted(self) -> Usage:
         """Convert to the gateway's counts."""
@@ -56,7 +57,8 @@ class WireUsage(msgspec.Struct, gc=False):
             spoken = self.completion_tokens_details.audio_tokens or 0
             if reasoning and self.total_tokens == prompt + completion + reasoning:
                 completion += reasoning  # xAI reports it beside the completion, and bills both
-        return Usage(prompt, cached, written, completion, reasoning, heard, spoken)
+        searched = self.num_search_queries or 0
+        return Usage(prompt, cached, written, completion, reasoning, heard, spoken, 0, searched)
 
 
 class Function(msgspec.Struct, gc=False):

@@ -39,6 +39,8 @@ from gateway.providers.responses_wire import (
     ResponsesDecoder,
     finish_of,
     logprobs_of,
+    searched,
+    usage_of,
 )
 
 _encode = msgspec.json.Encoder().encode
@@ -69,10 +71,9 @@ class NativeResponses:
     def parse_usage(self, body: bytes) -> Usage | None:
         """Read `usage`."""
         try:
-            usage = _decode_response(body).usage
+            return _usage(_decode_response(body))
         except UNREADABLE:
             return None
-        return None if usage is None else usage.counted()
 
     def parse_text(self, body: bytes) -> str:
         """Return what was written in all items."""
@@ -155,12 +156,17 @@ class ResponsesConversation:
             model=response.model or "",
             parts=parts,
             finish=finish_of(response, called),
-            usage=response.usage.counted() if response.usage is not None else None,
+            usage=_usage(response),
         )
 
     def decoder(self) -> "ResponsesDecoder":
         """Return a fresh stream decoder."""
         return ResponsesDecoder()
+
+
+def _usage(response: Response) -> Usage | None:
+    items = response.output or ()
+    return usage_of(response.usage, sum([searched(item.type, item.action) for item in items]))
 
 
 def _items(message: Message, fit: Fit) -> list[Json]:

@@ -79,6 +79,7 @@ class Item(msgspec.Struct, gc=False):
     content: list[ContentPart] | None = None
     summary: list[ContentPart] | None = None
     encrypted_content: str | None = None
+    action: Any = None
 
 
 class Incomplete(msgspec.Struct, gc=False):
@@ -118,6 +119,21 @@ class StreamEvent(msgspec.Struct, gc=False):
 _decode_event = msgspec.json.Decoder(StreamEvent).decode
 
 
+def searched(kind: str | None, action: Any) -> bool:
+    """Tell whether an item is a web search that is charged: opening what it found is not."""
+    if kind != "web_search_call":
+        return False
+    return not isinstance(action, dict) or action.get("type") in (None, "search")
+
+
+def usage_of(usage: WireUsage | None, searches: int) -> Usage | None:
+    """Return a response's usage; how often it searched is not in its own."""
+    if usage is None:
+        return None
+    counted = usage.counted()
+    return msgspec.structs.replace(counted, web_searches=searches) if searches else counted
+
+
 def logprobs_of(raw: Raw) -> Raw | None:
     return None if bytes(raw) == b"[]" else given(raw)
 
@@ -137,6 +153,7 @@ class ResponsesDecoder(SseDecoder):
         self._calls: dict[int, int] = {}
         self._shown: set[int] = set()  # items of which there were deltas
         self._begun = False
+        self._searches = 0
 
     def read(self, event: SseEvent) -> list[Event]:
         """Return what an event says."""
@@ -178,6 +195,7 @@ class ResponsesDecoder(SseDecoder):
 
     def _done(self, place: int, item: Item) -> list[Event]:
         """Take what only the whole item says: a secret, or what no delta said before."""
+        self._searches += searched(item.type, item.action)
         if item.type == "reasoning" and item.encrypted_content:
             secret = mark(MAKER, item.encrypted_content)
             if place in self._shown:
@@ -197,6 +215,7 @@ class ResponsesDecoder(SseDecoder):
 
     def _ended(self, response: Head) -> list[Event]:
         found: list[Event] = []
-        if response.usage is not None:
-            found.append(events.Used(response.usage.counted()))
+        used = usage_of(response.usage, self._searches)
+        if used is not None:
+            found.append(events.Used(used))
         return [*found, events.Finished(finish_of(response, bool(self._calls))), events.Ended()]

@@ -91,4 +91,10 @@ def counted(usage: Json) -> Usage:
     written = usage.get("cache_creation_input_tokens") or 0
     reasoning = (usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0
     prompt = usage["input_tokens"] + cached + written
-    return Usage(prompt, cached, written, usage["output_tokens"], reasoning)
+    lasting = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens", 0)
+    searched = (usage.get("server_tool_use") or {}).get("web_search_requests", 0)
+    return Usage(
+        *(prompt, cached, written, usage["output_tokens"], reasoning),
+        cache_write_1h_tokens=lasting,
+        web_searches=searched,
+    )

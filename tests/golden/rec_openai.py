@@ -60,7 +60,8 @@ def counted(usage: Json) -> Usage:
     reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     if usage.get("total_tokens") == prompt + output + reasoning:
         output += reasoning  # xAI reports reasoning beside the completion and bills both
-    return Usage(prompt, cached, 0, output, reasoning)
+    searched = usage.get("num_search_queries") or 0  # Perplexity's
+    return Usage(prompt, cached, 0, output, reasoning, web_searches=searched)
 
 
 # --- Responses -----------------------------------------------------------------------------------
@@ -86,7 +87,7 @@ def response(bodies: list[Json]) -> Expected:
             if item["type"] not in ("message", "reasoning", "function_call")
         ],
         finish=(body.get("incomplete_details") or {}).get("reason") or body["status"],
-        usage=spent(body["usage"]) if body.get("usage") else None,
+        usage=spent(body["usage"], searches(items)) if body.get("usage") else None,
         error=(body.get("error") or {}).get("message"),
     )
 
@@ -119,7 +120,13 @@ def response_stream(events: list[Json]) -> Expected:
     return response([{**events[-1]["response"], "output": output}])
 
 
-def spent(usage: Json) -> Usage:
+def searches(items: list[Json]) -> int:
+    """How often the provider searched; that it opened what it found is not charged."""
+    calls = [item for item in items if item["type"] == "web_search_call"]
+    return len([1 for item in calls if (item.get("action") or {}).get("type") in (None, "search")])
+
+
+def spent(usage: Json, searched: int) -> Usage:
     """A response's usage."""
     cached = usage.get("input_tokens_details") or {}
     reasoning = (usage.get("output_tokens_details") or {}).get("reasoning_tokens", 0)
@@ -129,6 +136,7 @@ def spent(usage: Json) -> Usage:
         cached.get("cache_write_tokens", 0),
         usage["output_tokens"],
         reasoning,
+        web_searches=searched,
     )
 
 

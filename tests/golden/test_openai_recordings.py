@@ -103,7 +103,8 @@ def counted(usage: dict[str, Any] | None) -> Usage | None:
     reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     if usage.get("total_tokens") == prompt + output + reasoning:
         output += reasoning  # xAI reports reasoning beside the completion and bills both
-    return Usage(prompt, cached, 0, output, reasoning)
+    searched = usage.get("num_search_queries") or 0  # Perplexity's
+    return Usage(prompt, cached, 0, output, reasoning, web_searches=searched)
 
 
 class Reading(NamedTuple):

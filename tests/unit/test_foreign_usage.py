@@ -139,6 +139,48 @@ SHAPES = [
 ]
 
 
+SEARCHED = {
+    "object": "response",
+    "output": [
+        {"type": "web_search_call", "action": {"type": "search", "query": "x"}},
+        {"type": "web_search_call", "action": {"type": "open_page", "url": "http://x"}},
+        {"type": "web_search_call"},
+        {"type": "message", "content": []},
+        "odd",
+    ],
+    "usage": {"input_tokens": 9, "output_tokens": 4},
+}
+LASTING = {
+    "usage": {
+        "input_tokens": 5,
+        "cache_creation_input_tokens": 6,
+        "cache_creation": {"ephemeral_5m_input_tokens": 2, "ephemeral_1h_input_tokens": 4},
+        "server_tool_use": {"web_search_requests": 3},
+        "output_tokens": 1,
+    }
+}
+AWS_LASTING = {
+    "usage": {
+        "inputTokens": 5,
+        "cacheWriteInputTokens": 6,
+        "outputTokens": 1,
+        "cacheDetails": [{"ttl": "1h", "inputTokens": 4}, {"ttl": "5m", "inputTokens": 2}],
+    }
+}
+CHARGED = [
+    (SEARCHED, Usage(9, completion_tokens=4, web_searches=2)),
+    ({"type": "response.completed", "response": SEARCHED}, Usage(9, 0, 0, 4, web_searches=2)),
+    (LASTING, Usage(11, 0, 6, 1, cache_write_1h_tokens=4, web_searches=3)),
+    (AWS_LASTING, Usage(11, 0, 6, 1, cache_write_1h_tokens=4)),
+]
+
+
+@pytest.mark.parametrize(("content", "used"), CHARGED)
+def test_what_is_charged_beside_tokens(content: Any, used: Usage) -> None:
+    assert counted(sse(content)) == used
+    assert counted(whole(content)) == used
+
+
 @pytest.mark.parametrize(("content", "used"), SHAPES)
 def test_a_body(content: Any, used: Usage) -> None:
     assert counted(whole(content)) == used

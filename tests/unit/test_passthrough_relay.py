@@ -19,6 +19,7 @@ class Sides:
         self.parts, self.content_length = list(parts), length
         self.happened: list[Any] = []
         self.status, self.content, self.secrets = 200, self, ("sk-secret",)
+        self.careful = False
 
     async def readany(self) -> bytes:
         return self.parts.pop(0) if self.parts else b""
@@ -31,6 +32,9 @@ class Sides:
 
     def see(self, data: bytes) -> None:
         """Take what was seen."""
+
+    async def pay_on(self) -> None:
+        """Need no more."""
 
     def end(self, status: int, outcome: str, error: str = "") -> None:
         if "end" not in self.happened:

@@ -64,6 +64,8 @@ def library_microusd(price: library.ModelPrice, usage: Usage) -> int:
         input_audio_tokens=usage.audio_prompt_tokens,
         output_audio_tokens=usage.audio_completion_tokens,
         cache_audio_read_tokens=0,
+        cache_write_1h_tokens=usage.cache_write_1h_tokens,
+        web_searches=usage.web_searches,
     )
     usd = price.calc_price(counted)["total_price"]
     return int((usd * 10**6).to_integral_value(ROUND_HALF_UP))
@@ -87,6 +89,7 @@ def boundary_usages(price: Price) -> list[Usage]:
             Usage(prompt, prompt // 3, prompt // 5, 777, 333, prompt // 4, 400),
             Usage(prompt, cached_tokens=prompt),
             Usage(prompt, cache_write_tokens=prompt),
+            Usage(prompt, 0, prompt // 2, 777, cache_write_1h_tokens=prompt // 3, web_searches=3),
         )
     ]
 
@@ -114,7 +117,8 @@ def test_any_usage_costs_what_the_library_says(data: st.DataObject, index: int) 
     thought = data.draw(st.integers(0, completion))
     heard = data.draw(st.integers(0, prompt - cached - written))
     spoken = data.draw(st.integers(0, completion - thought))
-    usage = Usage(prompt, cached, written, completion, thought, heard, spoken)
+    lasting, searches = data.draw(st.integers(0, written)), data.draw(st.integers(0, 50))
+    usage = Usage(prompt, cached, written, completion, thought, heard, spoken, lasting, searches)
     assert cost_microusd(price, usage) == library_microusd(reference, usage)
 
 
@@ -123,8 +127,8 @@ def test_few_rates_are_finer_than_a_nano_dollar() -> None:
 
 
 def test_a_tier_applies_to_the_whole_request_beyond_its_threshold() -> None:
-    tier = Tier(6 * 10**9, 6 * 10**8, 75 * 10**8, 225 * 10**8, 225 * 10**8, 0, 0, above=200_000)
-    price = Price(3 * 10**9, 3 * 10**8, 375 * 10**7, 15 * 10**9, 15 * 10**9, 0, 0, tiers=(tier,))
+    tier = Tier(6 * 10**9, 6 * 10**8, 75 * 10**8, 225 * 10**8, 225 * 10**8, 0, 0, 0, above=200_000)
+    price = Price(3 * 10**9, 3 * 10**8, 375 * 10**7, 15 * 10**9, 15 * 10**9, 0, 0, 0, tiers=(tier,))
     assert cost_microusd(price, Usage(200_000, completion_tokens=100)) == 600_000 + 1_500
     assert cost_microusd(price, Usage(200_001, completion_tokens=100)) == 1_200_006 + 2_250
     # Cached tokens count towards the threshold, completion tokens do not.
@@ -177,6 +181,15 @@ def test_a_request_fee_is_charged_once() -> None:
     assert cost_microusd(price, Usage(prompt_tokens=5)) == 12_005
 
 
+def test_what_is_written_for_an_hour_and_searches_have_their_price() -> None:
+    price = Price.from_rates(3, 15, "0.3", "3.75", cache_write_1h_per_mtok=6, per_search="0.01")
+    used = Usage(1000, 100, 500, 10, cache_write_1h_tokens=200, web_searches=2)
+    # 400 fresh at 3, 100 read at 0.3, 300 written at 3.75 and 200 at 6, 10 at 15, two searches
+    assert cost_microusd(price, used) == 1200 + 30 + 1125 + 1200 + 150 + 20_000
+    assert in_microusd(cost_components(price, used)).request == 20_000
+    assert Price.from_rates(3, 15, cache_write_per_mtok=4).cache_write_1h == 4 * 10**9
+
+
 @pytest.mark.parametrize(
     ("impossible", "clamped"),
     [
@@ -187,10 +200,12 @@ def test_a_request_fee_is_charged_once() -> None:
         (Usage(completion_tokens=4, reasoning_tokens=9), Usage(0, 0, 0, 4, 4)),
         (Usage(10, 6, 1, 4, 3, 9, 9), Usage(10, 6, 1, 4, 3, 3, 1)),
         (Usage(10, 0, 0, 4, 0, -9, -9), Usage(10, 0, 0, 4)),
+        (Usage(10, 0, 4, 0, 0, 0, 0, 9, -9), Usage(10, 0, 4, 0, 0, 0, 0, 4)),
+        (Usage(10, 0, 4, 0, 0, 0, 0, -9), Usage(10, 0, 4)),
     ],
 )
 def test_impossible_counts_are_clamped(impossible: Usage, clamped: Usage) -> None:
-    price = Price(10**9, 10**8, 2 * 10**9, 4 * 10**9, 3 * 10**9, 5 * 10**9, 6 * 10**9)
+    price = Price(10**9, 10**8, 2 * 10**9, 4 * 10**9, 3 * 10**9, 5 * 10**9, 6 * 10**9, 7 * 10**9)
     assert cost_components(price, impossible) == cost_components(price, clamped)
 
 
@@ -207,6 +222,7 @@ def test_configured_rates() -> None:
         reasoning=600_000_000,
         audio_input=150_000_000,
         audio_output=600_000_000,
+        cache_write_1h=150_000_000,
         version="config",
     )
     free = Price.from_rates(0, 0, 0, 0)

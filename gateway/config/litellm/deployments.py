@@ -21,6 +21,7 @@ _PRICES = {
     "output": "output_cost_per_token",
     "cached": "cache_read_input_token_cost",
     "cache_write": "cache_creation_input_token_cost",
+    "cache_write_1h": "cache_creation_input_token_cost_above_1hr",
 }
 _UNSERVED = frozenset(
     (
@@ -39,7 +40,7 @@ _AWS = "Sluice signs with keys alone: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCES
 _TAGS = "there is no routing by tags: give each tag a model name of its own"
 _BUDGET = "budgets are of keys, tenants and everybody (see per_model)"
 _LOGS = "Sluice calls no logging service: see ledger, tracing and /metrics"
-_PRICE = "prices are by input, output, cached and cache_write tokens"
+_PRICE = "prices are by input, output, cached, cache_write and cache_write_1h tokens"
 _WHO = "which models a key may use is said with the key"
 
 _BESIDE = dict.fromkeys(("rpm", "tpm", "weight", "order"), "its place is in litellm_params")
