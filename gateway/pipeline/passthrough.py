@@ -186,7 +186,8 @@ class Passage:
     def _measure(self) -> None:
         """Count what the provider has told, or what was seen of a stream."""
         call, usage, text = self._call, self._usage.result(), self._usage.text()
-        if usage is not None and not call.finished:  # it has told of the beginning, perhaps
+        finished = call.finished and not self._usage.outdated
+        if usage is not None and not finished:  # it has told of the beginning, perhaps
             written = max(usage.completion_tokens, count_tokens(text))
             usage = msgspec.structs.replace(usage, completion_tokens=written)
         if usage is None and not text:
@@ -194,6 +195,8 @@ class Passage:
                 return  # one that broke off is estimated
             usage = Usage()  # a price for the request itself is due all the same
         measure(call, Answer(b"", usage, lambda: text))
+        if not finished:
+            call.usage_source = "partial"
         call.finished = True  # or it would be estimated again, without any of that
 
     async def settled(self) -> None:

@@ -48,6 +48,10 @@ def measure(call: Call, answer: Answer | None = None) -> None:
         usage = relay.usage
     if usage is not None and _is_sane(usage):
         call.usage, call.usage_source = usage, "provider"
+        if relay is not None and not relay.complete:  # some tell figures from the beginning on
+            written = max(usage.completion_tokens, relay.delivered_tokens())
+            call.usage = msgspec.structs.replace(usage, completion_tokens=written)
+            call.usage_source = "partial"
     else:
         text_tokens = relay.delivered_tokens() if relay is not None else 0
         if answer is not None and text_tokens == 0:

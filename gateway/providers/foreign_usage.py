@@ -91,7 +91,8 @@ EVENTS, MESSAGES = "events", "messages"
 class ForeignUsage:
     """Looks at an answer as it passes. Memory is bounded.
 
-    `text_bytes` is how much was written in a stream; `framing` is EVENTS, MESSAGES, or neither.
+    `text_bytes` is how much was written in a stream; `framing` is EVENTS, MESSAGES, or neither;
+    `outdated` tells that more was written after the last figures.
     """
 
     def __init__(self) -> None:
@@ -104,6 +105,7 @@ class ForeignUsage:
         self._searches = 0
         self.text_bytes = 0
         self.framing = ""
+        self.outdated = False
 
     def head(self, headers: Mapping[bytes, bytes]) -> None:
         """Look at an answer's head; what its body says counts more."""
@@ -188,6 +190,7 @@ class ForeignUsage:
         named = {"generation": found.generation, "outputText": found.outputText}
         for text in _written((delta, found.choices, found.candidates, found.outputs, named)):
             self.text_bytes += len(text.encode(errors="surrogatepass"))
+            self.outdated = self.outdated or bool(text)
             if self._text_chars + len(text) <= MAX_TEXT_CHARS:
                 self._text.append(text)
                 self._text_chars += len(text)
@@ -237,6 +240,7 @@ class ForeignUsage:
     def _update(self, figures: Any) -> None:
         if isinstance(figures, dict):
             self._found |= {name: value for name, value in figures.items() if value is not None}
+            self.outdated = False
 
 
 def _written(value: Any) -> Iterator[str]:

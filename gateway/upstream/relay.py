@@ -124,6 +124,11 @@ class Relay:
         """Return the provider's own figure, where it came."""
         return self._decoder.usage
 
+    @property
+    def complete(self) -> bool:
+        """Tell whether the answer has come to its end."""
+        return self._decoder.done or self._decoder.finished
+
     def begin(self, status: int, headers: dict[bytes, bytes], flow: Flow) -> bool:
         """Take event streams; leave errors and whole replies to be gathered."""
         kind = headers.get(b"content-type", b"").lower()
