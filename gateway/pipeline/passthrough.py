@@ -186,16 +186,17 @@ class Passage:
     def _measure(self) -> None:
         """Count what the provider has told, or what was seen of a stream."""
         call, usage, text = self._call, self._usage.result(), self._usage.text()
-        finished = call.finished and not self._usage.outdated
-        if usage is not None and not finished:  # it has told of the beginning, perhaps
-            written = max(usage.completion_tokens, count_tokens(text))
-            usage = msgspec.structs.replace(usage, completion_tokens=written)
+        outdated = self._usage.outdated
+        if usage is not None and (outdated or not call.finished):  # it may tell of the beginning
+            told, written = usage.completion_tokens, count_tokens(text)
+            outdated = outdated or told < written
+            usage = msgspec.structs.replace(usage, completion_tokens=max(told, written))
         if usage is None and not text:
             if not (self._paid and call.finished):
                 return  # one that broke off is estimated
             usage = Usage()  # a price for the request itself is due all the same
         measure(call, Answer(b"", usage, lambda: text))
-        if not finished:
+        if usage is not None and outdated:
             call.usage_source = "partial"
         call.finished = True  # or it would be estimated again, without any of that
 

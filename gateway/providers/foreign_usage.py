@@ -92,7 +92,7 @@ class ForeignUsage:
     """Looks at an answer as it passes. Memory is bounded.
 
     `text_bytes` is how much was written in a stream; `framing` is EVENTS, MESSAGES, or neither;
-    `outdated` tells that more was written after the last figures.
+    `outdated` tells that events after the last with figures had text.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class ForeignUsage:
         self._searches = 0
         self.text_bytes = 0
         self.framing = ""
-        self.outdated = False
+        self.outdated = self._told = False
 
     def head(self, headers: Mapping[bytes, bytes]) -> None:
         """Look at an answer's head; what its body says counts more."""
@@ -181,16 +181,20 @@ class ForeignUsage:
 
     def _see(self, data: bytes) -> None:
         if any(mark in data for mark in _MARKS):
+            self._told, before = False, self.text_bytes
             with contextlib.suppress(RecursionError):
                 for found in self._take(data):
                     self._hear(found)
+            if self._told:
+                self.outdated = False
+            elif self.text_bytes > before:
+                self.outdated = True
 
     def _hear(self, found: _Found) -> None:
         delta = {"text": found.delta} if isinstance(found.delta, str) else found.delta
         named = {"generation": found.generation, "outputText": found.outputText}
         for text in _written((delta, found.choices, found.candidates, found.outputs, named)):
             self.text_bytes += len(text.encode(errors="surrogatepass"))
-            self.outdated = self.outdated or bool(text)
             if self._text_chars + len(text) <= MAX_TEXT_CHARS:
                 self._text.append(text)
                 self._text_chars += len(text)
@@ -240,7 +244,7 @@ class ForeignUsage:
     def _update(self, figures: Any) -> None:
         if isinstance(figures, dict):
             self._found |= {name: value for name, value in figures.items() if value is not None}
-            self.outdated = False
+            self._told = True
 
 
 def _written(value: Any) -> Iterator[str]:
