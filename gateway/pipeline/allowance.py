@@ -111,10 +111,13 @@ def allowance_for(services: Services, call: Call, request: Request) -> Allowance
     )
 
 
-async def reserve(services: Services, call: Call, served: Served, output: int) -> Limit | None:
+async def reserve(
+    services: Services, call: Call, served: Served, output: int, *, alone: bool = False
+) -> Limit | None:
     """Reserve the money for so much output of a model; return the budget that refuses, if any.
 
-    Raises ApiError where nobody knows the price, and StoreError.
+    While Redis is away, `alone` takes it of this worker's share. Raises ApiError where nobody knows
+    the price, and StoreError.
     """
     holding, principal = call.holding, call.principal
     assert holding is not None
@@ -132,7 +135,13 @@ async def reserve(services: Services, call: Call, served: Served, output: int) -
     )
     wanted = msgspec.structs.replace(holding, output=output, holds=holds(grown))
     if budgets and more:
-        refusing = await services.admission.grow(principal.tenant, call.id, wanted, budgets, more)
+        admission = services.admission
+        try:
+            refusing = await admission.grow(principal.tenant, call.id, wanted, budgets, more)
+        except StoreError:
+            if not (alone and admission.degraded):
+                raise
+            refusing = admission.grow_alone(call.id, budgets, more)
         if refusing is not None:
             return refusing
     call.grants, call.holding = grown, wanted
@@ -145,15 +154,13 @@ async def pay_for(services: Services, call: Call, other: Served) -> bool:
     try:
         if limited:
             assert call.holding is not None
-            if await reserve(services, call, other, call.holding.output) is not None:
+            output = call.holding.output
+            if await reserve(services, call, other, output, alone=True) is not None:
                 return False
         elif services.config.pricing.unknown == "refuse":
             price_of(other, NO_USAGE)
-    except ApiError:  # nobody knows its price
+    except (ApiError, StoreError):  # nobody knows its price, or whether there is money for it
         return False
-    except StoreError:
-        if not services.admission.degraded:
-            return False
     request = call.request
     assert request is not None
     if request.stream and call.allowance is None and limited:

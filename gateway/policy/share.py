@@ -6,6 +6,8 @@ last heard no more than that part. Nothing of it is kept when the store is back.
 
 from math import inf
 
+import msgspec
+
 from gateway.policy.limits import CONCURRENCY, MONEY, RATE, Grant, Limit
 
 MAX_KNOWN = 20_000
@@ -47,6 +49,28 @@ class LocalShare:
         for grant, left in zip(granted, found, strict=True):
             self._left[grant.key] = left - grant.amount, now
         self._taken[lease] = granted
+        return None
+
+    def grow(
+        self, lease: str, granted: tuple[Grant, ...], amount: int, workers: int, now: float
+    ) -> Limit | None:
+        """Take so much more of every limit for a lease, or of none; return what refuses."""
+        found = [self._current(grant, workers, now) for grant in granted]
+        for grant, left in zip(granted, found, strict=True):
+            if amount > left and not grant.limit.shadow:
+                return grant.limit
+        for grant, left in zip(granted, found, strict=True):
+            self._left[grant.key] = left - amount, now
+        if lease in self._taken:
+            more = {grant.key for grant in granted}
+            self._taken[lease] = tuple(
+                [
+                    msgspec.structs.replace(one, amount=one.amount + amount)
+                    if one.key in more
+                    else one
+                    for one in self._taken[lease]
+                ]
+            )
         return None
 
     def came_back(self, key: str, amount: int, capacity: int) -> None:

@@ -198,6 +198,11 @@ class Admission:
             self._share.came_back(grant.key, -amount, grant.spec[1])
         return None
 
+    def grow_alone(self, lease: str, budgets: tuple[Grant, ...], amount: int) -> Limit | None:
+        """Reserve more of this worker's share, while Redis is away; return what refuses."""
+        self._alone = True
+        return self._share.grow(lease, budgets, amount, self.live_workers, monotonic())
+
     async def count_workers(self, name: str, every_seconds: float) -> None:
         """Be counted among the live workers of all machines, and count them. Raises StoreError."""
         now = self.now()

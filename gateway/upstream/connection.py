@@ -403,7 +403,7 @@ class Connection(asyncio.Protocol):
         if not future.done():
             body = b"" if self._streaming else b"".join(self._body)
             if self._gathered:
-                body = bytes(self._gathered + body)
+                body, self._gathered = bytes(self._gathered + body), b""
             reply = Reply(self._status, self._headers, body, self._streaming, self._first_byte_at)
             future.set_result(reply)
         self._body = []

@@ -73,3 +73,20 @@ def test_what_comes_back_is_never_more_than_there_is() -> None:
     assert [admitted(share, name, wanted, 100.0) for name in "abc"] == [True, True, False]
     share.came_back("unheard of", 1, 2)
     assert "unheard of" not in share.known
+
+
+def test_a_lease_grows_as_far_as_the_share_goes_and_gives_all_of_it_back() -> None:
+    share, wanted = LocalShare(), granted(Rates(budgets=(Budget(1_000_000, "day"),)), microusd=300)
+    assert share.take("a", wanted, 2, 0.0) is None
+    assert share.grow("a", wanted, 400_000, 2, 0.0) is None
+    assert share.grow("a", wanted, 100_000, 2, 0.0) is wanted[0].limit
+    assert share.take(
+        "b", granted(Rates(budgets=(Budget(1_000_000, "day"),)), microusd=99_701), 2, 0.0
+    )
+    share.give_back("a", {wanted[0].key: 0})
+    assert (
+        share.take(
+            "c", granted(Rates(budgets=(Budget(1_000_000, "day"),)), microusd=500_000), 2, 0.0
+        )
+        is None
+    )
