@@ -9,7 +9,7 @@ from gateway.pipeline.allowance import SLICE_TOKENS, allowance_for, price_of
 from gateway.pipeline.call import NO_USAGE, Call
 from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.services import Services
-from gateway.policy.limits import Grant, grants, has_budget
+from gateway.policy.limits import Grant, grants, has_budget, taken_of
 from gateway.store.lease import Holding, holds
 
 # Reserved for the answer where neither the request nor the model's configuration sets a maximum.
@@ -97,6 +97,8 @@ async def _take(
     asked_at = monotonic()
     verdict = await services.admission.admit(principal.tenant, call.id, holding, granted)
     call.verdict, call.queued_s = verdict, monotonic() - asked_at
+    if verdict.overdrawn:
+        call.grants = taken_of(granted, verdict.overdrawn)
     if verdict.refused_by is not None:
         call.leased = call.unsure = verdict.unsure
         raise limit_error(verdict.refused_by, verdict.wait_seconds, tokens)

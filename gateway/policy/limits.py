@@ -182,10 +182,15 @@ def _microseconds(moment: datetime) -> int:
 
 
 def tightest(granted: tuple[Grant, ...], levels: list[int]) -> dict[str, tuple[int, Limit]]:
-    """Return by unit which limit has the least left, the one a client meets first, and how much."""
+    """Return by unit which limit has the least left, the one a client meets first, and how much.
+
+    One in shadow is met by nobody.
+    """
     found: dict[str, tuple[int, Limit]] = {}
     for grant, level in zip(granted, levels, strict=True):
         limit = grant.limit
+        if limit.shadow:
+            continue
         known = found.get(limit.unit)
         if known is None or level < known[0]:
             found[limit.unit] = (level, limit)
@@ -196,6 +201,11 @@ def overdrawn_in_shadow(granted: tuple[Grant, ...], levels: list[int]) -> tuple[
     """Return the limits that would have refused if they were not in shadow."""
     found = zip(granted, levels, strict=True)
     return tuple([grant.limit for grant, level in found if grant.limit.shadow and level < 0])
+
+
+def taken_of(granted: tuple[Grant, ...], overdrawn: tuple[Limit, ...]) -> tuple[Grant, ...]:
+    """Leave out the rates in shadow that had too little: nothing was taken of them."""
+    return tuple([g for g in granted if g.spec[0] != RATE or g.limit not in overdrawn])
 
 
 def until_full(limit: Limit, level: int) -> str:

@@ -46,9 +46,12 @@ class LocalShare:
                     refused = grant.limit, wait
         if refused is not None:
             return refused
+        taken = []
         for grant, left in zip(granted, found, strict=True):
-            self._left[grant.key] = left - grant.amount, now
-        self._taken[lease] = granted
+            if grant.amount <= left or not grant.limit.shadow or grant.spec[0] != RATE:
+                self._left[grant.key] = left - grant.amount, now
+                taken.append(grant)
+        self._taken[lease] = tuple(taken)
         return None
 
     def grow(

@@ -179,14 +179,14 @@ class Admission:
     async def grow(
         self, tenant: str, lease: str, holding: Holding, budgets: tuple[Grant, ...], amount: int
     ) -> Limit | None:
-        """Reserve more micro-dollars for a lease; return the budget that refuses, if any.
+        """Reserve so many more micro-dollars for a lease; return the budget that refuses, if any.
 
-        `holding` is what the lease holds then. Raises StoreError.
+        `holding` is what the lease holds then; Redis takes what it has not yet. Raises StoreError.
         """
         if self.degraded:
             raise StoreError("Redis is away")
         specs = [(*grant.spec, grant.limit.shadow) for grant in budgets]
-        data = _pack((lease, _to_json(holding).decode(), specs, amount))
+        data = _pack((lease, _to_json(holding).decode(), specs))
         keys = [*names.leases(tenant), *(grant.key for grant in budgets)]
         refusing = await ran(self._client, scripts.GROW, keys, data)
         if refusing < 0:

@@ -102,10 +102,10 @@ async def test_money_leaves_a_rolling_window_when_its_slot_does(upstream: Upstre
             slot = int(store.hget(name, "slot"))
             spent = store.hget(name, str(slot))
             store.hdel(name, str(slot))
-            store.hset(name, mapping={str(slot - 29): spent, "slot": slot - 1})
-            still = (await post(gateway.url))[0]
-            store.hdel(name, str(slot - 29))
             store.hset(name, mapping={str(slot - 30): spent, "slot": slot - 1})
+            still = (await post(gateway.url))[0]
+            store.hdel(name, str(slot - 30))
+            store.hset(name, mapping={str(slot - 31): spent, "slot": slot - 1})
         after = (await post(gateway.url))[0]
     assert (first, second, still, after) == (200, 429, 429, 200)
 

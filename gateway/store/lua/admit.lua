@@ -13,7 +13,9 @@
 -- A lease is taken once, however often it is asked for: what a worker believed lost may arrive late,
 -- even after the same was asked again on another connection, and was settled.
 --
--- A limit in shadow is taken from like any other, into debt if need be, and refuses nobody.
+-- A limit in shadow refuses nobody. Slots and money are taken from it like from any other, beyond
+-- its capacity if need be; a rate is not, where it would have refused: then its `left` is what it
+-- would be, below 0, and the request has nothing of it.
 
 local input = cmsgpack.unpack(ARGV[1])
 local lease_ms, specs, requests = input[1], input[2], input[3]
@@ -46,8 +48,12 @@ for r, request in ipairs(requests) do
   local verdict = {refusing, wait}
   for n, want in ipairs(request[3]) do
     local limit = limits[want[1]]
-    if refusing == 0 and asks then take(limit, want[2]) end
-    verdict[n + 2] = limit.left
+    local spec, left = specs[want[1]], limit.left
+    if refusing == 0 and asks then
+      left = left - want[2]
+      if left >= 0 or forced or not spec[4] or spec[1] ~= RATE then take(limit, want[2]) end
+    end
+    verdict[n + 2] = left
   end
   if refusing == 0 and asks then
     deadlines[#deadlines + 1] = math.floor(now / 1000) + lease_ms

@@ -3,20 +3,28 @@
 -- KEYS[1]   zset of the tenant's open leases; KEYS[2] hash of what they hold
 -- KEYS[3..] budgets (see limits.lua)
 -- ARGV[1]   msgpack [lease id, holding JSON with the new amounts, [[sort, capacity, more, shadow],
---           ...], amount]
+--           ...]]
 -- returns   0 when it was taken, the number of the budget that refuses, or -1: no such lease
+--
+-- What is taken is what the lease does not hold yet: one that was asked for and believed lost may
+-- arrive late, before or behind the next.
 
 local input = cmsgpack.unpack(ARGV[1])
-local lease, holding, specs, amount = input[1], input[2], input[3], input[4]
+local lease, holding, specs = input[1], input[2], input[3]
 if not redis.call('ZSCORE', KEYS[1], lease) then return -1 end
 local now = clock_us()
-local limits = {}
+local held, wanted = held_by(redis.call('HGET', KEYS[2], lease)), held_by(holding)
+local limits, missing, grows = {}, {}, false
 for i, spec in ipairs(specs) do
-  limits[i] = load_limit(KEYS[i + 2], spec, now)
-  if amount > limits[i].left and not spec[4] then return i end
+  local key = KEYS[i + 2]
+  limits[i] = load_limit(key, spec, now)
+  missing[i] = math.max((wanted[key] or 0) - (held[key] or 0), 0)
+  grows = grows or missing[i] > 0
+  if missing[i] > limits[i].left and missing[i] > 0 and not spec[4] then return i end
 end
-for _, limit in ipairs(limits) do
-  take(limit, amount)
+if not grows then return 0 end
+for i, limit in ipairs(limits) do
+  take(limit, missing[i])
   save_limit(limit, now)
 end
 redis.call('HSET', KEYS[2], lease, holding)

@@ -22,11 +22,15 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
-local function load_rate(key, capacity, refill, now)
-  local stored = redis.call('HMGET', key, 'level', 'updated')
+-- `kept`: what the hash says of itself counts, as a limit may have changed since it was taken from.
+local function load_rate(key, capacity, refill, now, kept)
+  local stored = redis.call('HMGET', key, 'level', 'updated', 'capacity', 'refill')
   local level, updated = tonumber(stored[1]), tonumber(stored[2])
   if level == nil or updated == nil then
-    return {left = capacity, updated = now}
+    return {left = capacity, updated = now, capacity = capacity, more = refill}
+  end
+  if kept then
+    capacity, refill = tonumber(stored[3]) or capacity, tonumber(stored[4]) or refill
   end
   local seen = updated
   local credit = math.floor((now - updated) * refill / 60000000)
@@ -37,7 +41,7 @@ local function load_rate(key, capacity, refill, now)
   if level >= capacity or updated > now then
     level, updated = math.min(level, capacity), now
   end
-  return {left = level, updated = updated,
+  return {left = level, updated = updated, capacity = capacity, more = refill,
     fresh = math.floor(seen / 1000000) == math.floor(now / 1000000)}
 end
 
@@ -47,7 +51,7 @@ local function roll(key, slot)
   for i = 1, #fields, 2 do
     local number = tonumber(fields[i])
     if number ~= nil then
-      if number <= slot - WINDOW_SLOTS then
+      if number < slot - WINDOW_SLOTS then  -- none before a whole window has passed
         gone[#gone + 1] = fields[i]
       else
         total = total + tonumber(fields[i + 1])
@@ -59,11 +63,13 @@ local function roll(key, slot)
   return total
 end
 
-local function load_limit(key, spec, now)
+local function load_limit(key, spec, now, kept)
   local sort, capacity, more = spec[1], spec[2], spec[3]
   local limit
   if sort == RATE then
-    limit = load_rate(key, capacity, more, now)
+    limit = load_rate(key, capacity, more, now, kept)
+    limit.key, limit.sort = key, sort
+    return limit
   elseif sort == SLOTS then
     local in_use = tonumber(redis.call('HGET', key, 'in_use')) or 0
     limit = {left = capacity - in_use, in_use = in_use}
@@ -99,7 +105,14 @@ local function wait_us(limit, amount, now)
     if number ~= nil and (oldest == nil or number < oldest) then oldest = number end
   end
   if oldest == nil then return 1000000 end  -- all of it is reserved, none spent yet
-  return math.max((oldest + WINDOW_SLOTS) * limit.more - now, 1)
+  return math.max((oldest + WINDOW_SLOTS + 1) * limit.more - now, 1)
+end
+
+-- Return what a lease holds of its slots and money, by key, out of its holding's JSON.
+local function held_by(json)
+  local amounts = {}
+  for _, hold in ipairs(json and cjson.decode(json).holds or {}) do amounts[hold[1]] = hold[3] end
+  return amounts
 end
 
 local function take(limit, amount)
@@ -147,7 +160,7 @@ local function save_limit(limit, now)
       if limit.spent_now ~= 0 then
         redis.call('HINCRBY', key, whole(limit.slot), whole(limit.spent_now))
       end
-      redis.call('EXPIRE', key, math.ceil(limit.more * WINDOW_SLOTS / 1000000) + 2 * DAY_S)
+      redis.call('EXPIRE', key, math.ceil(limit.more * (WINDOW_SLOTS + 1) / 1000000) + 2 * DAY_S)
     elseif limit.more > 0 then
       redis.call('EXPIRE', key, math.ceil((limit.more - now) / 1000000) + 35 * DAY_S)
     end

@@ -27,12 +27,6 @@ local ids = {}
 for s, settlement in ipairs(settlements) do ids[s] = settlement[1] end
 local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(ids))
 
-local function held_by(id)
-  local amounts, json = {}, redis.call('HGET', KEYS[2], id)
-  for _, hold in ipairs(json and cjson.decode(json).holds or {}) do amounts[hold[1]] = hold[3] end
-  return amounts
-end
-
 local counted, returned, sums, closed, marked, seen, line = {}, {}, {}, {}, {}, {}, {}
 for s, settlement in ipairs(settlements) do
   local id = settlement[1]
@@ -51,7 +45,7 @@ for s, settlement in ipairs(settlements) do
       local reserved = give[2]
       if specs[give[1]][1] ~= RATE then
         -- Slots and money are given back as the lease says: nobody else knows for sure.
-        held = held or held_by(id)
+        held = held or held_by(redis.call('HGET', KEYS[2], id))
         reserved = held[KEYS[give[1] + 3]] or 0
       end
       sum[1], sum[2] = sum[1] + reserved, sum[2] + give[3]
@@ -92,7 +86,7 @@ end
 for number, sum in pairs(returned) do
   -- Credited up to now first: what was used beyond the reservation is owed also where the
   -- bucket has filled up, or has been forgotten as full, in the meantime.
-  local limit = load_limit(KEYS[number + 3], specs[number], now)
+  local limit = load_limit(KEYS[number + 3], specs[number], now, true)
   give_back(limit, sum[1], sum[2])
   save_limit(limit, now)
 end
