@@ -6,6 +6,7 @@ from gateway.core.usage import Usage
 
 # What became of a request.
 OK, ERROR, REFUSED, DISCONNECTED, ABORTED = "ok", "error", "refused", "disconnected", "aborted"
+CANCELLED = "cancelled"  # the failure of an attempt that was under way when its client left
 
 
 class AttemptRecord(msgspec.Struct, frozen=True, gc=False):

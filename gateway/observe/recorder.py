@@ -113,8 +113,11 @@ def _add(totals: Totals, batch: Iterable[RequestRecord]) -> None:
         for r in group:
             if r.error or r.shadow:
                 _add_rest(totals, r)
+        labels = SEPARATOR.join((operation, provider, model))
         if served := [r for r in group if r.attempts]:
-            _add_served(totals, operation, provider, model, served)
+            _add_served(totals, labels, provider, served)
+        if counted := [r for r in group if r.usage_source != "none"]:  # sharers of a call, too
+            _add_used(totals, labels, provider, model, counted)
 
 
 def _add_rest(totals: Totals, r: RequestRecord) -> None:
@@ -125,16 +128,18 @@ def _add_rest(totals: Totals, r: RequestRecord) -> None:
         totals.add("sluice_shadow_refusals", limit, 1)
 
 
-def _add_served(
-    totals: Totals, operation: str, provider: str, model: str, served: list[RequestRecord]
-) -> None:
+def _add_served(totals: Totals, labels: str, provider: str, served: list[RequestRecord]) -> None:
     """Add requests that were put to a provider."""
-    labels = SEPARATOR.join((operation, provider, model))
     totals.add("sluice_attempts", provider, sum([r.attempts for r in served]))
     totals.observe(TOOK, labels, [r.duration_us / MICROSECONDS for r in served])
     firsts = [r.first_byte_us / MICROSECONDS for r in served if r.first_byte_us]
     totals.observe(FIRST, labels, firsts)
-    counted = [r for r in served if r.usage_source != "none"]
+
+
+def _add_used(
+    totals: Totals, labels: str, provider: str, model: str, counted: list[RequestRecord]
+) -> None:
+    """Add what requests have used."""
     used = [r.usage for r in counted]
     totals.observe(USED, f"{labels}{SEPARATOR}input", [u.prompt_tokens for u in used])
     totals.observe(USED, f"{labels}{SEPARATOR}output", [u.completion_tokens for u in used])

@@ -4,12 +4,12 @@ from collections.abc import Awaitable
 from functools import lru_cache
 from time import monotonic
 
-from gateway.core.usage import Usage
-from gateway.pipeline.allowance import SLICE_TOKENS, allowance_for, price_of
-from gateway.pipeline.call import NO_USAGE, Call
+from gateway.core.operations import Operation
+from gateway.pipeline.allowance import SLICE_TOKENS, allowance_for, known_prices, price_of
+from gateway.pipeline.call import Call
 from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.services import Services
-from gateway.policy.limits import Grant, grants, has_budget, taken_of
+from gateway.policy.limits import MONEY, Grant, grants, has_budget, taken_of
 from gateway.store.lease import Holding, holds
 
 # Reserved for the answer where neither the request nor the model's configuration sets a maximum.
@@ -33,13 +33,15 @@ def admit(services: Services, call: Call) -> Awaitable[None]:
     tokens = request.prompt_estimate + output
     now = services.admission.now()
     limits = principal.limits_for(request.model)
+    if call.operation is Operation.COUNT_TOKENS:  # counting costs nothing
+        limits = tuple([limit for limit in limits if limit.unit != MONEY])
     money = 0
     if not principal.only_rates and has_budget(limits):
         if request.stream:
             output = min(output, SLICE_TOKENS)
-        money = price_of(served, Usage(request.prompt_estimate, completion_tokens=output))
+        money = price_of(served, request, request.prompt_estimate, output)
     elif services.config.pricing.unknown == "refuse":
-        price_of(served, NO_USAGE)
+        known_prices(served)
     granted = grants(limits, tokens, money, now)
     target = served.routes[0].target
     holding = Holding(  # by position: see `settle`

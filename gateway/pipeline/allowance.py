@@ -12,13 +12,12 @@ import msgspec
 
 from gateway.core.errors import ApiError, Failure, StoreError, UpstreamError
 from gateway.core.request import Request
-from gateway.core.usage import Usage
-from gateway.pipeline.call import NO_USAGE, Call
+from gateway.pipeline.call import Call
 from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.served import Served
 from gateway.pipeline.services import Services
 from gateway.policy.limits import MONEY, Limit
-from gateway.policy.pricing import cost_microusd
+from gateway.policy.pricing import Price, most_microusd
 from gateway.store.lease import holds
 
 logger = logging.getLogger("sluice.pipeline")
@@ -31,10 +30,25 @@ BYTES_PER_TOKEN = 3
 # maximum is not believed any further.
 MOST_BYTES_PER_TOKEN = 16
 NO_MAXIMUM = float("inf")
+_KEPT_FIELDS = ("cache_control", "system", "tools", "messages")
 
 
-def price_of(served: Served, usage: Usage) -> int:
-    """Return what a request may cost, in micro-dollars, at the dearest of a model's targets."""
+def price_of(served: Served, request: Request, prompt: int, output: int) -> int:
+    """Return what so many tokens may cost, in micro-dollars, at the dearest of a model's targets.
+
+    Raises ApiError where nobody knows.
+    """
+    sound, lasting = _may_be_sound(request), _may_last(request)
+    return max(
+        [
+            most_microusd(price, prompt, output, sound=sound, lasting=lasting)
+            for price in known_prices(served)
+        ]
+    )
+
+
+def known_prices(served: Served) -> list[Price]:
+    """Return the prices of a model's targets. Raises ApiError where one is not known."""
     known = [price for route in served.routes if (price := route.price_now()) is not None]
     if len(known) < len(served.routes):
         message = (
@@ -42,7 +56,20 @@ def price_of(served: Served, usage: Usage) -> int:
             "operator can set a price for it, or pricing.default."
         )
         raise ApiError("price_unknown", message, param="model")
-    return max([cost_microusd(price, usage) for price in known])
+    return known
+
+
+def _may_be_sound(request: Request) -> bool:
+    fields = request.fields
+    if "audio" in fields or b"audio" in bytes(fields.get("modalities", b"")):
+        return True
+    return b'"input_audio"' in bytes(fields.get("messages") or fields.get("input") or b"")
+
+
+def _may_last(request: Request) -> bool:
+    """Tell whether a part of the prompt may be kept for an hour, as Anthropic's API has it."""
+    parts = [request.fields.get(name, b"") for name in _KEPT_FIELDS]
+    return any(b'"1h"' in bytes(part) for part in parts)
 
 
 class Allowance:
@@ -123,7 +150,8 @@ async def reserve(
     assert holding is not None
     assert principal is not None
     budgets = tuple([grant for grant in call.grants if grant.limit.unit == MONEY])
-    total = price_of(served, Usage(holding.prompt, completion_tokens=output))
+    assert call.request is not None
+    total = price_of(served, call.request, holding.prompt, output)
     if budgets:
         more = max(0, total - budgets[0].amount)
         total = budgets[0].amount + more
@@ -158,7 +186,7 @@ async def pay_for(services: Services, call: Call, other: Served) -> bool:
             if await reserve(services, call, other, output, alone=True) is not None:
                 return False
         elif services.config.pricing.unknown == "refuse":
-            price_of(other, NO_USAGE)
+            known_prices(other)
     except (ApiError, StoreError):  # nobody knows its price, or whether there is money for it
         return False
     request = call.request

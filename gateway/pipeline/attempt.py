@@ -11,6 +11,7 @@ from functools import partial
 from math import inf
 from time import monotonic
 
+from gateway.core import record
 from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.hints import TIMEOUT
 from gateway.core.operations import ANTHROPIC, Operation
@@ -261,7 +262,7 @@ class _Course:
                 raise told from None
             raise
         except asyncio.CancelledError:
-            call.tries.append(_tried(call, route, "cancelled", 0, monotonic()))
+            call.tries.append(_tried(call, route, record.CANCELLED, 0, monotonic()))
             raise
         finally:
             state.in_flight -= 1

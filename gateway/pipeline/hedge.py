@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from time import monotonic
 
+from gateway.core import record
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.record import AttemptRecord
 from gateway.core.usage import Usage
@@ -177,7 +178,7 @@ class Race:
         for one in self._contenders:
             tries = one.call.tries
             lost = self.winner is not None and one is not self.winner
-            if lost and one.attempts and (not tries or tries[-1].failure in ("", "cancelled")):
+            if lost and one.attempts and (not tries or tries[-1].failure in ("", record.CANCELLED)):
                 tries = [_lost(one)]
             self._call.tries += tries
         self._call.attempts += sum([one.attempts for one in self._contenders])

@@ -3,15 +3,18 @@
 from functools import partial
 
 from gateway.core import record
+from gateway.core.operations import Operation
 from gateway.core.record import RequestRecord
 from gateway.core.usage import Usage
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import OTHER, UNPRICED, counts, parts
 from gateway.policy.limits import SLOTS
-from gateway.policy.pricing import cost_components, cost_microusd, in_microusd
+from gateway.policy.pricing import Price, cost_components, cost_microusd, in_microusd
 from gateway.store import names
 from gateway.store.lease import Holding, Return, Settlement
 from gateway.store.requests import values
+
+_FREE = Price.from_rates(0, 0)
 
 
 async def reap(services: Services) -> None:
@@ -38,8 +41,12 @@ def _free(services: Services, lease: str, holding: Holding) -> None:
 
 def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> None:
     usage = Usage(prompt_tokens=holding.prompt, completion_tokens=holding.output)
+    if holding.operation == Operation.COUNT_TOKENS.label:
+        usage = Usage()
     served = services.catalogue.resolve(holding.model)
     price = served.routes[0].price_now() if served is not None else None
+    if usage == Usage():  # an answer that was kept, or counting: free, whatever a request costs
+        price = _FREE if price is not None else None
     cost = cost_microusd(price, usage) if price is not None else 0
     known = served is not None and served.configured
     known = known or services.catalogue.has_label(holding.model)

@@ -47,10 +47,10 @@ def measure(call: Call, answer: Answer | None = None) -> None:
     if relay is not None:
         usage = relay.usage
     if usage is not None and _is_sane(usage):
-        call.usage, call.usage_source = usage, "provider"
+        call.usage, call.usage_source = _consistent(usage), "provider"
         if relay is not None and not relay.complete:  # some tell figures from the beginning on
             written = max(usage.completion_tokens, relay.delivered_tokens())
-            call.usage = msgspec.structs.replace(usage, completion_tokens=written)
+            call.usage = msgspec.structs.replace(call.usage, completion_tokens=written)
             call.usage_source = "partial"
     else:
         text_tokens = relay.delivered_tokens() if relay is not None else 0
@@ -97,6 +97,23 @@ def _is_sane(usage: Usage) -> bool:
     return 0 <= every < MOST
 
 
+def _consistent(usage: Usage) -> Usage:
+    """Bound parts by what they are parts of."""
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    if (
+        usage.cached_tokens + usage.cache_write_tokens <= prompt
+        and usage.reasoning_tokens <= completion
+    ):
+        return usage
+    cached = min(usage.cached_tokens, prompt)
+    return msgspec.structs.replace(
+        usage,
+        cached_tokens=cached,
+        cache_write_tokens=min(usage.cache_write_tokens, prompt - cached),
+        reasoning_tokens=min(usage.reasoning_tokens, completion),
+    )
+
+
 def settle(services: Services, call: Call) -> None:
     """Close the lease with what was used, and emit the record."""
     if call.gated:
@@ -109,7 +126,7 @@ def settle(services: Services, call: Call) -> None:
         call.allowance.close()
     cut = call.outcome == record.DISCONNECTED or call.error == "overloaded"
     idle = call.continued and call.relay is not None and not call.relay.goes_on
-    if cut and call.sent_at and not call.finished and not idle:
+    if cut and call.sent_at and not (call.finished or idle or _between_attempts(call)):
         measure(call)
     if call.flight is not None:
         _share(call, call.flight)
@@ -119,6 +136,12 @@ def settle(services: Services, call: Call) -> None:
     else:
         services.append(finished)
     services.emit(finished)
+
+
+def _between_attempts(call: Call) -> bool:
+    """Tell whether all that were asked have failed: nobody is at work on it."""
+    tries = call.tries
+    return len(tries) >= call.attempts > 0 and tries[-1].failure not in ("", record.CANCELLED)
 
 
 def _share(call: Call, flight: Flight) -> None:
@@ -158,6 +181,8 @@ def _close_lease(services: Services, call: Call, finished: RequestRecord) -> Non
             if call.unsure
             else counts(usage, failed, call.cost_microusd, int(call.cache in HITS), call.saved),
             values(finished),
+            False,
+            int(finished.time),
         )
     )
 

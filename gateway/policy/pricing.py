@@ -169,6 +169,25 @@ def cost_microusd(price: Price, usage: Usage) -> int:
     return rounded(cost_components(price, usage))
 
 
+def most_microusd(
+    price: Price, prompt: int, output: int, *, sound: bool = False, lasting: bool = False
+) -> int:
+    """Return what so many tokens can cost at the most, whatever kinds they turn out to be.
+
+    `sound` tells that some may be sound, `lasting` that some may be kept for an hour.
+    """
+    rates: Rates = price
+    for tier in price.tiers:
+        if prompt > tier.above:
+            rates = tier
+    given = max(rates.input, rates.cache_write, rates.cache_write_1h if lasting else 0)
+    made = max(rates.output, rates.reasoning)
+    if sound:
+        given, made = max(given, rates.audio_input), max(made, rates.audio_output)
+    femto = prompt * given + output * made + price.request * FEMTO_PER_NANO
+    return (femto + FEMTO_PER_MICRO - 1) // FEMTO_PER_MICRO
+
+
 def rounded(components: CostComponents) -> int:
     """Return the sum in micro-dollars, rounded half up."""
     return (sum(components) + FEMTO_PER_MICRO // 2) // FEMTO_PER_MICRO

@@ -372,8 +372,7 @@ class Admission:
             self._schedule()
 
     def _send_settlements(self, tenant: str, due: list[Due]) -> None:
-        periods = names.periods(self.now())
-        keys, data = pack_settlements(tenant, self._stream(tenant), due, periods)
+        keys, data = pack_settlements(tenant, self._stream(tenant), due, self.now())
 
         def done(reply: Reply | Exception) -> None:
             if isinstance(reply, bytes):

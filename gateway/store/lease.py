@@ -75,8 +75,9 @@ class Return(msgspec.Struct, frozen=True, gc=False):
 class Settlement(msgspec.Struct, frozen=True, gc=False):
     """What became of a lease. `counts` are the counters of `settle.lua`, in its order.
 
-    `entry` holds the values of `requests.FIELDS`. `marked`: Redis is to remember for some days that
-    the lease was settled, as somebody may ask to open it again.
+    `entry` holds the values of `requests.FIELDS`; `at` says when it ended (Unix seconds, 0: now),
+    which decides about the day and month it counts in. `marked`: Redis is to remember for some days
+    that the lease was settled, as somebody may ask to open it again.
     """
 
     lease: str
@@ -86,6 +87,7 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     counts: tuple[int, ...]
     entry: requests.Values
     marked: bool = False
+    at: int = 0
 
 
 # Learns whether it was this settlement that counted.

@@ -36,10 +36,9 @@ class Orphans:
     async def deliver(self, tenant: str, settlements: list[Settlement]) -> None:
         """Let Redis have settlements of a worker that is gone. Raises StoreError."""
         stream = names.requests(tenant, clustered=self._client.clustered)
-        periods = names.periods(self._now())
         for part in batches(settlements):
             due: list[Due] = [(settlement, None) for settlement in part]
-            keys, data = pack_settlements(tenant, stream, due, periods)
+            keys, data = pack_settlements(tenant, stream, due, self._now())
             await ran(self._client, scripts.SETTLE, keys, data)
 
 

@@ -6,6 +6,7 @@ from gateway.policy.limits import Grant, Limit
 from gateway.store import names, requests
 from gateway.store.lease import Ask, Due, Settlement
 
+DAY_SECONDS = 86_400
 _KEPT = (names.DAY_TTL_SECONDS, names.MONTH_TTL_SECONDS, names.REQUESTS_KEPT)
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -39,13 +40,14 @@ def pack_asks(tenant: str, asks: list[Ask], lease_ms: int) -> tuple[list[str], b
 
 
 def pack_settlements(
-    tenant: str, stream: str, due: list[Due], periods: tuple[str, str]
+    tenant: str, stream: str, due: list[Due], now: float
 ) -> tuple[list[str], bytes]:
-    """Return the keys and the argument of `settle.lua`; `periods` is the day and the month."""
+    """Return the keys and the argument of `settle.lua`; `now` is Unix seconds."""
     limit_numbers: dict[str, int] = {}
     limit_keys, specs = [], []
-    usage_numbers: dict[str, int] = {}
-    numbered: dict[tuple[str, ...], list[int]] = {}
+    usage_numbers: dict[tuple[str, int], int] = {}
+    numbered: dict[tuple[tuple[str, ...], int], list[int]] = {}
+    today = int(now) // DAY_SECONDS
     entries = []
     marked = False
     for settlement, _ in due:
@@ -57,16 +59,17 @@ def pack_settlements(
                 specs.append(given.spec)
                 number = limit_numbers[given.key] = len(specs)
             gives.append((number, given.reserved, given.used))
-        hashes = numbered.get(settlement.parts)
+        parts, day = settlement.parts, settlement.at // DAY_SECONDS or today
+        hashes = numbered.get((parts, day))
         if hashes is None:
-            hashes = [usage_numbers.setdefault(p, len(usage_numbers)) for p in settlement.parts]
-            numbered[settlement.parts] = hashes
+            hashes = [usage_numbers.setdefault((p, day), len(usage_numbers)) for p in parts]
+            numbered[parts, day] = hashes
         entries.append(_entry(settlement, gives, hashes))
         marked = marked or settlement.marked
-    day, month = periods
     keys = [*names.leases(tenant), stream, *limit_keys]
-    for part in usage_numbers:
-        keys += (names.usage(tenant, day, part), names.usage(tenant, month, part))
+    for part, day in usage_numbers:
+        in_day, in_month = names.periods(day * DAY_SECONDS)
+        keys += (names.usage(tenant, in_day, part), names.usage(tenant, in_month, part))
     if marked:
         keys.append(names.settled(tenant))
     return keys, _pack((specs, *_KEPT, requests.FIELDS, entries))

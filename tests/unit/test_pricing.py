@@ -22,6 +22,7 @@ from gateway.policy.pricing import (
     cost_components,
     cost_microusd,
     in_microusd,
+    most_microusd,
     nano_usd,
 )
 
@@ -272,3 +273,24 @@ def test_every_whole_nano_dollar_amount_converts(nano: int) -> None:
 def test_the_data_sets_library_is_not_imported(statement: str) -> None:
     check = "import sys; assert not [m for m in sys.modules if 'genai' in m or m == 'asyncio']"
     subprocess.run([sys.executable, "-c", f"{statement}; {check}"], check=True)
+
+
+def test_what_is_reserved_covers_the_dearest_kind_of_token() -> None:
+    price = Price.from_rates(1, 2, cache_write_per_mtok="1.25", cache_write_1h_per_mtok=3)
+    dear = msgspec.structs.replace(price, audio_input=10 * 10**9, audio_output=20 * 10**9)
+    assert most_microusd(dear, 1000, 100) == 1250 + 200
+    assert most_microusd(dear, 1000, 100, lasting=True) == 3000 + 200
+    assert most_microusd(dear, 1000, 100, sound=True) == 10_000 + 2000
+    assert most_microusd(Price.from_rates(0, 0, per_request="0.0000015"), 0, 0) == 2
+
+
+@given(*[st.integers(0, 10**6)] * 6, st.booleans())
+def test_no_usage_within_a_reservation_costs_more(
+    prompt: int, cached: int, written: int, output: int, thought: int, spoken: int, sound: bool
+) -> None:
+    price = msgspec.structs.replace(
+        Price.from_rates(3, 15, "0.3", "3.75"), audio_input=40 * 10**9, audio_output=80 * 10**9
+    )
+    heard = spoken if sound else 0
+    used = Usage(prompt, cached, written, output, thought, heard, heard)
+    assert cost_microusd(price, used) <= most_microusd(price, prompt, output, sound=sound)
