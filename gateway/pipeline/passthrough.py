@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from time import time
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -17,7 +18,6 @@ from gateway.core.errors import ApiError, StoreError
 from gateway.core.operations import Operation
 from gateway.core.request import Request
 from gateway.core.target import Target
-from gateway.core.usage import Usage
 from gateway.formats.body import estimate_prompt
 from gateway.formats.responses_reply import error_event  # every SDK raises it
 from gateway.pipeline.admit import admit
@@ -59,6 +59,7 @@ _EXCEPTION = {
     ":exception-type": "throttlingException",
     ":content-type": "application/json",
 }
+_LATER = frozenset(("batch", "batches", "fine_tuning", "fine-tuning"))
 _NOTHING = Price.from_rates(0, 0)
 
 Read = Callable[[], Awaitable[bytes | None]]
@@ -73,6 +74,7 @@ class Asked(msgspec.Struct):
     max_output_tokens: Any = None
     n: Any = None
     best_of: Any = None
+    prompt: Any = None
     background: Any = None
     generationConfig: Any = None
     inferenceConfig: Any = None
@@ -185,16 +187,16 @@ class Passage:
 
     def _measure(self) -> None:
         """Count what the provider has told, or what was seen of a stream."""
-        call, usage, text = self._call, self._usage.result(), self._usage.text()
+        call, usage = self._call, self._usage.result()
+        # What a whole answer says is a model's only where one was asked.
+        text = self._usage.text() if self._usage.framing or self._paid else ""
         outdated = self._usage.outdated
         if usage is not None and (outdated or not call.finished):  # it may tell of the beginning
             told, written = usage.completion_tokens, count_tokens(text)
             outdated = outdated or told < written
             usage = msgspec.structs.replace(usage, completion_tokens=max(told, written))
-        if usage is None and not text:
-            if not (self._paid and call.finished):
-                return  # one that broke off is estimated
-            usage = Usage()  # a price for the request itself is due all the same
+        if usage is None and not text and not (self._paid and call.finished):
+            return  # one that broke off is estimated
         measure(call, Answer(b"", usage, lambda: text))
         if usage is not None and outdated:
             call.usage_source = "partial"
@@ -246,9 +248,8 @@ async def begin(
             asked, served.name, body, generates=bool(model and method == "POST")
         )
         call.principal = _limited(services.catalogue, call.principal, provider, model)
-        if asked.background is True and has_budget(call.principal.limits):
-            message = "Nothing is made in the background under a budget: nobody would pay for it."
-            raise ApiError("unsupported_parameter", message, param="background")
+        if has_budget(call.principal.limits):
+            _check_payable(asked, segments, path, method)
         await admit(services, call)
     except BaseException as error:
         _note(call, error)
@@ -259,6 +260,18 @@ async def begin(
     counts = method == "POST"
     paid = counts and bool(model) and "count" not in segments[-1].lower()  # counting is free
     return Passage(services, call, counts=counts, paid=paid)
+
+
+def _check_payable(asked: Asked, segments: list[str], path: str, method: str) -> None:
+    """Refuse under a budget what tells nobody what it came to. Raises ApiError."""
+    last = segments[-1].lower()
+    later = ":batch" in last or "longrunning" in last or not _LATER.isdisjoint(segments)
+    if asked.background is True or (later and method not in _READING):
+        message = "Nothing is made in the background under a budget: nobody would pay for it."
+        raise ApiError("unsupported_parameter", message, param="background")
+    if "callback" in dict(parse_qsl(path.partition("?")[2], keep_blank_values=True)):
+        message = "An answer that is no JSON tells nobody what it came to."
+        raise ApiError("unsupported_parameter", message, param="callback")
 
 
 def _turn(served: Served, now: float, *, free: bool) -> tuple[Served, Route]:
@@ -312,8 +325,14 @@ def _request(asked: Asked, model: str, body: bytes | None, *, generates: bool) -
         1,
         estimate_prompt(body) if body and generates else 0,
         {},
-        max(filter(None, choices), default=1),
+        max(filter(None, choices), default=1) * _prompts(asked.prompt),
     )
+
+
+def _prompts(prompt: Any) -> int:
+    """Return how many prompts there are: a list of numbers is one."""
+    several = isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
+    return len(prompt) if several else 1
 
 
 def _count(value: Any, most: int) -> int:

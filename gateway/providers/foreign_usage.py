@@ -5,13 +5,14 @@ Also what was written in events, for a stream that does not say or does not come
 
 import binascii
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from gateway.core.aws_events import AwsReader, Damaged
-from gateway.core.sse import SseReader, TooLarge
+from gateway.core.sse import SseEvent, SseReader, TooLarge
 from gateway.core.usage import Usage
 from gateway.providers import (
     anthropic_wire,
@@ -29,7 +30,7 @@ END_BYTES = 64 * 1024
 MAX_TEXT_CHARS = 1024 * 1024  # more than any model writes at once
 # usage, usageMetadata, Bedrock's metrics of an invocation, and text
 _MARKS = (b"sage", b"delta", b"candidates", b'"text"', b"Metrics", b'"generation"', b'"outputText"')
-_NAMES = (b'"usage"', b'"usageMetadata"')
+_OTHERS, _GOOGLES = '"usage"', '"usageMetadata"'
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # before the first word; a byte order mark may come in pieces
 
 
@@ -47,6 +48,12 @@ class _Found(msgspec.Struct):
     outputs: Any = None
     generation: Any = None
     outputText: Any = None
+    interaction: Any = None
+    meta: Any = None
+    prompt_token_count: Any = None
+    generation_token_count: Any = None
+    inputTextTokenCount: Any = None
+    results: Any = None
     metrics: Any = msgspec.field(name="amazon-bedrock-invocationMetrics", default=None)
 
 
@@ -71,8 +78,10 @@ _SHAPES: tuple[tuple[str, Any], ...] = (
     ("output_tokens", responses_wire.WireUsage),
     ("inputTokens", converse_wire.WireUsage),
     ("inputTokenCount", converse_wire.Invoked),
+    ("total_input_tokens", gemini_wire.InteractionUsage),
     ("promptTokenCount", gemini_wire.WireUsage),
     ("tokens", cohere_wire.WireUsage),
+    ("billed_units", cohere_wire.WireUsage),
 )
 # Google's streams are lists, unless events are asked for.
 _decode = msgspec.json.Decoder(_Found | list[_Found]).decode
@@ -85,6 +94,8 @@ _HEADERS = (
     (b"x-amzn-bedrock-cache-read-input-token-count", "cacheReadInputTokenCount"),
     (b"x-amzn-bedrock-cache-write-input-token-count", "cacheWriteInputTokenCount"),
 )
+_raw_decode = json.JSONDecoder().raw_decode
+_BETWEEN = frozenset(" \t\r\n,")
 EVENTS, MESSAGES = "events", "messages"
 
 
@@ -98,6 +109,7 @@ class ForeignUsage:
     def __init__(self) -> None:
         self._look: Callable[[bytes], None] | None = None
         self._events, self._messages = SseReader(), AwsReader()
+        self._tail = bytearray()  # of an event that is too large
         self._body, self._cut = bytearray(), False
         self._found: dict[str, Any] = {}
         self._text: list[str] = []
@@ -166,11 +178,39 @@ class ForeignUsage:
     def _read_events(self, data: bytes) -> None:
         try:
             found = self._events.feed(data)
-        except TooLarge:  # that event is lost, and not those behind it
-            self._events = SseReader()
-            found = self._events.feed(data[-END_BYTES:])
+        except TooLarge:  # that event is lost but for its end, and not those behind it
+            self._events, self._tail = SseReader(), bytearray(b"\n")
+            found = []
+        if self._tail:
+            found = self._skip(data)
         for event in found:
             self._see(event.data)
+
+    def _skip(self, data: bytes) -> list[SseEvent]:
+        """Look for figures at the end of an event that is too large; return those behind it."""
+        self._tail += data.replace(b"\r", b"")
+        while True:
+            end = self._tail.find(b"\n\n", 1)
+            if end < 0:
+                del self._tail[1:-END_BYTES]
+                return []
+            self._look_back(bytes(self._tail[:end]), _OTHERS, _GOOGLES)
+            self._tail, rest = bytearray(), bytes(self._tail[end + 2 :])
+            try:
+                return self._events.feed(rest) if rest else []
+            except TooLarge:
+                self._events, self._tail = SseReader(), bytearray(b"\n" + rest)
+
+    def _look_back(self, data: bytes, *names: str) -> None:
+        """Take the last figures by these names in an end of JSON whose beginning is gone."""
+        text = data.decode(errors="replace")
+        for name in names:
+            at = text.rfind(name)
+            if at >= 0:
+                with contextlib.suppress(ValueError, RecursionError):
+                    start = text.index(":", at + len(name)) + 1
+                    blank = len(text[start:]) - len(text[start:].lstrip())
+                    self._update(_raw_decode(text, start + blank)[0])
 
     def _read_messages(self, data: bytes) -> None:
         try:
@@ -193,7 +233,10 @@ class ForeignUsage:
     def _hear(self, found: _Found) -> None:
         delta = {"text": found.delta} if isinstance(found.delta, str) else found.delta
         named = {"generation": found.generation, "outputText": found.outputText}
-        for text in _written((delta, found.choices, found.candidates, found.outputs, named)):
+        self._write(_written((delta, found.choices, found.candidates, found.outputs, named)))
+
+    def _write(self, texts: Iterable[str]) -> None:
+        for text in texts:
             self.text_bytes += len(text.encode(errors="surrogatepass"))
             if self._text_chars + len(text) <= MAX_TEXT_CHARS:
                 self._text.append(text)
@@ -202,13 +245,37 @@ class ForeignUsage:
     def _take_body(self) -> None:
         body = bytes(self._body)
         self._body.clear()
-        if not self._cut:
-            self._take(body)
+        if not body:
             return
-        for name in _NAMES:
-            at = body.rfind(name)
+        if self._cut:
+            at = body.rfind(b'"usage"')
             if at >= 0:  # what is JSON from there to the end is the answer's own, and no part's
                 self._take(b"{" + body[at:])
+            self._look_back(body, _GOOGLES)  # which stands in no part of anything else
+            return
+        parts = self._take(body) or self._take_list(body)
+        if not self._found:  # then its text counts
+            with contextlib.suppress(*UNREADABLE, RecursionError):
+                for part in parts:
+                    self._hear(part)
+                self._write(_written(msgspec.json.decode(body)) if not self.text_bytes else ())
+
+    def _take_list(self, body: bytes) -> list[_Found]:
+        """Take the elements of a list that broke off, as Google's streams may."""
+        found: list[_Found] = []
+        text = body.decode(errors="replace")
+        at = 1 if text.startswith("[") else len(text)
+        with contextlib.suppress(ValueError, RecursionError):
+            while at < len(text):
+                while text[at : at + 1] in _BETWEEN:
+                    at += 1
+                end = _raw_decode(text, at)[1]
+                taken = self._take(text[at:end].encode(errors="surrogatepass"))
+                for one in taken:
+                    self._hear(one)
+                found, at = found + taken, end
+        self.outdated = self.outdated or bool(found)
+        return []
 
     def _take(self, data: bytes) -> list[_Found]:
         """Remember the figures: in a stream the last of each kind counts."""
@@ -225,12 +292,29 @@ class ForeignUsage:
         for raw in (found.usage, found.usageMetadata):
             if bytes(raw) not in (b"", b"null"):
                 self._update(msgspec.json.decode(raw))
-        for inner in (found.message, found.response, found.delta):
+        for inner in (found.message, found.response, found.delta, found.interaction):
             if isinstance(inner, dict):
                 self._update(inner.get("usage"))
                 self._count_searches(inner.get("output"))
         self._count_searches(found.output)
         self._update(found.metrics)
+        self._update(found.meta)
+        self._note_invoked(found)
+        if isinstance(found.choices, list):  # Moonshot's
+            for choice in found.choices:
+                self._update(choice.get("usage") if isinstance(choice, dict) else None)
+
+    def _note_invoked(self, found: _Found) -> None:
+        """Take the figures of Llama's and Titan's own APIs."""
+        if found.prompt_token_count is not None and found.generation_token_count is not None:
+            given, made = found.prompt_token_count, found.generation_token_count
+        elif found.inputTextTokenCount is not None:
+            results = found.results if isinstance(found.results, list) else []
+            given = found.inputTextTokenCount
+            made = sum([one.get("tokenCount", 0) for one in results if isinstance(one, dict)])
+        else:
+            return
+        self._update({"inputTokenCount": given, "outputTokenCount": made})
 
     def _count_searches(self, output: Any) -> None:
         """Count the web searches of a response that is whole."""

@@ -78,6 +78,27 @@ class WireUsage(msgspec.Struct, gc=False, rename="camel"):
         )
 
 
+class InteractionUsage(msgspec.Struct, gc=False):
+    """`usage` of the Interactions API."""
+
+    total_input_tokens: int | None = None
+    total_cached_tokens: int | None = None
+    total_output_tokens: int | None = None
+    total_tool_use_tokens: int | None = None
+    total_thought_tokens: int | None = None
+
+    def counted(self) -> Usage:
+        """Convert to the gateway's counts: thoughts stand beside the output."""
+        thoughts = self.total_thought_tokens or 0
+        return Usage(
+            (self.total_input_tokens or 0) + (self.total_tool_use_tokens or 0),
+            self.total_cached_tokens or 0,
+            0,
+            (self.total_output_tokens or 0) + thoughts,
+            thoughts,
+        )
+
+
 def _audio(details: list[ModalityCount] | None) -> int:
     return sum(one.token_count or 0 for one in details or () if one.modality == "AUDIO")
 

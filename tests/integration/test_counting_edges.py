@@ -80,12 +80,11 @@ async def test_metrics_have_what_sharers_of_a_stream_pay(upstream: Upstream, bil
         await exchange.end_stream()
 
     upstream.behaviour = streams
-    text = json.loads(
-        config(upstream.url, cache={"enabled": True, "requests": "all", "bill": bill})
-    )
+    cache = {"enabled": True, "requests": "all", "coalesce": "all", "bill": bill}
+    text = json.loads(config(upstream.url, cache=cache))
     text["models"]["m"]["price"] = {"input": 1000, "output": 1000}
     with running(json.dumps(text), workers=1) as gateway:
-        asks = [asyncio.create_task(once(gateway.port, Ask(chat(stream=True, temperature=0)))) for _ in range(4)]
+        asks = [asyncio.create_task(once(gateway.port, Ask(chat(stream=True)))) for _ in range(4)]
         while not upstream.received:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)

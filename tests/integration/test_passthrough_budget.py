@@ -25,7 +25,10 @@ BUDGET_USD, BUDGET_MICROUSD = 0.01, 10_000
 WORDS = "word after word " * 8  # in one event: 128 bytes
 EVENTS = 4_000  # which would cost 77,000 micro-dollars with the cheapest of these models
 KEYS = {name: f"sk-{name}-key" for name in ("chat", "responses", "claude", "invoked", "converse")}
-KEYS |= {name: f"sk-{name}-key" for name in ("slices", "sized", "openai-sdk", "anthropic-sdk")}
+KEYS |= {
+    name: f"sk-{name}-key"
+    for name in ("slices", "sized", "openai-sdk", "anthropic-sdk", "batches", "untold")
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,7 @@ def gateway() -> Iterator[tuple[Gateway, UpstreamThread]]:
         rows: dict[str, dict[str, Any]] = {
             "openai": {"kind": "openai", "base_url": provider.url},
             "claude": {"kind": "anthropic", "base_url": provider.url},
+            "gemini": {"kind": "gemini", "base_url": f"{host}/v1beta"},
             "aws": {"kind": "bedrock", "base_url": host, "region": "us-east-1"},
         }
         for row in rows.values():
@@ -184,6 +188,62 @@ async def test_a_stream_within_its_budget_takes_slices_and_gives_back(
     (key,) = store.scan_iter("sluice:limit:{slices}:*budget*")
     assert 3842 in [int(value) for value in store.hgetall(key).values()], store.hgetall(key)
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("gemini/v1beta/models/gemini-2.0-flash:batchGenerateContent", {"batch": {}}),
+        ("gemini/v1beta/models/gemini-2.0-flash:predictLongRunning", {}),
+        ("gemini/v1beta/models/gemini-2.0-flash:generateContent?callback=f", {"contents": []}),
+        ("openai/v1/batches", {"model": PRICED_MODEL}),
+        ("openai/v1/fine_tuning/jobs", {"model": PRICED_MODEL}),
+        ("openai/v1/responses", {"model": PRICED_MODEL, "background": True}),
+    ],
+)
+async def test_what_would_tell_no_figures_is_refused_under_a_budget(
+    gateway: tuple[Gateway, UpstreamThread], path: str, content: Any
+) -> None:
+    running, provider = gateway
+    provider.reset(endless(chunk, 1009))
+    reply = await ask(
+        running.port, post(content, JSON, path=f"/providers/{path}", key=KEYS["batches"])
+    )
+    assert (reply.status, reply.error["code"]) == (400, "unsupported_parameter"), reply.body
+    assert provider.received == []
+
+
+async def test_each_prompt_of_several_is_reserved_for(
+    gateway: tuple[Gateway, UpstreamThread],
+) -> None:
+    running, provider = gateway
+    path = "/providers/openai/v1/completions"
+    body = {"model": PRICED_MODEL, "prompt": ["x"] * 50, "max_tokens": 1000}  # three cents
+    reply = await ask(running.port, post(body, JSON, path=path, key=KEYS["batches"]))
+    assert (reply.status, reply.error["code"]) == (429, "budget_exceeded")
+    body = {"model": PRICED_MODEL, "prompt": [1] * 50, "max_tokens": 1000}  # one of 50 tokens
+    provider.reset(endless(chunk, 10**9))
+    assert (await ask(running.port, post(body, JSON, path=path, key=KEYS["batches"]))).status == 200
+
+
+@pytest.mark.parametrize("query", ["", "?fields=candidates"])
+async def test_an_answer_without_figures_has_its_text_counted(
+    gateway: tuple[Gateway, UpstreamThread], query: str
+) -> None:
+    running, provider = gateway
+
+    async def answers(exchange: Exchange) -> None:
+        text = "one two three four five six seven eight nine ten " * 10
+        await exchange.reply({"candidates": [{"content": {"parts": [{"text": text}]}}]})
+
+    provider.reset(answers)
+    path = f"/providers/gemini/v1beta/models/gemini-2.0-flash:generateContent{query}"
+    before = running.usage("untold").get("completion_tokens", 0)
+    await ask(running.port, post({"contents": []}, JSON, path=path, key=KEYS["untold"]))
+    running.settled()
+    used = running.usage("untold")
+    assert 100 <= used["completion_tokens"] - before <= 110
+    assert used["cost_microusd"] >= 40
 
 
 async def test_a_stream_of_a_told_length_breaks_off(

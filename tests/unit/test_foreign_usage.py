@@ -289,6 +289,78 @@ def test_no_figures_fail_a_settlement(figures: dict[str, Any]) -> None:
     counted(sse({"message": {"usage": figures}}), sse({"usage": figures}))
 
 
+UNTOLD = [
+    completion("Hej", usage(1, 1)),
+    {"candidates": [{"content": {"parts": [{"text": "Hej"}], "role": "model"}}]},
+    {"type": "message", "content": [{"type": "text", "text": "Hej"}]},
+    {"output": [{"type": "message", "content": [{"type": "output_text", "text": "Hej"}]}]},
+    {"generation": "Hej", "stop_reason": "stop"},
+    {"text": "Hej", "generation_id": "x"},
+]
+
+
+@pytest.mark.parametrize("content", UNTOLD)
+def test_a_whole_answer_that_tells_no_figures_has_its_text(content: Any) -> None:
+    content = {name: value for name, value in content.items() if name != "usage"}
+    assert written(whole(content)) == "Hej"
+    assert counted(whole(content)) is None
+    told = {**content, "usage": {"prompt_tokens": 7, "completion_tokens": 5}}
+    assert written(whole(told)) == ""
+
+
+TOLD = [
+    ({"meta": {"billed_units": {"input_tokens": 5}}, "embeddings": []}, Usage(5)),
+    ({"meta": {"tokens": {"input_tokens": 5, "output_tokens": 2}}}, Usage(5, completion_tokens=2)),
+    ({"generation": "x", "prompt_token_count": 9, "generation_token_count": 4}, Usage(9, 0, 0, 4)),
+    ({"inputTextTokenCount": 9, "results": [{"tokenCount": 4}]}, Usage(9, completion_tokens=4)),
+    (
+        {
+            "object": "interaction",
+            "usage": {
+                "total_input_tokens": 10,
+                "total_output_tokens": 33,
+                "total_thought_tokens": 311,
+            },
+        },
+        Usage(10, completion_tokens=344, reasoning_tokens=311),
+    ),
+    ({"choices": [{"usage": {"prompt_tokens": 9, "completion_tokens": 4}}]}, Usage(9, 0, 0, 4)),
+]
+
+
+@pytest.mark.parametrize(("content", "used"), TOLD)
+def test_figures_of_other_apis(content: Any, used: Usage) -> None:
+    assert counted(whole(content)) == used
+
+
+def test_figures_of_an_interaction_as_a_stream() -> None:
+    figures = {"total_input_tokens": 7, "total_output_tokens": 26, "total_thought_tokens": 115}
+    last = {"event_type": "interaction.completed", "interaction": {"usage": figures}}
+    assert counted(sse({"delta": {"text": "Hej"}}), sse(last)) == Usage(7, 0, 0, 141, 115)
+
+
+@pytest.mark.parametrize("cut", [1, 30, 200])
+def test_a_list_that_breaks_off_has_what_came(cut: int) -> None:
+    part = {"candidates": [{"content": {"parts": [{"text": "Hej "}]}}]}
+    whole_list = json.dumps([*[part] * 5, GOOGLE], indent=1).encode()
+    assert written(whole_list[:-cut]).startswith("Hej Hej ")
+    assert (counted(whole_list[:-cut]) is not None) == (cut == 1)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("piece", [1000, 65536, 10**9])
+def test_figures_behind_a_picture_that_is_too_large_for_an_event(piece: int, nested: bool) -> None:
+    picture = {"type": "done", "b64_json": "A" * (MAX_SEEN_BYTES + 10**6), "usage": usage(50, 4160)}
+    data = sse({"type": "x"}) + sse({"response": picture} if nested else picture) + sse("[DONE]")
+    pieces = [data[at : at + piece] for at in range(0, len(data), piece)]
+    assert counted(*pieces) == Usage(50, completion_tokens=4160)
+
+
+def test_figures_at_the_end_of_a_list_that_is_too_large() -> None:
+    picture = {"candidates": [{"content": {"parts": [{"inlineData": "A" * (MAX_SEEN_BYTES * 2)}]}}]}
+    assert counted(whole([picture, GOOGLE])) == Usage(9, 3, 0, 6, 2)
+
+
 # -- Bedrock's invocations of a model's own API ----------------------------------------------------
 
 
@@ -394,7 +466,6 @@ TEXTS: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("content", "text"), TEXTS)
 def test_what_an_event_adds_to_the_text(content: Any, text: str) -> None:
     assert written(sse(content)) == text
-    assert written(whole(content)) == "", "a whole answer tells its usage, or is not counted"
 
 
 @NEEDS_RECORDINGS
