@@ -317,8 +317,7 @@ class Gateway:
                 await self._admission.count_workers(self._name, self._upkeep_seconds)
                 if self._journal is not None:
                     await replay(self._admission.orphans, self._journal)
-                if self._admission.may_reap:
-                    await reap(self._services)
+                await reap(self._services)
 
 
 def _caches(config: Config) -> bool:

@@ -167,9 +167,9 @@ async def reserve(
         try:
             refusing = await admission.grow(principal.tenant, call.id, wanted, budgets, more)
         except StoreError:
-            if not (alone and admission.degraded):
+            if not (alone and admission.does_without(principal.tenant)):
                 raise
-            refusing = admission.grow_alone(call.id, budgets, more)
+            refusing = admission.grow_alone(principal.tenant, call.id, budgets, more)
         if refusing is not None:
             return refusing
     call.grants, call.holding = grown, wanted

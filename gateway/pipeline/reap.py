@@ -23,6 +23,8 @@ async def reap(services: Services) -> None:
     Safe from several workers at once: a lease counts once, and only then is its record emitted.
     """
     for tenant in await services.admission.orphans.tenants():
+        if not services.admission.may_reap(tenant):
+            continue
         for lease, holding in await services.admission.orphans.expired(tenant):
             if tenant == names.TARGETS_TENANT:
                 _free(services, lease, holding or _NOTHING)

@@ -141,7 +141,7 @@ async def _learn_limits(services: Services, call: Call) -> None:
     principal = call.principal
     if principal is None or not principal.limits or call.verdict.levels:
         return
-    if services.admission.degraded:
+    if services.admission.does_without(principal.tenant):
         return
     nothing = grants(principal.limits, 0, 0, services.admission.now())
     with contextlib.suppress(StoreError):  # the refusal stands without the figures

@@ -17,7 +17,6 @@ import msgspec
 
 from gateway.core.errors import StoreError
 from gateway.policy.limits import RATE, Grant, Limit, overdrawn_in_shadow
-from gateway.policy.share import LocalShare
 from gateway.store import names, scripts
 from gateway.store.backlog import Backlog
 from gateway.store.client import Client, ran
@@ -26,6 +25,7 @@ from gateway.store.journal import Journal
 from gateway.store.lease import Applied, Ask, Due, Holding, Settlement, Verdict, batches
 from gateway.store.orphans import Orphans
 from gateway.store.packing import pack_asks, pack_settlements, unpack_counted, unpack_verdicts
+from gateway.store.part import Parts
 from gateway.store.patience import Patience
 
 NO_LEASE = ""  # asks how the limits stand
@@ -55,9 +55,7 @@ class Admission:
     ) -> None:
         self._client, self._lease_seconds = client, lease_seconds
         self._degrade = degrade
-        self._late = self._alone = False
-        self._share = LocalShare()
-        self._steady_since = asyncio.get_running_loop().time()
+        self._parts = Parts(clustered=client.clustered)
         self.live_workers = 1
         self._lease_ms = int(lease_seconds * 1000)
         self._loop = asyncio.get_running_loop()
@@ -75,7 +73,7 @@ class Admission:
         self._patience = Patience()
         self._clock_offset = 0.0
         self.orphans = Orphans(client, self._lease_ms, self.now)
-        client.on_connect = self._replay
+        client.on_connect = self._reconnected
 
     @property
     def open_leases(self) -> int:
@@ -94,17 +92,22 @@ class Admission:
 
     @property
     def degraded(self) -> bool:
-        """Tell whether this worker decides by itself at the moment."""
-        return self._degrade and (self._late or not self._client.connected)
+        """Tell whether this worker decides by itself at the moment, for any tenant."""
+        late = any(part.late for _, part in self._parts.all())
+        return self._degrade and (late or not self._client.connected)
 
-    @property
-    def may_reap(self) -> bool:
+    def does_without(self, tenant: str) -> bool:
+        """Tell whether this worker decides by itself at the moment over a tenant's requests."""
+        return self._degrade and (self._parts.of(tenant).late or not self._client.reaches(tenant))
+
+    def may_reap(self, tenant: str) -> bool:
         """Tell whether leases that have expired can only be a dead worker's.
 
         For a lease's time after Redis was away, they may be of workers that are about to settle.
         """
-        steady = self._loop.time() - self._steady_since >= self._lease_seconds
-        return steady and not self._late and self._client.connected
+        part = self._parts.of(tenant)
+        steady = monotonic() - part.steady_since >= self._lease_seconds
+        return steady and not part.late and self._client.reaches(tenant)
 
     def admit(
         self, tenant: str, lease: str, holding: Holding, granted: tuple[Grant, ...]
@@ -116,7 +119,7 @@ class Admission:
         """
         future = None
         if granted:
-            if self._degrade and (self._late or not self._client.reaches(tenant)):
+            if self.does_without(tenant):
                 return _at_once(self._admit_alone(tenant, lease, holding, granted))
             future = self._loop.create_future()
         if holding is not self._holding:
@@ -144,8 +147,9 @@ class Admission:
     def settle(self, settlement: Settlement, applied: Applied | None = None) -> None:
         """Turn a lease into usage; `applied` learns whether it was this call that counted."""
         lease = settlement.lease
-        opened, share = self._open.pop(lease, None), self._share
-        if self._alone and share.has(lease):
+        opened, part = self._open.pop(lease, None), self._parts.of(settlement.tenant)
+        share = part.share
+        if part.alone and share.has(lease):
             share.give_back(lease, {r.key: r.used for r in settlement.returns})
         elif opened is not None and lease not in self._unheard:
             for back in settlement.returns:
@@ -165,15 +169,16 @@ class Admission:
 
     def extend_open(self) -> None:
         """Move the deadlines of this worker's leases that are not brand new."""
-        self._share.forget_some()
+        for _, part in self._parts.all():
+            part.share.forget_some()
         old = monotonic() - self._lease_seconds / 3
         by_tenant: dict[str, list[bytes]] = {}
         for lease, (tenant, since) in self._open.items():
             if since < old:
                 by_tenant.setdefault(tenant, []).append(lease.encode())
         for tenant, leases in by_tenant.items():
-            for part in batches(leases):
-                args = (b"%d" % self._lease_ms, *part)
+            for some in batches(leases):
+                args = (b"%d" % self._lease_ms, *some)
                 self._client.run(scripts.EXTEND, [names.leases(tenant)[0]], args, lambda _: None)
 
     async def grow(
@@ -183,7 +188,7 @@ class Admission:
 
         `holding` is what the lease holds then; Redis takes what it has not yet. Raises StoreError.
         """
-        if self.degraded:
+        if self.does_without(tenant):
             raise StoreError("Redis is away")
         specs = [(*grant.spec, grant.limit.shadow) for grant in budgets]
         data = _pack((lease, _to_json(holding).decode(), specs))
@@ -195,13 +200,16 @@ class Admission:
             refused_by: Limit = budgets[refusing - 1].limit
             return refused_by
         for grant in budgets:
-            self._share.came_back(grant.key, -amount, grant.spec[1])
+            self._parts.of(tenant).share.came_back(grant.key, -amount, grant.spec[1])
         return None
 
-    def grow_alone(self, lease: str, budgets: tuple[Grant, ...], amount: int) -> Limit | None:
+    def grow_alone(
+        self, tenant: str, lease: str, budgets: tuple[Grant, ...], amount: int
+    ) -> Limit | None:
         """Reserve more of this worker's share, while Redis is away; return what refuses."""
-        self._alone = True
-        return self._share.grow(lease, budgets, amount, self.live_workers, monotonic())
+        part = self._parts.of(tenant)
+        part.alone = True
+        return part.share.grow(lease, budgets, amount, self.live_workers, monotonic())
 
     async def count_workers(self, name: str, every_seconds: float) -> None:
         """Be counted among the live workers of all machines, and count them. Raises StoreError."""
@@ -217,7 +225,7 @@ class Admission:
 
     def retry_unsettled(self) -> None:
         """Send again what Redis refused while it was reachable."""
-        if self._backlog and self._client.connected:
+        if self._backlog and (self._client.clustered or self._client.connected):
             self._resend()
 
     async def aclose(self, seconds: float) -> None:
@@ -235,6 +243,10 @@ class Admission:
     def now(self) -> float:
         """Return Unix seconds by Redis's clock, as far as this worker knows it."""
         return time.time() + self._clock_offset
+
+    def _serves(self, tenant: str) -> bool:
+        """Tell whether the part of a cluster that has a tenant is there; one server is one part."""
+        return not self._client.clustered or self._client.reaches(tenant)
 
     def _schedule(self) -> None:
         if not self._scheduled:  # those on the hot path have looked
@@ -262,7 +274,7 @@ class Admission:
     def _send_asks(self, tenant: str, asks: list[Ask]) -> None:
         keys, data, limits = pack_asks(tenant, asks, self._lease_ms)
         number = 0
-        if self._degrade and not self._late:
+        if self._degrade and not self._parts.of(tenant).late:
             number = self._patience.begin(partial(self._lose_patience, tenant, asks))
 
         def done(reply: Reply | Exception) -> None:
@@ -290,14 +302,16 @@ class Admission:
                         self._backlog.doubt(ask.lease)
                     ask.future.set_exception(error)
             return
-        if self._alone:
-            self._replay()
+        part = self._parts.of(tenant)
+        if part.alone:
+            part.is_back()
+            self._resend(tenant)
         try:
             now_us, verdicts = unpack_verdicts(reply)
         except msgspec.DecodeError as error:
             self._answer(tenant, asks, limits, StoreError(f"Redis answered nonsense: {error}"))
             return
-        known, heard_at = self._share.known, monotonic()
+        known, heard_at = part.share.known, monotonic()
         self._clock_offset = now_us / 1e6 - time.time()
         shadows = any(limit.shadow for limit in limits)
         for ask, (refusing, wait_us, *levels) in zip(asks, verdicts, strict=True):
@@ -326,17 +340,18 @@ class Admission:
         self, tenant: str, lease: str, holding: Holding, granted: tuple[Grant, ...]
     ) -> Verdict:
         """Decide without Redis, which is to have the lease when it is back."""
-        refused = self._decide_alone(lease, granted)
+        refused = self._decide_alone(tenant, lease, granted)
         if refused is not None:
             return refused
         self._open[lease] = (tenant, monotonic())
         self._backlog.postpone(tenant, Ask(lease, _to_json(holding), granted, None, forced=True))
         return Verdict()
 
-    def _decide_alone(self, lease: str, granted: tuple[Grant, ...]) -> Verdict | None:
+    def _decide_alone(self, tenant: str, lease: str, granted: tuple[Grant, ...]) -> Verdict | None:
         """Return the refusal of this worker's share of the limits, if it refuses."""
-        self._alone = True
-        found = self._share.take(lease, granted, self.live_workers, monotonic())
+        part = self._parts.of(tenant)
+        part.alone = True
+        found = part.share.take(lease, granted, self.live_workers, monotonic())
         if found is None:
             return None
         limit, wait = found
@@ -345,7 +360,7 @@ class Admission:
     def _answer_alone(self, tenant: str, ask: Ask) -> None:
         """Decide over an ask that Redis has not answered, though it may have taken the lease."""
         assert ask.future is not None
-        refused = self._decide_alone(ask.lease, ask.grants)
+        refused = self._decide_alone(tenant, ask.lease, ask.grants)
         if refused is not None:
             self._open.pop(ask.lease, None)
             ask.future.set_result(msgspec.structs.replace(refused, unsure=True))
@@ -355,7 +370,7 @@ class Admission:
 
     def _lose_patience(self, tenant: str, asks: list[Ask]) -> None:
         """Redis is late: decide over what waits, and wait no more until it answers."""
-        self._late = True
+        self._parts.of(tenant).late = True
         for ask in asks:
             if ask.future is None or ask.future.done():
                 continue
@@ -385,15 +400,18 @@ class Admission:
 
         self._client.run(scripts.SETTLE, keys, (data,), done)
 
-    def _replay(self) -> None:
-        """Redis is back: it decides again, and gets what it has missed."""
-        self._late = self._alone = False
-        self._steady_since = self._loop.time()
-        self._share.reset()
+    def _reconnected(self) -> None:
+        """Redis is back, or a part of it: it decides again, and gets what it has missed."""
+        for tenant, part in self._parts.all():
+            if self._serves(tenant):
+                part.is_back()
         self._resend()
 
-    def _resend(self) -> None:
-        asks, due = self._backlog.take()
+    def _resend(self, tenant: str | None = None) -> None:
+        """Send what can be sent now of what Redis has missed, of all tenants or of one."""
+        asks, due = self._backlog.take(
+            lambda one: (tenant is None or one == tenant) and self._serves(one)
+        )
         for tenant, ask in asks:
             self._asks.setdefault(tenant, []).append(ask)
         for settlement, applied in due:

@@ -5,6 +5,7 @@ outlives the worker, and what memory cannot hold is not lost.
 """
 
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
@@ -111,18 +112,23 @@ class Backlog:
                 self._journal.clear()
             self._evicted = False
 
-    def take(self) -> tuple[list[tuple[str, Ask]], list[Due]]:
-        """Take out all that Redis is to be told now: the leases first."""
+    def take(self, wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Ask]], list[Due]]:
+        """Take out all that Redis is to be told now of some tenants: the leases first."""
         asks = []
-        for tenant, ask in self._unopened.values():
+        unopened, self._unopened = self._unopened, {}
+        for lease, (tenant, ask) in unopened.items():
+            if not wanted(tenant):
+                self._unopened[lease] = (tenant, ask)
+                continue
             held = self._held.get(ask.lease)
             if held is not None:
                 self._held[ask.lease] = (_ended(held[0]), held[1])
                 ask = msgspec.structs.replace(ask, grants=(), holding=_bare(ask.holding))
             asks.append((tenant, ask))
-        due = list(self._unsettled)
-        self._unopened.clear()
-        self._unsettled.clear()
+        unsettled, self._unsettled = self._unsettled, deque()
+        due: list[Due] = []
+        for one in unsettled:
+            (due if wanted(one[0].tenant) else self._unsettled).append(one)
         return asks, due
 
     def _write(self, settlement: Settlement) -> None:

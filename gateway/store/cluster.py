@@ -60,21 +60,9 @@ class Cluster:
 
     async def start(self) -> None:
         """Find the masters through any of the seeds and connect to all. Raises StoreError."""
-        trouble: StoreError | None = None
-        for host, port in self._location.seeds:
-            seed = self._make((host, port))
-            try:
-                await seed.start()
-                await self._learn(seed)
-            except StoreError as error:
-                trouble = error
-                continue
-            finally:
-                await seed.aclose()
-            await self._settle_in()
-            self._watcher = self._loop.create_task(self._watch(), name="cluster")
-            return
-        raise trouble or StoreError("no seed of the cluster answers")
+        await self._ask_seeds()
+        await self._settle_in()
+        self._watcher = self._loop.create_task(self._watch(), name="cluster")
 
     async def aclose(self) -> None:
         """Close every link. Idempotent."""
@@ -187,7 +175,7 @@ class Cluster:
         by_slot: list[Address | None] = [None] * SLOTS
         for first, last, master, *_ in ranges:
             # No host, or none that it knows to be the right one: the one that was asked.
-            address = ((master[0] or b"").decode() or source.host, int(master[1]))
+            address = ((_known(master[0]) or b"").decode() or source.host, int(master[1]))
             by_slot[first : last + 1] = [address] * (last + 1 - first)
         if None in by_slot:
             raise StoreError("the cluster does not serve every slot")
@@ -199,6 +187,23 @@ class Cluster:
         self._by_slot = [self._links[address] for address in masters]
         for address in set(self._links).difference(masters):
             await self._links.pop(address).aclose()
+
+    async def _ask_seeds(self) -> None:
+        """Learn from the first seed that answers. Raises StoreError."""
+        trouble: StoreError | None = None
+        for host, port in self._location.seeds:
+            seed = self._make((host, port))
+            seed.on_connect, seed.on_lost = _nothing, _nothing
+            try:
+                await seed.start()
+                await self._learn(seed)
+            except StoreError as error:
+                trouble = error
+            else:
+                return
+            finally:
+                await seed.aclose()
+        raise trouble or StoreError("no seed of the cluster answers")
 
     async def _settle_in(self) -> None:
         """Wait a moment for the links; one that does not come up is tried on."""
@@ -215,18 +220,33 @@ class Cluster:
                 async with asyncio.timeout(WATCH_SECONDS):
                     await self._moved.wait()
             self._moved.clear()
-            for link in list(self._links.values()):
-                if link.connected:
-                    try:
-                        await self._learn(link)
-                        break
-                    except StoreError:
-                        continue
-                    except Exception:  # nobody else would look again
-                        logger.exception("the cluster's topology cannot be read")
+            try:
+                await self._look()
+            except StoreError:
+                pass  # nobody knows better: again soon
+            except Exception:  # nobody else would look again
+                logger.exception("the cluster's topology cannot be read")
             if not self.connected:
                 self._moved.set()
             await asyncio.sleep(REFRESH_SECONDS)
+
+    async def _look(self) -> None:
+        """Learn from any server that is connected, or else from the seeds. Raises StoreError."""
+        for link in list(self._links.values()):
+            if link.connected:
+                with contextlib.suppress(StoreError):
+                    await self._learn(link)
+                    return
+        await self._ask_seeds()
+
+
+def _known(host: bytes | None) -> bytes | None:
+    """Return a server's name; a `?` stands for none."""
+    return None if host == b"?" else host
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _address(text: str) -> Address:
