@@ -315,9 +315,10 @@ class Gateway:
             self._admission.retry_unsettled()
             with contextlib.suppress(StoreError):  # it is away: its leases wait for it
                 await self._admission.count_workers(self._name, self._upkeep_seconds)
-                if self._journal is not None:
+            if self._journal is not None:
+                with contextlib.suppress(StoreError):
                     await replay(self._admission.orphans, self._journal)
-                await reap(self._services)
+            await reap(self._services)
 
 
 def _caches(config: Config) -> bool:

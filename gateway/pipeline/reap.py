@@ -1,8 +1,10 @@
 """Settles what dead workers left behind: expired leases become usage at their estimate."""
 
+import contextlib
 from functools import partial
 
 from gateway.core import record
+from gateway.core.errors import StoreError
 from gateway.core.operations import Operation
 from gateway.core.record import RequestRecord
 from gateway.core.usage import Usage
@@ -18,18 +20,27 @@ _FREE = Price.from_rates(0, 0)
 
 
 async def reap(services: Services) -> None:
-    """Settle every tenant's expired leases as aborted. Raises StoreError.
+    """Settle every tenant's expired leases as aborted, where Redis can be reached.
 
     Safe from several workers at once: a lease counts once, and only then is its record emitted.
     """
-    for tenant in await services.admission.orphans.tenants():
-        if not services.admission.may_reap(tenant):
-            continue
-        for lease, holding in await services.admission.orphans.expired(tenant):
-            if tenant == names.TARGETS_TENANT:
-                _free(services, lease, holding or _NOTHING)
-            else:
-                _abort(services, tenant, lease, holding or _NOTHING)
+    admission = services.admission
+    try:
+        tenants = await admission.orphans.tenants()
+    except StoreError:  # in a cluster others may be there all the same
+        tenants = admission.tenants_seen().union(key.tenant for key in services.config.auth.keys)
+    for tenant in tenants:
+        if admission.may_reap(tenant):
+            with contextlib.suppress(StoreError):
+                await _reap(services, tenant)
+
+
+async def _reap(services: Services, tenant: str) -> None:
+    for lease, holding in await services.admission.orphans.expired(tenant):
+        if tenant == names.TARGETS_TENANT:
+            _free(services, lease, holding or _NOTHING)
+        else:
+            _abort(services, tenant, lease, holding or _NOTHING)
 
 
 _NOTHING = Holding("unknown", OTHER, "", "", "chat", 0, 0, 0)

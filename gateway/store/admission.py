@@ -109,6 +109,10 @@ class Admission:
         steady = monotonic() - part.steady_since >= self._lease_seconds
         return steady and not part.late and self._client.reaches(tenant)
 
+    def tenants_seen(self) -> set[str]:
+        """Return the tenants of a cluster that this worker has had to do with."""
+        return {tenant for tenant, _ in self._parts.all() if tenant}
+
     def admit(
         self, tenant: str, lease: str, holding: Holding, granted: tuple[Grant, ...]
     ) -> Awaitable[Verdict]:

@@ -186,3 +186,45 @@ async def test_a_masters_death_costs_no_request(upstream: Upstream, tmp_path: Pa
                 store.close()
     # What the dead master had answered for and not yet passed on is lost with it.
     assert len(outcomes) - 20 <= used <= len(outcomes)
+
+
+async def test_a_master_that_is_gone_leaves_its_tenants_their_share_alone(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    """What others' masters answer meanwhile gives them nothing."""
+    gone, *others = sorted(TENANTS, key=lambda name: slot_of(f"{{{name}}}"))
+    with cluster(tmp_path) as nodes:
+        text = json.loads(clustered(upstream.url, nodes.url, rpm=6_000_000))
+        key = next(one for one in text["auth"]["keys"] if one["name"] == gone)
+        key |= {"rpm": 1, "burst": 10, "budget": {"usd": 1, "per": "day"}}
+        with running(json.dumps(text), workers=1) as gateway:
+            every = [Ask(chat(), key=f"sk-of-{name}") for name in TENANTS]
+            assert {one.status for one in await flood(gateway.port, every, 1)} == {200}
+            await asyncio.to_thread(nodes.kill, MASTERS)  # its heir, or it would take over
+            await asyncio.to_thread(nodes.kill, 0)
+            await asyncio.sleep(1)
+            mine, theirs = Ask(chat(), key=f"sk-of-{gone}"), Ask(chat(), key=f"sk-of-{others[-1]}")
+            outcomes = await flood(gateway.port, [mine, theirs] * 60, connections=1)
+            served = [one.ask.key for one in outcomes if one.status == 200]
+            assert served.count(theirs.key) == 60
+            assert 5 <= served.count(mine.key) <= 11
+            gateway.kill()
+
+
+async def test_where_all_known_masters_go_the_seeds_are_asked(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    with cluster(tmp_path) as nodes:
+        seeds = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in nodes.ports)
+        with running(clustered(upstream.url, seeds, rpm=60_000), workers=1) as gateway:
+            every = [Ask(chat(), key=f"sk-of-{name}") for name in TENANTS]
+            assert {one.status for one in await flood(gateway.port, every, 1)} == {200}
+            for number in range(MASTERS):
+                await asyncio.to_thread(nodes.kill, number)
+            for port in nodes.ports[MASTERS:]:
+                nodes.at(port).execute_command("CLUSTER", "FAILOVER", "TAKEOVER")
+            deadline = time.monotonic() + 30
+            while "sluice_store_connected 1.0" not in gateway.get("/metrics")[1].decode():
+                assert time.monotonic() < deadline, "it does not find them"
+                await asyncio.sleep(0.2)
+            assert {one.status for one in await flood(gateway.port, every, 1)} == {200}
