@@ -69,7 +69,11 @@ CANCEL_SECONDS = 0.2
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """What the process gives its gateway."""
+    """What the process gives its gateway.
+
+    `workers` is how many there are on this machine; `replaces` tells that this one takes the place
+    of one that has served, so that a Redis that is away now has been there.
+    """
 
     location: Location
     prices: PriceTable
@@ -79,6 +83,8 @@ class Resources(msgspec.Struct, frozen=True):
     demo_socket: str
     name: str
     state: Path
+    workers: int = 1
+    replaces: bool = False
 
 
 class Gateway:
@@ -147,7 +153,7 @@ class Gateway:
 
     async def start(self) -> GatewayServer:
         """Connect to the store, open the demo upstream, build the server. Raises StoreError."""
-        await self._client.start()
+        await self._connect()
         with contextlib.suppress(StoreError):
             await self._admission.count_workers(self._name, self._upkeep_seconds)
         if self._traces is not None:
@@ -189,6 +195,17 @@ class Gateway:
             self._tasks.append(self._loop.create_task(watch, name="cache"))
         self.recorder.fold()
         return self.server
+
+    async def _connect(self) -> None:
+        """Connect to the store. Raises StoreError where nobody has before."""
+        self._admission.live_workers = self._resources.workers
+        try:
+            await self._client.start()
+        except StoreError as error:
+            if not self._resources.replaces or self._config.limits.on_store_failure != "degrade":
+                raise
+            logger.warning("serving without Redis: %s", error)
+            self._client.start_later()
 
     @property
     def worn(self) -> bool:

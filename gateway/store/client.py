@@ -31,6 +31,10 @@ class Client(Protocol):
         """Connect once, raising StoreError, then stay connected in the background."""
         ...
 
+    def start_later(self) -> None:
+        """Connect in the background, as often as it takes."""
+        ...
+
     async def aclose(self) -> None:
         """Close. Idempotent."""
         ...

@@ -64,6 +64,11 @@ class Cluster:
         await self._settle_in()
         self._watcher = self._loop.create_task(self._watch(), name="cluster")
 
+    def start_later(self) -> None:
+        """Find the masters in the background, as often as it takes."""
+        self._moved.set()
+        self._watcher = self._loop.create_task(self._watch(), name="cluster")
+
     async def aclose(self) -> None:
         """Close every link. Idempotent."""
         if self._watcher is not None:
