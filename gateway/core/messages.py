@@ -4,6 +4,7 @@ N client dialects and M providers each translate to and from these values, never
 Frozen, no I/O. JSON that nobody here looks into stays as text (`schema`, `arguments`).
 """
 
+from itertools import chain, groupby
 from typing import Literal
 
 import msgspec
@@ -208,14 +209,13 @@ def alternating(turns: tuple[Message, ...]) -> tuple[Message, ...]:
 
     What the system says amid a conversation keeps its place, as something the user says.
     """
-    found: list[Message] = []
-    for turn in turns:
-        role = USER if turn.role == SYSTEM else turn.role
-        if found and found[-1].role == role:
-            found[-1] = Message(role, (*found[-1].parts, *turn.parts))
-        else:
-            found.append(Message(role, turn.parts))
-    return tuple(found)
+    sides = groupby(turns, lambda turn: USER if turn.role == SYSTEM else turn.role)
+    return tuple(
+        [
+            Message(role, tuple(chain.from_iterable([turn.parts for turn in joined])))
+            for role, joined in sides
+        ]
+    )
 
 
 def user_first(turns: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -216,27 +216,27 @@ def prompt(request: Request) -> Prompt:
     said = [n for n in names if bytes(request.fields[n]).replace(b" ", b"") != _PLAIN.get(n)]
     unknown = Unknown([name for name in said if name not in _READ and name not in _HINTS])
     system: list[Text] = []
-    messages: list[Message] = []
+    turns: list[tuple[str, list[Part]]] = []
     for number, message in enumerate(fields.messages):
         where = f"messages[{number}]"
         if message.role in ("tool", "function"):
-            _add_result(messages, message, where, unknown)
+            _add_result(turns, message, where, unknown)
             continue
         role = _ROLES.get(message.role)
         if role is None:
             text = f"Invalid value for '{where}.role': '{message.role}'."
             raise ApiError("invalid_value", text, param=f"{where}.role")
         parts = _parts(message, where, unknown)
-        if role == SYSTEM and not messages:
+        if role == SYSTEM and not turns:
             system += [part for part in parts if isinstance(part, Text)]
         elif parts:
-            messages.append(Message(role, parts))
+            turns.append((role, parts))
     tools = [unknown.keep(_tool, tool, i) for i, tool in enumerate(fields.tools or ())]
     most = fields.max_completion_tokens
     return Prompt(
         model=request.model,
         system=tuple(system),
-        messages=tuple(messages),
+        messages=tuple([Message(role, tuple(parts)) for role, parts in turns]),
         tools=tuple([tool for tool in tools if tool is not None]),
         tool_choice=_choice(fields.tool_choice),
         parallel=fields.parallel_tool_calls,
@@ -262,7 +262,7 @@ def prompt(request: Request) -> Prompt:
     )
 
 
-def _parts(message: ChatMessage, where: str, unknown: Unknown) -> tuple[Part, ...]:
+def _parts(message: ChatMessage, where: str, unknown: Unknown) -> list[Part]:
     found: list[Part] = _thoughts(message)
     cache = cache_ttl(message.cache_control)
     if isinstance(message.content, str):
@@ -283,7 +283,7 @@ def _parts(message: ChatMessage, where: str, unknown: Unknown) -> tuple[Part, ..
         signature = _google_signature(call.extra_content)
         function = call.function
         found.append(ToolCall(call.id, function.name, function.arguments or "{}", signature))
-    return tuple(found)
+    return found
 
 
 def _thoughts(message: ChatMessage) -> list[Part]:
@@ -321,7 +321,7 @@ def _part(part: ContentPart, where: str) -> Part:
 
 
 def _add_result(
-    messages: list[Message], message: ChatMessage, where: str, unknown: Unknown
+    turns: list[tuple[str, list[Part]]], message: ChatMessage, where: str, unknown: Unknown
 ) -> None:
     """Add a tool's result; those of one turn stand together in one message."""
     if message.tool_call_id is None:
@@ -336,11 +336,10 @@ def _add_result(
             if isinstance(part, Text | Media):
                 parts.append(part)
     result = ToolResult(message.tool_call_id, tuple(parts), cache=cache_ttl(message.cache_control))
-    last = messages[-1] if messages else None
-    if last is not None and last.role == USER and isinstance(last.parts[-1], ToolResult):
-        messages[-1] = Message(USER, (*last.parts, result))
+    if turns and isinstance(turns[-1][1][-1], ToolResult):
+        turns[-1][1].append(result)
     else:
-        messages.append(Message(USER, (result,)))
+        turns.append((USER, [result]))
 
 
 def _tool(tool: ChatTool, number: int) -> Tool:
