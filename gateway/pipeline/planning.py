@@ -9,7 +9,7 @@ from gateway.config.caching import Cache as Settings
 from gateway.core.messages import Media, Prompt, ToolResult
 from gateway.core.operations import CONVERSATIONS, Operation
 from gateway.core.request import Request
-from gateway.formats.canonical import Canonical, canonical, question
+from gateway.formats.canonical import IDLE, Canonical, canonical, question
 from gateway.pipeline.call import Call
 from gateway.pipeline.replay import VERSION_HEADER, form_of
 from gateway.pipeline.served import Served
@@ -155,6 +155,8 @@ class Planner:
             return None
         if not rules.tools and _value(request, "tools"):
             return None
+        if _size(request) > rules.max_request:
+            return None
         found = canonical(request)
         if found is None or len(found.form) > rules.max_request:
             return None
@@ -211,6 +213,11 @@ def _whose(rules: Rules, tenant: str, key: str) -> tuple[str, tuple[str, ...]]:
 def _betas(call: Call) -> list[str]:
     """Return what a client's headers ask of the API beyond its body."""
     return [value for name, value in call.passed_on if name != VERSION_HEADER and value]
+
+
+def _size(request: Request) -> int:
+    """Return how many bytes the client wrote of what may decide an answer."""
+    return sum([len(raw) for name, raw in request.fields.items() if name not in IDLE])
 
 
 def _value(request: Request, name: str) -> Any:

@@ -291,6 +291,7 @@ async def test_what_is_kept_is_explicit(upstream: Upstream) -> None:
     picture = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     shown = [{"role": "user", "content": [{"type": "text", "text": "see"}, picture]}]
     large = [{"role": "user", "content": "x" * 3000}]
+    escaped = [{"role": "user", "content": "é" * 500}]  # 3,000 bytes of JSON
     base = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
     rules = {"tools": False, "images": False, "max_request_kb": 2}
     with running(cached(upstream.url, cache=rules), workers=1) as gateway:
@@ -302,13 +303,14 @@ async def test_what_is_kept_is_explicit(upstream: Upstream) -> None:
             return state(outcome)
 
         assert await second({**base, "temperature": 0}) == "hit"
-        assert await second({**base, "temperature": 0.0, "metadata": {"a": "b"}}) == "hit"
+        assert await second({**base, "temperature": 0.0, "metadata": {"a": "b" * 3000}}) == "hit"
         assert await second({**base, "seed": 1}) == "hit"
         assert await second(base) == "bypass"
         assert await second({**base, "temperature": 0.5}) == "bypass"
         assert await second({**base, "temperature": 0, "tools": tools}) == "bypass"
         assert await second({**base, "temperature": 0, "messages": shown}) == "bypass"
         assert await second({**base, "temperature": 0, "messages": large}) == "bypass"
+        assert await second({**base, "temperature": 0, "messages": escaped}) == "bypass"
         assert await second({**base, "temperature": 0, "n": 2}) == "bypass"
         assert await second({"model": "m", "input": "hello"}, "/v1/embeddings") == "hit"
         assert await second({**base, "temperature": 0, "logit_bias": {"1": 1}}) == "hit"
