@@ -25,6 +25,7 @@ from gateway.app import Gateway, Resources
 from gateway.check import tls_context
 from gateway.config.schema import Config
 from gateway.core.errors import SluiceError
+from gateway.http.tls import TlsListener
 from gateway.observe.log import LineWriter, route_logging
 from gateway.observe.scoreboard import Scoreboard
 from gateway.policy.pricing import PriceTable
@@ -138,15 +139,20 @@ class _Worker:
             writer.close()
         return 0
 
-    async def _listen(self, gateway: Gateway) -> list[asyncio.Server]:
+    async def _listen(self, gateway: Gateway) -> list[asyncio.Server] | list[TlsListener]:
         given, loop = self._assignment, asyncio.get_running_loop()
-        factory = await gateway.start()
+        server = await gateway.start()
         tls = given.config.server.tls
-        context = tls_context(tls) if tls is not None else None
-        return [
-            await loop.create_server(factory, sock=sock, ssl=context, backlog=BACKLOG)
-            for sock in given.sockets
-        ]
+        if tls is None:
+            return [
+                await loop.create_server(server, sock=sock, backlog=BACKLOG)
+                for sock in given.sockets
+            ]
+        context = tls_context(tls)
+        listeners = [TlsListener(server, sock, context) for sock in given.sockets]
+        for listener in listeners:
+            listener.start(BACKLOG)
+        return listeners
 
     def _on_channel(self) -> None:
         try:

@@ -58,7 +58,8 @@ class GatewayServer(web.Server):
     ) -> None:
         self._lane, self._head_seconds, self._bounds = hot, head_seconds, bounds
         self._by_address: Counter[str] = Counter()
-        self._addresses: dict[RequestHandler, str] = {}  # a TLS transport forgets it at its end
+        # Of all that count, also amid a TLS handshake; its transport forgets it at its end.
+        self._addresses: dict[RequestHandler, str] = {}
         # Accepted, and not yet a connection: a loop's turn, or a TLS handshake, is to come.
         self._accepted = weakref.WeakSet[GatewayProtocol]()
         plain_handler, plain_factory = plain.request_handler, plain.request_factory
@@ -109,23 +110,45 @@ class GatewayServer(web.Server):
         super().connection_made(handler, transport)
         assert isinstance(handler, GatewayProtocol)
         self._accepted.discard(handler)
-        address = self._addresses[handler] = _address(transport)
-        self._by_address[address] += 1
-        most = self._bounds.connections_per_address
-        if len(self._connections) > self._bounds.connections or (
-            most is not None and address and self._by_address[address] > most
-        ):
-            self.refused_connections += 1
+        if handler not in self._addresses and not self._count(handler, _address(transport)):
             transport.abort()
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         """Count it no more."""
+        self._forget(handler)
+        super().connection_lost(handler, exc)
+
+    def claim(self, address: str) -> GatewayProtocol | None:
+        """Count a connection before it is made, until `release`; None: there are too many."""
+        protocol = self()
+        if self._count(protocol, address):
+            return protocol
+        self._forget(protocol)
+        return None
+
+    def release(self, protocol: GatewayProtocol) -> None:
+        """End a claim: the connection has been made, and counts by itself, or never will be."""
+        if protocol not in self._connections:
+            self._forget(protocol)
+
+    def _count(self, handler: RequestHandler, address: str) -> bool:
+        """Count a connection; tell whether there is room for it."""
+        self._addresses[handler] = address
+        self._by_address[address] += 1
+        most = self._bounds.connections_per_address
+        if len(self._addresses) > self._bounds.connections or (
+            most is not None and address and self._by_address[address] > most
+        ):
+            self.refused_connections += 1
+            return False
+        return True
+
+    def _forget(self, handler: RequestHandler) -> None:
         address = self._addresses.pop(handler, None)
         if address is not None:
             self._by_address[address] -= 1
             if self._by_address[address] <= 0:
                 del self._by_address[address]
-        super().connection_lost(handler, exc)
 
     @property
     def open(self) -> int:

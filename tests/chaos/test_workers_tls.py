@@ -1,19 +1,28 @@
 """TLS at the listener: modern protocols only, and a certificate that a reload replaces."""
 
 import asyncio
+import contextlib
 import signal
+import socket
 import ssl
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
 import trustme
+import uvloop
 
+from gateway.http import tls
+from gateway.http.server import GatewayServer
+from gateway.http.tls import TlsListener
 from tests.support.config import KEY, chat, config
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Client, once
 from tests.support.upstream import Upstream
+from tests.support.wire import connected
 
 
 class Certificates:
@@ -150,3 +159,82 @@ async def test_a_reload_waits_for_a_connection_that_is_only_being_made(
         assert (await reader.readline()).split()[1] == b"200"
         await reader.read()
         writer.close()
+
+
+async def closed_at_once(stack: contextlib.AsyncExitStack, port: int) -> bool:
+    """Connect and say nothing; whether the gateway closes that, for all there is time."""
+    wire = await stack.enter_async_context(connected(port))
+    return await wire.is_closed(0.5)
+
+
+@pytest.mark.parametrize("bound", ["connections", "connections_per_address"])
+async def test_handshakes_that_stall_count_as_connections(
+    upstream: Upstream, certificates: Certificates, bound: str
+) -> None:
+    server = {**certificates.server, "overload": {bound: 5}}
+    context = certificates.context()
+    with running(config(upstream.url, server=server)) as gateway:
+        async with Client(gateway.port, tls=context) as client:
+            assert (await client.ask()).status == 200
+            async with contextlib.AsyncExitStack() as stack:
+                closed = [await closed_at_once(stack, gateway.port) for _ in range(8)]
+                assert closed == [False] * 4 + [True] * 4
+                assert (await client.ask()).status == 200
+        async with asyncio.timeout(10):  # who leaves amid a handshake makes room
+            while (await once(gateway.port, tls=context)).status != 200:
+                await asyncio.sleep(0.05)
+
+
+class _Silent(asyncio.Protocol):
+    """Stands for a connection; knows whether it was ever made."""
+
+    made = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.made = True
+
+
+class _Counting:
+    """As much of a server as a listener asks."""
+
+    def __init__(self) -> None:
+        self.claimed: list[_Silent] = []
+        self.released: list[_Silent] = []
+
+    def claim(self, address: str) -> _Silent:
+        self.claimed.append(_Silent())
+        return self.claimed[-1]
+
+    def release(self, protocol: _Silent) -> None:
+        self.released.append(protocol)
+
+
+@pytest.mark.parametrize("kind", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_handshake_has_its_time(
+    kind: Callable[[], asyncio.AbstractEventLoop],
+    certificates: Certificates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def silent() -> None:
+        counting, sock = _Counting(), socket.create_server(("127.0.0.1", 0))
+        address = sock.getsockname()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificates.certificate, certificates.key)
+        listener = TlsListener(cast(GatewayServer, counting), sock, context)
+        listener.start(10)
+        try:
+            with socket.create_connection(address) as client:
+                client.setblocking(False)
+                async with asyncio.timeout(10):
+                    assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+                    while not counting.released:
+                        await asyncio.sleep(0.01)
+        finally:
+            listener.close()
+            listener.close()
+        assert counting.released == counting.claimed
+        assert [one.made for one in counting.claimed] == [False]
+
+    monkeypatch.setattr(tls, "HANDSHAKE_SECONDS", 0.1)
+    with asyncio.Runner(loop_factory=kind) as runner:
+        runner.run(silent())
