@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 POST = b"POST "
 KEEP_ALIVE_SECONDS = 75
-STALLED_SECONDS = 30.0  # without a byte taken of an answer that is complete
+STALLED_SECONDS = 30.0  # without a byte taken of an answer that no source is held back for
 # A client whose request is no HTTP may go on sending so long, so much, and read its refusal: what
 # is not read when a connection is closed resets it, and the refusal is lost.
 LINGER_SECONDS, LINGER_BYTES = 2.0, 4 * 1024 * 1024
@@ -165,10 +165,12 @@ class GatewayProtocol(RequestHandler):
         await super().shutdown(timeout)
 
     def pause_writing(self) -> None:
-        """Pause the source: the client is behind."""
+        """Pause the source: the client is behind. One that has none is given its time to read."""
         super().pause_writing()
         if self.flow is not None:
             self.flow.pause()
+        elif self.transport is not None:
+            self._watch_delivery(self.transport, 0)
 
     def resume_writing(self) -> None:
         """Go on."""

@@ -1,0 +1,73 @@
+"""Clients that ask, and read nothing of what they are told."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import cast
+
+import pytest
+from aiohttp import web
+
+from gateway.config.schema import Overload
+from gateway.http import protocol
+from gateway.http.server import GatewayServer, HotHandler
+from tests.support.config import config
+from tests.support.gateway import running
+from tests.support.threaded import UpstreamThread
+
+REQUEST = b"GET %b HTTP/1.1\r\nHost: sluice.test\r\n\r\n"
+
+
+def unread(address: tuple[str, int], path: bytes) -> socket.socket:
+    """A connection full of requests of which nobody reads the answers."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(address)
+    client.settimeout(0.5)
+    with contextlib.suppress(OSError):  # by time, or because it was cut off
+        while True:
+            client.sendall(REQUEST % path * 50)
+    return client
+
+
+@contextlib.asynccontextmanager
+async def serving(kind: web.Application) -> AsyncIterator[tuple[GatewayServer, tuple[str, int]]]:
+    """The gateway's own connections before the routes of an application."""
+    runner = web.AppRunner(kind, access_log=None)
+    await runner.setup()
+    assert runner.server is not None
+    hot = cast(HotHandler, None)  # which no request here is for
+    server = GatewayServer(runner.server, hot, 30, Overload())
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    try:
+        yield server, listener.sockets[0].getsockname()
+    finally:
+        listener.close()
+        await server.shutdown(1)
+        await runner.cleanup()
+
+
+async def test_a_client_that_pipelines_and_reads_nothing_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=b"x" * 20_000)
+
+    monkeypatch.setattr(protocol, "STALLED_SECONDS", 0.2)
+    app = web.Application()
+    app.router.add_get("/", answer)
+    async with serving(app) as (server, address):
+        client = await asyncio.to_thread(unread, address, b"/")
+        with client:
+            async with asyncio.timeout(10):
+                while server.connections:
+                    await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("path", [b"/metrics", b"/nothing/here"])
+async def test_a_stop_does_not_wait_for_a_client_that_reads_nothing(path: bytes) -> None:
+    with UpstreamThread() as upstream:
+        text = config(upstream.url, server={"drain": {"grace": 1}})
+        with running(text) as gateway, unread(("127.0.0.1", gateway.port), path):
+            assert await asyncio.to_thread(gateway.stop) == 0
