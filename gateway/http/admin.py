@@ -11,12 +11,13 @@ from aiohttp import web
 from gateway.config.schema import KeySettings
 from gateway.core.errors import ApiError, ConfigError
 from gateway.formats.fields import invalid_field
+from gateway.http.body import read_body
 from gateway.http.hot import secret_of
 from gateway.pipeline.limiting import LimitBook
 from gateway.store.keys import NoSuchKey, VirtualKey, VirtualKeys
 from gateway.store.usage import GROUPS, Query, UsageReader
 
-MAX_BODY_BYTES = 64 * 1024
+MAX_BODY_BYTES, BODY_SECONDS = 64 * 1024, 30.0
 MAX_GRACE_SECONDS = 10 * 366 * 86_400
 DEFAULT_GRACE_SECONDS = 24 * 3600
 
@@ -137,12 +138,7 @@ def merged(record: VirtualKey, changes: dict[str, Any]) -> KeySettings:
 
 
 async def _body(request: web.Request) -> Any:
-    try:
-        body = await request.read() if (request.content_length or 0) <= MAX_BODY_BYTES else None
-    except web.HTTPRequestEntityTooLarge:
-        body = None
-    if body is None or len(body) > MAX_BODY_BYTES:
-        raise ApiError("request_too_large", f"The body is larger than {MAX_BODY_BYTES} bytes.")
+    body = await read_body(request._message, request.content, MAX_BODY_BYTES, BODY_SECONDS)
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

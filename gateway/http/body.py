@@ -1,13 +1,81 @@
-"""Hot path: reads a request's body within a size and a time."""
+"""Hot path: reads a request's body within a size and a time.
+
+A packed body is unpacked as it is read, and not before: who sends it is known by then.
+"""
 
 import asyncio
+import zlib
 
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.core.errors import ApiError
 
 MAX_LENGTH_DIGITS = 18  # int() takes offence at thousands
+MALFORMED = (RequestPayloadError, HttpProcessingError, zlib.error)
+# Of what is packed and of what it becomes: each takes less than a millisecond.
+PIECE_BYTES = 64 * 1024
+MAX_MEMBERS = 1024  # of one body; a usual one has one
+_GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
+
+
+class Body:
+    """A body that is read in parts, each as it was before it was packed."""
+
+    def __init__(self, message: RawRequestMessage, payload: StreamReader) -> None:
+        self._coding, self._payload = message.compression, payload
+        self._packed = b""
+        self._machine: zlib._Decompress | None = None
+        self._members = 0
+
+    async def read(self) -> bytes:
+        """Return the next part, empty at the end. Raises one of MALFORMED."""
+        if self._coding is None:
+            return await self._payload.readany()
+        while True:
+            machine = self._machine
+            if not self._packed and not (machine is not None and machine.unconsumed_tail):
+                self._packed = await self._payload.readany()
+                if not self._packed:
+                    return self._rest()
+            part = self._unpack()
+            await asyncio.sleep(0)  # others have their turn
+            if part:
+                return part
+
+    def _unpack(self) -> bytes:
+        """Return what some of the packed bytes become."""
+        machine = self._machine
+        if machine is None or machine.eof:
+            machine = self._machine = self._begin()
+        data = machine.unconsumed_tail
+        if not data:
+            data, self._packed = self._packed[:PIECE_BYTES], self._packed[PIECE_BYTES:]
+        part = machine.decompress(data, PIECE_BYTES)
+        self._packed = machine.unused_data + self._packed
+        return part
+
+    def _begin(self) -> "zlib._Decompress":
+        self._members += 1
+        if self._members > MAX_MEMBERS:
+            raise zlib.error("too many members")
+        if self._coding == "gzip":
+            return zlib.decompressobj(_GZIP)
+        if self._coding != "deflate":
+            raise zlib.error(f"{self._coding} is not known")
+        # Some send it without zlib's header (RFC 9110 section 8.4.1.2).
+        return zlib.decompressobj(_ZLIB if self._packed[0] & 15 == zlib.DEFLATED else _RAW)
+
+    def _rest(self) -> bytes:
+        machine = self._machine
+        if machine is None or machine.eof:
+            return b""
+        rest = machine.flush()  # what did not fit into the last part, some bytes
+        if not rest and not machine.eof:
+            raise zlib.error("the body is cut off")
+        return rest
 
 
 def declared_length(message: RawRequestMessage) -> float:
@@ -19,24 +87,26 @@ def declared_length(message: RawRequestMessage) -> float:
 async def read_body(
     message: RawRequestMessage, payload: StreamReader, most: int, seconds: float
 ) -> bytes:
-    """Return the whole body. Raises ApiError when it is too large or takes too long."""
+    """Return the whole body. Raises ApiError: it is too large, malformed, or takes too long."""
     if declared_length(message) > most:
-        raise _too_large(most)
-    if payload.is_eof():
-        body = payload.read_nowait(-1)
-        if len(body) > most:
-            raise _too_large(most)
-        return body
-    parts, size = [], 0
+        raise too_large(most)
     try:
+        if payload.is_eof() and message.compression is None:
+            whole = payload.read_nowait(-1)
+            if len(whole) > most:
+                raise too_large(most)
+            return whole
+        body, parts, size = Body(message, payload), [], 0
         async with asyncio.timeout(seconds):
-            while part := await payload.readany():
+            while part := await body.read():
                 size += len(part)
                 if size > most:
-                    raise _too_large(most)
+                    raise too_large(most)
                 parts.append(part)
     except TimeoutError:
         raise too_slow(seconds) from None
+    except MALFORMED:
+        raise malformed() from None
     return b"".join(parts)
 
 
@@ -45,5 +115,11 @@ def too_slow(seconds: float) -> ApiError:
     return ApiError("request_timeout", f"The request's body did not arrive within {seconds:g} s.")
 
 
-def _too_large(most: int) -> ApiError:
+def too_large(most: int) -> ApiError:
+    """Return the error of a body above a bound."""
     return ApiError("request_too_large", f"The request's body is larger than {most} bytes.")
+
+
+def malformed() -> ApiError:
+    """Return the error of a body that is not framed, or not packed, as it says."""
+    return ApiError("invalid_http", "The request's body is malformed.")

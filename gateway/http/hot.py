@@ -2,11 +2,8 @@
 
 import asyncio
 import logging
-import zlib
 from time import monotonic
 
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_protocol import RequestPayloadError
 from multidict import CIMultiDictProxy
 
 from gateway.core.errors import ApiError, StoreError
@@ -127,7 +124,8 @@ class HotRoutes:
         secret = secret_of(headers)
         trace = headers.get("traceparent", "")[:MAX_TRACE_CHARS]
         try:
-            if not request.payload.is_eof() and not await self._asks(secret):
+            costs = not request.payload.is_eof() or message.compression is not None
+            if costs and not await self._asks(secret):
                 client.close_after()  # no body is taken from strangers; `serve` says why
                 call = Call(request_id(), request.operation, b"", secret, client, started, trace)
                 await serve(self._services, call)
@@ -138,9 +136,6 @@ class HotRoutes:
             body = await read_body(message, request.payload, self.max_body_bytes, self.body_seconds)
         except ApiError as error:
             return _refused(client, error, request.operation)
-        except (RequestPayloadError, HttpProcessingError, zlib.error):
-            malformed = ApiError("invalid_http", "The request's body is malformed.")
-            return _refused(client, malformed, request.operation)
         protocol.call = call = Call(
             request_id(),
             request.operation,

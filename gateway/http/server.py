@@ -90,6 +90,7 @@ class GatewayServer(web.Server):
             request_factory=make_request,
             handler_cancellation=True,
             access_log=None,
+            auto_decompress=False,  # or a stranger's body is unpacked, too
             keepalive_timeout=KEEP_ALIVE_SECONDS,
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_FIELD_BYTES,

@@ -2,16 +2,21 @@
 
 import asyncio
 import re
-import zlib
 from collections.abc import AsyncIterator
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_protocol import RequestPayloadError
 
 from gateway.config.schema import Server
 from gateway.core.errors import ApiError
-from gateway.http.body import declared_length, read_body, too_slow
+from gateway.http.body import (
+    MALFORMED,
+    Body,
+    declared_length,
+    malformed,
+    read_body,
+    too_large,
+    too_slow,
+)
 from gateway.http.hot import CONTINUE
 
 _JSON = re.compile(r"[/+](?:x-)?json(?![a-z])", re.IGNORECASE)  # by all its names; not JSON lines
@@ -32,7 +37,7 @@ class Upload:
 
     @property
     def unpacked(self) -> bool:
-        """Tell whether aiohttp has undone the body's coding."""
+        """Tell whether the body's coding is undone."""
         return self._message.compression is not None
 
     @property
@@ -56,7 +61,7 @@ class Upload:
             return None
         most = server.max_request_size if self._json else server.max_upload_size
         if declared_length(self._message) > most:
-            raise _too_large(most)
+            raise too_large(most)
         if "Expect" in request.headers and request.transport is not None:
             request.transport.write(CONTINUE)
         if self._json:
@@ -65,30 +70,24 @@ class Upload:
 
     async def gather(self) -> None:
         """Hold the body, whatever it is. Raises ApiError."""
-        request, server, most = self._request, self._server, self._server.max_request_size
-        if self.held is not None or not request.can_read_body:
-            return
-        if declared_length(self._message) > most:
-            raise _too_large(most)
-        try:
-            self.held = await read_body(
-                self._message, request.content, most, server.request_timeout
-            )
-        except (RequestPayloadError, HttpProcessingError, zlib.error):
-            raise _malformed() from None
+        request, server = self._request, self._server
+        if self.held is None and request.can_read_body:
+            most, seconds = server.max_request_size, server.request_timeout
+            self.held = await read_body(self._message, request.content, most, seconds)
 
     async def _parts(self) -> AsyncIterator[bytes]:
         """Pass a body on; why it cannot be is noted, as aiohttp tells every error its own way."""
         size, most, idle = 0, self._server.max_upload_size, self._server.request_timeout
+        body = Body(self._message, self._request.content)
         try:
             while True:
                 async with asyncio.timeout(idle):
-                    part = await self._request.content.readany()
+                    part = await body.read()
                 if not part:
                     return
                 size += len(part)
                 if size > most:
-                    raise _too_large(most)
+                    raise too_large(most)
                 yield part
         except ApiError as error:
             self.refused = error
@@ -96,14 +95,6 @@ class Upload:
         except TimeoutError:
             self.refused = too_slow(idle)
             raise
-        except (RequestPayloadError, HttpProcessingError, zlib.error):
-            self.refused = _malformed()
+        except MALFORMED:
+            self.refused = malformed()
             raise
-
-
-def _too_large(most: int) -> ApiError:
-    return ApiError("request_too_large", f"The request's body is larger than {most} bytes.")
-
-
-def _malformed() -> ApiError:
-    return ApiError("invalid_http", "The request's body is malformed.")

@@ -15,9 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
+from aiohttp import web
 
 from tests.support.config import KEY, PRICED_MODEL, chat, config, digest
 from tests.support.gateway import Gateway, running
+from tests.support.inside import serving
 from tests.support.threaded import UpstreamThread
 from tests.support.upstream import Exchange, completion, usage
 from tests.support.wire import CHAT_PATH, Reply, ask, chunked, connected, head_of, post
@@ -359,6 +361,37 @@ async def test_a_body_that_does_not_unpack(served: Gateway, provider: UpstreamTh
         reply = await ask(served.port, post(body, "Content-Encoding: gzip"))
         assert (reply.status, reply.error["type"]) == (400, "invalid_request_error"), body
     assert provider.received == []
+
+
+async def test_a_strangers_body_is_not_unpacked(served: Gateway) -> None:
+    """One that does not unpack would show that it was."""
+    coding = "Content-Encoding: gzip"
+    for body in (b"hello", b"\x1f\x8b\x08", gzip.compress(b"x")[:-1] + b"x"):
+        for path, key, status in (
+            (CHAT_PATH, "sk-nobody", 401),
+            (CHAT_PATH, None, 401),
+            ("/providers/p0/v1/files", "sk-nobody", 401),
+            ("/v1/models", None, 405),
+            ("/nothing/here", None, 404),
+        ):
+            reply = await ask(served.port, post(body, coding, path=path, key=key))
+            assert reply.status == status, (body, path)
+
+
+async def test_a_body_that_nobody_reads_is_not_unpacked() -> None:
+    """So what a route is given is still packed."""
+    packed, given = gzip.compress(GOOD), []
+
+    async def take(request: web.Request) -> web.Response:
+        given.append(await request.content.read())
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/", take)
+    async with serving(app) as (_, address):
+        data = post(packed, "Content-Encoding: gzip", path="/")
+        assert (await ask(address[1], data)).status == 200
+    assert given == [packed]
 
 
 async def test_a_coding_nobody_knows(served: Gateway, provider: UpstreamThread) -> None:

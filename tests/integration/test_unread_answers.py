@@ -3,17 +3,14 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
-from typing import cast
 
 import pytest
 from aiohttp import web
 
-from gateway.config.schema import Overload
 from gateway.http import protocol
-from gateway.http.server import GatewayServer, HotHandler
 from tests.support.config import config
 from tests.support.gateway import running
+from tests.support.inside import serving
 from tests.support.threaded import UpstreamThread
 
 REQUEST = b"GET %b HTTP/1.1\r\nHost: sluice.test\r\n\r\n"
@@ -29,23 +26,6 @@ def unread(address: tuple[str, int], path: bytes) -> socket.socket:
         while True:
             client.sendall(REQUEST % path * 50)
     return client
-
-
-@contextlib.asynccontextmanager
-async def serving(kind: web.Application) -> AsyncIterator[tuple[GatewayServer, tuple[str, int]]]:
-    """The gateway's own connections before the routes of an application."""
-    runner = web.AppRunner(kind, access_log=None)
-    await runner.setup()
-    assert runner.server is not None
-    hot = cast(HotHandler, None)  # which no request here is for
-    server = GatewayServer(runner.server, hot, 30, Overload())
-    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
-    try:
-        yield server, listener.sockets[0].getsockname()
-    finally:
-        listener.close()
-        await server.shutdown(1)
-        await runner.cleanup()
 
 
 async def test_a_client_that_pipelines_and_reads_nothing_is_cut_off(
