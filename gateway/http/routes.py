@@ -17,7 +17,7 @@ from gateway.http.admin import AdminRoutes
 from gateway.http.hot import secret_of
 from gateway.http.passthrough import OUR_HEADERS, REQUEST_ID, PassthroughRoutes
 from gateway.http.protocol import SERVER
-from gateway.observe.exposition import exposition
+from gateway.observe.exposition import Expositions
 from gateway.observe.recorder import Recorder
 from gateway.pipeline.listing import Listing
 from gateway.pipeline.services import Services
@@ -48,8 +48,8 @@ class PlainRoutes:
     def __init__(
         self, services: Services, recorder: Recorder, readiness: Readiness, admin: AdminRoutes
     ) -> None:
-        self._services, self._recorder, self._readiness = services, recorder, readiness
-        self._admin = admin
+        self._services, self._readiness, self._admin = services, readiness, admin
+        self._expositions = Expositions(recorder.sum)
         self._started = int(services.admission.now())
         self._listing = Listing(services.catalogue, services.transport)
         self._passthrough = PassthroughRoutes(services)
@@ -103,7 +103,7 @@ class PlainRoutes:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Show the sum over all workers."""
-        body = exposition(self._recorder.sum())
+        body = await self._expositions.get()
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return web.Response(body=body, headers={"Content-Type": kind})
 

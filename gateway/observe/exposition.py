@@ -1,6 +1,7 @@
 """Totals in Prometheus's text format, by way of its own library."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -11,6 +12,10 @@ from prometheus_client.core import (
 )
 
 from gateway.observe.series import BOUNDS, SEPARATOR, Totals
+
+# Rendering takes milliseconds, or a good part of a second where there are very many series: so many
+# times as long it is not done again, and not longer.
+REST_TIMES, LONGEST_REST_SECONDS = 20, 5.0
 
 GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 
@@ -56,6 +61,30 @@ GAUGES: dict[str, str] = {
     "sluice_cache_bytes": "Bytes they take.",
     "sluice_requests_bound": "Requests that workers would serve at once, as busy as they are.",
 }
+
+
+class Expositions:
+    """Renders totals once for all who ask meanwhile, in a small share of the loop's time."""
+
+    def __init__(self, total: Callable[[], Totals]) -> None:
+        self._total = total
+        self._next: asyncio.Task[bytes] | None = None
+        self._rests_until = 0.0
+
+    async def get(self) -> bytes:
+        """Return totals as they are now, or a little later."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._render())
+        return await asyncio.shield(self._next)
+
+    async def _render(self) -> bytes:
+        now = asyncio.get_running_loop().time
+        await asyncio.sleep(self._rests_until - now())
+        self._next = None  # who asks from now on is told what is so later
+        began = now()
+        body = exposition(self._total())
+        self._rests_until = now() + min(REST_TIMES * (now() - began), LONGEST_REST_SECONDS)
+        return body
 
 
 def exposition(totals: Totals) -> bytes:
