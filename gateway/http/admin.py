@@ -11,7 +11,7 @@ from aiohttp import web
 from gateway.config.schema import KeySettings
 from gateway.core.errors import ApiError, ConfigError
 from gateway.formats.fields import invalid_field
-from gateway.http.body import read_body
+from gateway.http.body import Room, read_body
 from gateway.http.hot import secret_of
 from gateway.pipeline.limiting import LimitBook
 from gateway.store.keys import NoSuchKey, VirtualKey, VirtualKeys
@@ -138,7 +138,8 @@ def merged(record: VirtualKey, changes: dict[str, Any]) -> KeySettings:
 
 
 async def _body(request: web.Request) -> Any:
-    body = await read_body(request._message, request.content, MAX_BODY_BYTES, BODY_SECONDS)
+    room = Room(MAX_BODY_BYTES)  # the operator's requests have their own
+    body = await read_body(request._message, request.content, MAX_BODY_BYTES, BODY_SECONDS, room)
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

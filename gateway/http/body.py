@@ -18,7 +18,24 @@ MALFORMED = (RequestPayloadError, HttpProcessingError, zlib.error)
 # Of what is packed and of what it becomes: each takes less than a millisecond.
 PIECE_BYTES = 64 * 1024
 MAX_MEMBERS = 1024  # of one body; a usual one has one
+# Keys and limits are asked when a body is here, so they do not bound those that are on their way.
+LEAST_ROOM_BYTES, LEAST_BODIES = 256 * 1024 * 1024, 4
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
+
+
+class Room:
+    """What a worker holds of all bodies that are not here as a whole, and may hold; in bytes."""
+
+    __slots__ = ("most", "taken")
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self.most = max(LEAST_ROOM_BYTES, LEAST_BODIES * max_body_bytes)
+        self.taken = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Tell whether no more is to be taken in."""
+        return self.taken >= self.most
 
 
 class Body:
@@ -85,9 +102,10 @@ def declared_length(message: RawRequestMessage) -> float:
 
 
 async def read_body(
-    message: RawRequestMessage, payload: StreamReader, most: int, seconds: float
+    message: RawRequestMessage, payload: StreamReader, most: int, seconds: float, room: Room
 ) -> bytes:
-    """Return the whole body. Raises ApiError: it is too large, malformed, or takes too long."""
+    """Return the whole body. Raises ApiError: it is too large, malformed, too slow, or no room."""
+    size = 0
     if declared_length(message) > most:
         raise too_large(most)
     try:
@@ -96,10 +114,13 @@ async def read_body(
             if len(whole) > most:
                 raise too_large(most)
             return whole
-        body, parts, size = Body(message, payload), [], 0
+        body, parts = Body(message, payload), []
         async with asyncio.timeout(seconds):
             while part := await body.read():
+                if room.is_full:
+                    raise _no_room()
                 size += len(part)
+                room.taken += len(part)
                 if size > most:
                     raise too_large(most)
                 parts.append(part)
@@ -107,6 +128,8 @@ async def read_body(
         raise too_slow(seconds) from None
     except MALFORMED:
         raise malformed() from None
+    finally:
+        room.taken -= size
     return b"".join(parts)
 
 
@@ -118,6 +141,11 @@ def too_slow(seconds: float) -> ApiError:
 def too_large(most: int) -> ApiError:
     """Return the error of a body above a bound."""
     return ApiError("request_too_large", f"The request's body is larger than {most} bytes.")
+
+
+def _no_room() -> ApiError:
+    message = "The gateway has as many requests on their way in as it can hold. Try again."
+    return ApiError("overloaded", message, retry_after=1)
 
 
 def malformed() -> ApiError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from math import ceil
 from time import monotonic
 
 from multidict import CIMultiDictProxy
@@ -133,7 +134,8 @@ class HotRoutes:
                 return Sent(keep_alive=False)
             if not request.payload.is_eof() and "Expect" in headers:
                 self._continue(request)
-            body = await read_body(message, request.payload, self.max_body_bytes, self.body_seconds)
+            most, seconds = self.max_body_bytes, self.body_seconds
+            body = await read_body(message, request.payload, most, seconds, protocol.room)
         except ApiError as error:
             return _refused(client, error, request.operation)
         protocol.call = call = Call(
@@ -201,6 +203,8 @@ def _refused(client: ClientWriter, error: ApiError, operation: Operation) -> Sen
     number = request_id()
     names = ("x-request-id", "request-id") if operation in ANTHROPIC else ("x-request-id",)
     headers = "".join([f"{name}: {number}\r\n" for name in names]).encode()
+    if error.retry_after is not None:
+        headers += b"retry-after: %d\r\n" % ceil(error.retry_after)
     body = FORMATS[operation].error_body(error, number)
     client.reply(error.status, "application/json", headers, body)
     return Sent(keep_alive=False)

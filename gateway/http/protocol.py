@@ -98,11 +98,13 @@ class GatewayProtocol(RequestHandler):
         "_server",
         "_serving",
         "_size",
+        "_taken",
         "_task",
         "_timer",
         "_watch",
         "call",
         "flow",
+        "room",
     )
 
     def __init__(
@@ -115,7 +117,8 @@ class GatewayProtocol(RequestHandler):
         self._direct, self._serving = True, False
         self._refused_bytes: int | None = None  # of what follows a request that is no HTTP
         self._parts: list[bytes] = []  # of a request that is not here as a whole
-        self._size = self._needed = 0
+        self._size = self._needed = self._taken = 0
+        self.room = manager.room  # of bodies on their way
         self._awaited: Operation | None = None
         self._later: list[bytes] = []  # what a client sent before it had its answer
         self._later_size, self._later_paused = 0, False
@@ -144,6 +147,7 @@ class GatewayProtocol(RequestHandler):
         """Let go of the source; the request under way is cancelled."""
         flow, self.flow = self.flow, None
         self._timer.clear()
+        self._keep([], 0, 0)
         if self._task is not None and not self._task.done():
             if self._lane.goes_on(self, self._task):
                 if flow is not None and self._paused:
@@ -304,8 +308,8 @@ class GatewayProtocol(RequestHandler):
             return
         if self._parts:
             self._parts.append(data)
-            self._size += len(data)
-            if self._size < self._needed:
+            self._keep(self._parts, self._size + len(data), self._needed)
+            if self._size < self._needed and not self.room.is_full:
                 return
             data = b"".join(self._parts)
         end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
@@ -321,24 +325,31 @@ class GatewayProtocol(RequestHandler):
             return
         needed = end + head.length
         if len(data) == needed and head.length <= self._lane.max_body_bytes:
-            self._parts, self._needed = [], 0
+            self._keep([], 0, 0)
             self._serving = True  # until then no deadline counts
             self._task = self._loop.create_task(self._lane.serve(self, head, data[end:]))
         elif (
             len(data) < needed
             and head.length <= self._lane.max_body_bytes
+            and not self.room.is_full
             and self._lane.knows(head.secret)
         ):
             self._awaited = head.operation
             self._wait_for_more(data, needed)
-        else:  # a body that is too large, from a stranger, or followed by another request
+        else:  # a body there is no room for, from a stranger, or followed by another request
             self._leave_lane(data)
 
     def _wait_for_more(self, data: bytes, needed: int) -> None:
         if not self._parts or (needed and not self._needed):
             seconds = self._lane.body_seconds if needed else self._head_seconds
             self._timer.set(monotonic() + seconds)
-        self._parts, self._size, self._needed = [data], len(data), needed
+        self._keep([data], len(data), needed)
+
+    def _keep(self, parts: list[bytes], size: int, needed: int) -> None:
+        """Keep these parts, and the room for them once it is known whose they are."""
+        taken = size if needed else 0
+        self.room.taken += taken - self._taken
+        self._parts, self._size, self._needed, self._taken = parts, size, needed, taken
 
     def _keep_for_later(self, data: bytes) -> None:
         """Keep what comes early; read on while it is little, to notice a client that leaves."""
@@ -350,7 +361,7 @@ class GatewayProtocol(RequestHandler):
             self.transport.pause_reading()
 
     def _leave_lane(self, data: bytes) -> None:
-        self._parts, self._needed = [], 0
+        self._keep([], 0, 0)
         self._direct, self._head_awaited = False, False
         self._timer.clear()
         self._parse(data)

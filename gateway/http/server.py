@@ -12,6 +12,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 
+from gateway.http.body import Room
 from gateway.http.hot_request import HotRequest, Sent, hot_operation
 from gateway.http.protocol import (
     KEEP_ALIVE_SECONDS,
@@ -57,6 +58,7 @@ class GatewayServer(web.Server):
         self, plain: web.Server, hot: HotHandler, head_seconds: float, bounds: Bounds
     ) -> None:
         self._lane, self._head_seconds, self._bounds = hot, head_seconds, bounds
+        self.room = Room(hot.max_body_bytes)
         self._by_address: Counter[str] = Counter()
         # Of all that count, also amid a TLS handshake; its transport forgets it at its end.
         self._addresses: dict[RequestHandler, str] = {}

@@ -18,6 +18,7 @@ from gateway.http.body import (
     too_slow,
 )
 from gateway.http.hot import CONTINUE
+from gateway.http.protocol import GatewayProtocol
 
 _JSON = re.compile(r"[/+](?:x-)?json(?![a-z])", re.IGNORECASE)  # by all its names; not JSON lines
 
@@ -73,7 +74,11 @@ class Upload:
         request, server = self._request, self._server
         if self.held is None and request.can_read_body:
             most, seconds = server.max_request_size, server.request_timeout
-            self.held = await read_body(self._message, request.content, most, seconds)
+            protocol = request.protocol
+            assert isinstance(protocol, GatewayProtocol)
+            self.held = await read_body(
+                self._message, request.content, most, seconds, protocol.room
+            )
 
     async def _parts(self) -> AsyncIterator[bytes]:
         """Pass a body on; why it cannot be is noted, as aiohttp tells every error its own way."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import cast
 
 from aiohttp import web
@@ -12,13 +13,15 @@ from gateway.http.server import GatewayServer, HotHandler
 
 
 @contextlib.asynccontextmanager
-async def serving(routes: web.Application) -> AsyncIterator[tuple[GatewayServer, tuple[str, int]]]:
+async def serving(
+    routes: web.Application, hot: HotHandler | None = None
+) -> AsyncIterator[tuple[GatewayServer, tuple[str, int]]]:
     """The server and its address, for the length of a block."""
     runner = web.AppRunner(routes, access_log=None)
     await runner.setup()
     assert runner.server is not None
-    hot = cast(HotHandler, None)  # which no request here is for
-    server = GatewayServer(runner.server, hot, 30, Overload())
+    none = cast(HotHandler, SimpleNamespace(max_body_bytes=1))  # what no request is for
+    server = GatewayServer(runner.server, hot or none, 30, Overload())
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield server, listener.sockets[0].getsockname()

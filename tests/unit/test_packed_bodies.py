@@ -12,7 +12,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import StreamReader
 
 from gateway.core.errors import ApiError
-from gateway.http.body import MAX_MEMBERS, PIECE_BYTES, Body, read_body
+from gateway.http.body import MAX_MEMBERS, PIECE_BYTES, Body, Room, read_body
 
 TEXT = bytes(range(256)) * 300
 MOST = 1_000_000
@@ -59,7 +59,7 @@ class Parts:
 
 
 async def read(coding: str, *parts: bytes) -> bytes:
-    return await read_body(message(coding), payload(*parts), MOST, 10)
+    return await read_body(message(coding), payload(*parts), MOST, 10, Room(MOST))
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -120,4 +120,4 @@ async def test_others_have_their_turn_while_a_bomb_is_unpacked_and_it_ends_at_th
 @pytest.mark.parametrize("whole", [True, False])
 async def test_a_body_that_is_not_packed_is_read_as_it_is(whole: bool) -> None:
     parts = [TEXT] if whole else [TEXT[:10], TEXT[10:]]
-    assert await read_body(message(None), payload(*parts), MOST, 10) == TEXT
+    assert await read_body(message(None), payload(*parts), MOST, 10, Room(MOST)) == TEXT
