@@ -246,7 +246,7 @@ async def _finish(passage: Passage, status: int) -> None:
 
 def _answer(reply: aiohttp.ClientResponse, passage: Passage) -> web.StreamResponse:
     """Return the answer's head."""
-    answer = web.StreamResponse(status=reply.status, reason=reply.reason)
+    answer = web.StreamResponse(status=reply.status)  # in HTTP's own words, not the provider's
     mask = Mask(passage.secrets)
     passed = _end_to_end(reply.headers, _NOT_SHOWN)
     answer.headers.extend([(name, mask.text(value)) for name, value in passed])

@@ -490,6 +490,19 @@ async def test_each_side_has_its_own_key(
     assert OWN not in json.dumps(reply.headers) + reply.body.decode()
 
 
+@pytest.mark.parametrize("reason", [OWN.encode(), b"\xff\xfe", b"a\x0bb", b"", b"Fine"])
+async def test_a_status_is_said_in_the_words_of_http(passing: Passing, reason: bytes) -> None:
+    """A provider's own may quote a key, or hold what no head may."""
+
+    async def says(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 %b\r\nContent-Length: 2\r\n\r\n{}" % reason)
+
+    passing.provider.reset(says)
+    async with connected(passing.gateway.port) as wire:
+        await wire.send(passing.head(path="openai/files", method="GET"))
+        assert await wire.reader.readline() == b"HTTP/1.1 200 OK\r\n"
+
+
 async def test_what_concerns_one_connection_stays_there(passing: Passing) -> None:
     """RFC 9110 section 7.6.1."""
     lines = (
