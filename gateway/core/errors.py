@@ -59,6 +59,7 @@ FAULTS: dict[str, Fault] = {
     "request_timeout": Fault(408, INVALID),
     "request_too_large": Fault(413, INVALID),
     "unsupported_media_type": Fault(415, INVALID),
+    "expectation_failed": Fault(417, INVALID),
     "rate_limit_exceeded": Fault(429, "rate_limit_error"),
     "budget_exceeded": Fault(429, "insufficient_quota"),
     "headers_too_large": Fault(431, INVALID),

@@ -274,11 +274,13 @@ class GatewayProtocol(RequestHandler):
         if status >= 500:
             self.logger.error("unhandled error in a route", exc_info=exc)
             error = ApiError("internal_error", "The gateway failed. See its log.")
+        elif status == 417:
+            error = ApiError("expectation_failed", "Only 100-continue can be expected here.")
         elif type(exc).__name__ == "LineTooLong" or "Too many headers" in str(message):
             error = ApiError("headers_too_large", "The request's head is too large.")
         else:
             error = ApiError("invalid_http", "The request is not valid HTTP/1.1.")
-        if status < 500:
+        if status == 400:
             self._refused_bytes = 0
         response = _LastWord(
             body=openai.error_body(error), status=error.status, content_type="application/json"

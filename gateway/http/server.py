@@ -82,7 +82,10 @@ class GatewayServer(web.Server):
         async def handle(request: Any) -> Any:
             if type(request) is HotRequest:
                 return await hot.handle(request)
-            response = await plain_handler(request)
+            try:
+                response = await plain_handler(request)
+            except web.HTTPExpectationFailed as error:  # raised before any middleware
+                response = request.protocol.handle_error(request, 417, error)
             if self.draining:
                 response.force_close()
             return response

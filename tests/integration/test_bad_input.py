@@ -839,6 +839,16 @@ async def test_a_client_that_is_told_to_continue_and_does_not(served: Gateway) -
         check(await wire.reply(), 408, "request_timeout")
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/v1/models", "/nothing/here"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_what_nobody_can_expect_here_is_refused(
+    served: Gateway, path: str, method: str
+) -> None:
+    lines = ("Expect: the-inquisition", "Content-Length: 5")
+    reply = await ask(served.port, head_of(*lines, path=path, method=method) + b"hello")
+    check(reply, 417, "expectation_failed")
+
+
 # -- every answer has an id ------------------------------------------------------------------------
 
 
