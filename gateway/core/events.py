@@ -57,6 +57,12 @@ class CallDelta(msgspec.Struct, frozen=True, gc=False):
     arguments: str
 
 
+class OtherDelta(msgspec.Struct, frozen=True, gc=False):
+    """More of what the model writes for a tool that only its provider has: it counts, no more."""
+
+    text: str
+
+
 class Finished(msgspec.Struct, frozen=True, gc=False):
     """The model has ended."""
 
@@ -88,6 +94,7 @@ Event = (
     | ThinkingSigned
     | CallBegun
     | CallDelta
+    | OtherDelta
     | Finished
     | Used
     | Failed

@@ -282,7 +282,9 @@ class MessagesDecoder(SseDecoder):
             return [events.ThinkingDelta(delta.thinking, index)]
         if delta.signature:
             return [events.ThinkingSigned(delta.signature, block=index)]
-        if delta.partial_json and index in self._calls:
+        if delta.partial_json and index not in self._calls:
+            return [events.OtherDelta(delta.partial_json)]
+        if delta.partial_json:
             self._given.pop(index, None)
             return [events.CallDelta(self._calls[index], delta.partial_json)]
         return []

@@ -96,6 +96,9 @@ class ChatDecoder(SseDecoder):
         return found
 
     def _call(self, call: WireCall) -> list[Event]:
+        if call.custom is not None:
+            text = call.custom.text()
+            return [events.OtherDelta(text)] if text else []
         function = call.function
         name = (function.name if function is not None else None) or ""
         arguments = function.text() if function is not None else ""

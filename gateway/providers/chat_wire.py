@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.core.raw import NOTHING
-from gateway.providers.openai_wire import WireUsage
+from gateway.providers.openai_wire import Custom, WireUsage
 
 
 class Function(msgspec.Struct, gc=False):
@@ -32,6 +32,7 @@ class ToolCall(msgspec.Struct, gc=False):
     index: int | None = None
     id: str | None = None
     function: Function | None = None
+    custom: Custom | None = None
     extra_content: Raw = NOTHING
 
 

@@ -119,6 +119,7 @@ class Noted:
                     | events.ThinkingDelta(text=text)
                     | events.CallDelta(arguments=text)
                     | events.RefusalDelta(text=text)
+                    | events.OtherDelta(text=text)
                     | events.CallBegun(name=text)
                 ):
                     self._text.append(text)

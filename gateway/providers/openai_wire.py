@@ -67,11 +67,27 @@ class Function(msgspec.Struct, gc=False):
     name: str | None = None
     arguments: str | None = None
 
+    def text(self) -> str:
+        """Return what the model wrote in it."""
+        return (self.name or "") + (self.arguments or "")
+
+
+class Custom(msgspec.Struct, gc=False):
+    """The name of a call whose input is free text, and (a piece of) that text."""
+
+    name: str | None = None
+    input: str | None = None
+
+    def text(self) -> str:
+        """Return what the model wrote in it."""
+        return (self.name or "") + (self.input or "")
+
 
 class ToolCall(msgspec.Struct, gc=False):
     """One entry of `tool_calls`."""
 
     function: Function | None = None
+    custom: Custom | None = None
 
 
 class Message(msgspec.Struct, gc=False):
@@ -99,9 +115,13 @@ class Message(msgspec.Struct, gc=False):
             return content if self.reasoning is None else (content or "") + self.reasoning
         text = (content or "") + (self.reasoning_content or self.reasoning or "")
         text += self.refusal or ""
-        for function in (self.function_call, *[call.function for call in self.tool_calls or ()]):
-            if function is not None:
-                text += (function.name or "") + (function.arguments or "")
+        if self.function_call is not None:
+            text += self.function_call.text()
+        for call in self.tool_calls or ():
+            if call.function is not None:
+                text += call.function.text()
+            if call.custom is not None:
+                text += call.custom.text()
         return text
 
 

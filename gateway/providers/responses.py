@@ -34,11 +34,13 @@ from gateway.providers.decoding import NativeStream, inner_json
 from gateway.providers.errors import UNREADABLE
 from gateway.providers.foreign import own_items
 from gateway.providers.responses_wire import (
+    HUB_ITEMS,
     MAKER,
     Response,
     ResponsesDecoder,
     finish_of,
     logprobs_of,
+    other_text,
     searched,
     usage_of,
 )
@@ -78,7 +80,8 @@ class NativeResponses:
     def parse_text(self, body: bytes) -> str:
         """Return what was written in all items."""
         try:
-            return written(_parts(_decode_response(body)))
+            response = _decode_response(body)
+            return written(_parts(response)) + _others(response)
         except UNREADABLE:
             return ""
 
@@ -162,6 +165,12 @@ class ResponsesConversation:
     def decoder(self) -> "ResponsesDecoder":
         """Return a fresh stream decoder."""
         return ResponsesDecoder()
+
+
+def _others(response: Response) -> str:
+    """Return what the model wrote for tools that only its provider has."""
+    items = [item for item in response.output or () if item.type not in HUB_ITEMS]
+    return "".join([(item.name or "") + other_text(item) for item in items])
 
 
 def _usage(response: Response) -> Usage | None:

@@ -22,6 +22,10 @@ from gateway.providers.decoding import SseDecoder, inner_json
 MAKER = "responses"
 
 
+# Items that the hub has a place for.
+HUB_ITEMS = ("message", "reasoning", "function_call")
+# Deltas that are no text.
+_SOUND = ("response.audio.delta", "response.output_audio.delta")
 _INCOMPLETE = {"max_output_tokens": LENGTH, "content_filter": FILTERED}
 
 
@@ -76,6 +80,8 @@ class Item(msgspec.Struct, gc=False):
     call_id: str | None = None
     name: str | None = None
     arguments: Raw = NOTHING  # text; some servers send an object
+    input: Raw = NOTHING  # of a custom tool
+    code: Raw = NOTHING  # for the code interpreter
     content: list[ContentPart] | None = None
     summary: list[ContentPart] | None = None
     encrypted_content: str | None = None
@@ -117,6 +123,11 @@ class StreamEvent(msgspec.Struct, gc=False):
 
 
 _decode_event = msgspec.json.Decoder(StreamEvent).decode
+
+
+def other_text(item: Item) -> str:
+    """Return what the model wrote for a tool that only its provider has, but for its name."""
+    return "".join([inner_json(one) for one in (item.input, item.arguments, item.code)])
 
 
 def searched(kind: str | None, action: Any) -> bool:
@@ -170,10 +181,8 @@ class ResponsesDecoder(SseDecoder):
                 self._shown.add(place)
                 text = found.delta if isinstance(found.delta, str) else ""
                 return [events.ThinkingDelta(text, place)]
-            case "response.function_call_arguments.delta" if place in self._calls:
-                self._shown.add(place)
-                text = found.delta if isinstance(found.delta, str) else ""
-                return [events.CallDelta(self._calls[place], text)]
+            case "response.function_call_arguments.delta":
+                return self._arguments(place, found.delta)
             case "response.output_item.added" if found.item is not None:
                 return self._added(place, found.item)
             case "response.output_item.done" if found.item is not None:
@@ -185,10 +194,28 @@ class ResponsesDecoder(SseDecoder):
                 return self._ended(found.response)
             case "response.failed" | "error":
                 return [events.Failed(event.data.decode(errors="replace"))]
+            case str(kind) if kind.endswith(".delta") and kind not in _SOUND:
+                return self._other(place, found.delta)
         return []
 
+    def _arguments(self, place: int, delta: Any) -> list[Event]:
+        if place not in self._calls:
+            return []
+        self._shown.add(place)
+        text = delta if isinstance(delta, str) else ""
+        return [events.CallDelta(self._calls[place], text)]
+
+    def _other(self, place: int, delta: Any) -> list[Event]:
+        """Take more of what is written for a tool that only its provider has."""
+        if not isinstance(delta, str):
+            return []
+        self._shown.add(place)
+        return [events.OtherDelta(delta)]
+
     def _added(self, place: int, item: Item) -> list[Event]:
-        if item.type != "function_call" or place in self._calls:
+        if item.type != "function_call":
+            return [events.OtherDelta(item.name)] if item.name else []
+        if place in self._calls:
             return []
         number = self._calls[place] = len(self._calls)
         return [events.CallBegun(number, item.call_id or item.id or "", item.name or "")]
@@ -211,7 +238,8 @@ class ResponsesDecoder(SseDecoder):
             return found
         if item.type == "message":
             return [events.TextDelta(part.text) for part in item.content or () if part.text]
-        return []
+        text = other_text(item)
+        return [events.OtherDelta(text)] if text else []
 
     def _ended(self, response: Head) -> list[Event]:
         found: list[Event] = []
