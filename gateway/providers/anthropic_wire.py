@@ -24,6 +24,7 @@ from gateway.core.sse import SseEvent
 from gateway.core.usage import Usage
 from gateway.providers.decoding import SseDecoder, raw_text
 from gateway.providers.errors import UNREADABLE, unreadable
+from gateway.providers.figures import figures
 
 FINISH = {
     "end_turn": STOP,
@@ -64,6 +65,11 @@ class WireUsage(msgspec.Struct, gc=False):
     output_tokens_details: OutputDetails | None = None
     cache_creation: CacheCreation | None = None
     server_tool_use: ServerToolUse | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether it says what went in and what came out."""
+        return self.input_tokens is not None and self.output_tokens is not None
 
     def updated(self, later: "WireUsage") -> "WireUsage":
         """Return the figures with later ones in their place."""
@@ -115,7 +121,7 @@ class WireMessage(msgspec.Struct, gc=False):
     content: list[Block] | None = None
     stop_reason: str | None = None
     stop_sequence: str | None = None
-    usage: WireUsage | None = None
+    usage: Any = None
     error: Any = None
 
 
@@ -139,7 +145,7 @@ class StreamEvent(msgspec.Struct, gc=False):
     message: WireMessage | None = None
     content_block: Block | None = None
     delta: Delta | None = None
-    usage: WireUsage | None = None
+    usage: Any = None
 
 
 _decode_message = msgspec.json.Decoder(WireMessage).decode
@@ -149,7 +155,7 @@ _decode_event = msgspec.json.Decoder(StreamEvent).decode
 class _Reading(msgspec.Struct):
     """A whole reply's usage."""
 
-    usage: WireUsage | None = None
+    usage: Any = None
 
 
 _decode_usage = msgspec.json.Decoder(_Reading).decode
@@ -172,19 +178,27 @@ def parse(body: bytes) -> Reply:
         parts=tuple(parts),
         finish=FINISH.get(message.stop_reason or "", STOP),
         stop_sequence=message.stop_sequence or "",
-        usage=message.usage.counted() if message.usage is not None else None,
+        usage=_usage(_figures(message.usage)),
     )
 
 
 def parse_usage(body: bytes) -> Usage | None:
     """Read the usage of a whole reply."""
     try:
-        usage = _decode_usage(body).usage
+        return _usage(_figures(_decode_usage(body).usage))
     except msgspec.ValidationError:
         return None
     except UNREADABLE as error:
         raise unreadable(error) from None
-    return None if usage is None else usage.counted()
+
+
+def _figures(found: Any) -> WireUsage:
+    """Return what a `usage` says: nothing where it cannot be understood."""
+    return figures(found, WireUsage) or WireUsage()
+
+
+def _usage(told: WireUsage) -> Usage | None:
+    return told.counted() if told.whole else None
 
 
 def _part(block: Block) -> Part | None:
@@ -246,9 +260,7 @@ class MessagesDecoder(SseDecoder):
             return [events.Failed('{"error":{"message":"another message began in this stream"}}')]
         self._id = id
         found: list[Event] = [events.Begun(id, message.model or "")]
-        if message.usage is not None:
-            self._usage = message.usage
-            found.append(events.Used(self._usage.counted()))
+        found += self._used(message.usage)
         for number, block in enumerate(message.content or ()):
             found += [*self._block(number, block), *self._stop(number)]
         if message.stop_reason:
@@ -294,13 +306,18 @@ class MessagesDecoder(SseDecoder):
         return [events.CallDelta(self._calls[index], given)] if given else []
 
     def _message_delta(self, found: StreamEvent) -> list[Event]:
-        shown: list[Event] = []
-        if found.usage is not None:
-            self._usage = self._usage.updated(found.usage)
-            shown.append(events.Used(self._usage.counted()))
+        shown = self._used(found.usage)
         if found.delta is not None and found.delta.stop_reason:
             shown.append(self._finished(found.delta.stop_reason, found.delta.stop_sequence))
         return shown
+
+    def _used(self, usage: Any) -> list[Event]:
+        """Take more figures: the beginning tells half of them, the end the rest."""
+        if usage is None:
+            return []
+        self._usage = self._usage.updated(_figures(usage))
+        used = _usage(self._usage)
+        return [events.Used(used)] if used is not None else []
 
     def _finished(self, reason: str, sequence: str | None) -> Event:
         return events.Finished(FINISH.get(reason, STOP), sequence or "")

@@ -36,6 +36,7 @@ from gateway.providers.chat_wire import Choice, Chunk, decode_chunk
 from gateway.providers.chat_wire import Message as WireMessage
 from gateway.providers.decoding import raw_text
 from gateway.providers.errors import UNREADABLE
+from gateway.providers.openai_wire import usage_of
 from gateway.providers.plain import plain_text
 from gateway.providers.quirks import HINTS, Quirks
 
@@ -131,9 +132,12 @@ class ChatCompletions:
         finish = FINISH.get(choice.finish_reason or "", STOP)
         if finish == STOP and any(isinstance(part, ToolCall) for part in parts):
             finish = TOOL_CALLS
-        usage = chunk.usage.counted() if chunk.usage is not None else None
         return Reply(
-            id=chunk.id or "", model=chunk.model or "", parts=parts, finish=finish, usage=usage
+            id=chunk.id or "",
+            model=chunk.model or "",
+            parts=parts,
+            finish=finish,
+            usage=usage_of(chunk.usage),
         )
 
     def decoder(self) -> "ChatDecoder":

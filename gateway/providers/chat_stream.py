@@ -21,6 +21,7 @@ from gateway.providers.chat_wire import Message as WireMessage
 from gateway.providers.chat_wire import ToolCall as WireCall
 from gateway.providers.decoding import SseDecoder, raw_text
 from gateway.providers.errors import UNREADABLE
+from gateway.providers.openai_wire import usage_of
 
 MAKER = "openai"
 
@@ -65,11 +66,10 @@ class ChatDecoder(SseDecoder):
         for choice in chunk.choices or ():
             if not choice.index:
                 found += self._choice(choice)
-        usage = chunk.usage
-        for choice in chunk.choices or ():
-            usage = usage or choice.usage
+        told = (chunk.usage, *[choice.usage for choice in chunk.choices or ()])
+        usage = next((used for one in told if one and (used := usage_of(one)) is not None), None)
         if usage is not None:
-            found.append(events.Used(usage.counted()))
+            found.append(events.Used(usage))
         return found
 
     def _choice(self, choice: Choice) -> list[Event]:

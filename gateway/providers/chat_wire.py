@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.core.raw import NOTHING
-from gateway.providers.openai_wire import Custom, WireUsage
+from gateway.providers.openai_wire import Custom
 
 
 class Function(msgspec.Struct, gc=False):
@@ -85,7 +85,7 @@ class Choice(msgspec.Struct, gc=False):
     text: str | None = None
     finish_reason: str | None = None
     logprobs: Logprobs | None = None
-    usage: WireUsage | None = None  # Moonshot's place for it
+    usage: Any = None  # Moonshot's place for it
 
 
 class Chunk(msgspec.Struct, gc=False):
@@ -94,7 +94,7 @@ class Chunk(msgspec.Struct, gc=False):
     id: str | None = None
     model: str | None = None
     choices: list[Choice] | None = None
-    usage: WireUsage | None = None
+    usage: Any = None
     error: Any = None
 
 

@@ -20,12 +20,10 @@ from gateway.providers.errors import UNREADABLE, error_message, unreadable
 from gateway.providers.foreign import own_messages
 from gateway.providers.openai_stream import OpenAIStream
 from gateway.providers.openai_wire import (
-    WireUsage,
     Written,
-    decode_usage,
-    decode_usage_leniently,
     decode_written,
     parse_listing,
+    parse_usage,
 )
 from gateway.providers.quirks import HINTS, NONE, Quirks
 from gateway.providers.responses import NativeResponses
@@ -69,16 +67,11 @@ class NativeOpenAI:
         return _encode(fields)
 
     def parse_usage(self, body: bytes) -> Usage | None:
-        """Read `usage`; None where it is absent or not of the known shape."""
+        """Read `usage`; None where it is absent, not whole, or not of the known shape."""
         try:
-            usage = decode_usage(body).usage
-        except msgspec.ValidationError:
-            usage = _odd_usage(body)
+            return parse_usage(body)
         except UNREADABLE as error:
             raise unreadable(error) from None
-        if usage is None or (usage.completion_tokens is None and usage.total_tokens is None):
-            return None  # half of it is not what the reply came to
-        return usage.counted()
 
     def parse_text(self, body: bytes) -> str:
         """Return the text of every choice."""
@@ -145,14 +138,6 @@ class OpenAI:
 @lru_cache(MAX_MODELS)
 def _model(name: str) -> Raw:
     return Raw(_encode(name))
-
-
-def _odd_usage(body: bytes) -> WireUsage | None:
-    """Read figures that are no integers as JSON has them."""
-    try:
-        return decode_usage_leniently(body).usage
-    except UNREADABLE:
-        return None
 
 
 def _with_usage(options: Raw | None) -> Raw:

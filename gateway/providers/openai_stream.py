@@ -8,7 +8,7 @@ from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.usage import Usage
 from gateway.providers.adapter import EVENT_STREAM
 from gateway.providers.errors import UNREADABLE
-from gateway.providers.openai_wire import Chunk, decode_chunk
+from gateway.providers.openai_wire import Chunk, decode_chunk, usage_of
 
 # A single event holds one delta; images in deltas reach some hundred kilobytes.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
@@ -249,8 +249,9 @@ class OpenAIStream:
             self.failure = event.decode(errors="replace").removeprefix("data: ").strip()
             self._plain, self.attention = False, True
             return False
-        assert chunk.usage is not None
-        self.usage = chunk.usage.counted()
+        used = usage_of(chunk.usage)
+        if used is not None:
+            self.usage = used
         return bool(chunk.choices) or self._keep_usage
 
 

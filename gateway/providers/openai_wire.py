@@ -6,9 +6,12 @@ Lenient on purpose: what many compatible servers leave out or send as null must 
 from typing import Any
 
 import msgspec
+from msgspec import Raw
 
+from gateway.core.raw import NOTHING
 from gateway.core.usage import Usage
 from gateway.providers.errors import UNREADABLE
+from gateway.providers.figures import figures
 
 
 class PromptDetails(msgspec.Struct, gc=False):
@@ -38,6 +41,12 @@ class WireUsage(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
     num_search_queries: int | None = None  # Perplexity's
 
+    @property
+    def whole(self) -> bool:
+        """Tell whether it says what the prompt and what the completion came to."""
+        told = (self.prompt_tokens, self.completion_tokens, self.total_tokens)
+        return told.count(None) <= 1
+
     def counted(self) -> Usage:
         """Convert to the gateway's counts."""
         prompt, completion = self.prompt_tokens or 0, self.completion_tokens or 0
@@ -46,6 +55,8 @@ class WireUsage(msgspec.Struct, gc=False):
                 prompt = self.total_tokens  # some embeddings say nothing else
             else:
                 completion = max(0, self.total_tokens - prompt)
+        elif self.prompt_tokens is None and self.total_tokens is not None:
+            prompt = max(0, self.total_tokens - completion)
         cached, written = self.prompt_cache_hit_tokens or self.cached_tokens or 0, 0
         heard = reasoning = spoken = 0
         if self.prompt_tokens_details is not None:
@@ -59,6 +70,12 @@ class WireUsage(msgspec.Struct, gc=False):
                 completion += reasoning  # xAI reports it beside the completion, and bills both
         searched = self.num_search_queries or 0
         return Usage(prompt, cached, written, completion, reasoning, heard, spoken, 0, searched)
+
+
+def usage_of(found: Any) -> Usage | None:
+    """Return the counts of a `usage`; None where it is not whole, or cannot be understood."""
+    used = figures(found, WireUsage)
+    return used.counted() if used is not None and used.whole else None
 
 
 class Function(msgspec.Struct, gc=False):
@@ -153,10 +170,10 @@ class Choice(msgspec.Struct, gc=False):
 
 
 class Chunk(msgspec.Struct, gc=False):
-    """One event of a stream, or a whole reply with its choices."""
+    """One event of a stream; odd figures do not make it unreadable."""
 
     choices: list[Choice] | None = None
-    usage: WireUsage | None = None
+    usage: Any = None
     error: Any = None
 
 
@@ -170,6 +187,13 @@ class UsageOnly(msgspec.Struct, gc=False):
     """A whole reply of which only the usage matters."""
 
     usage: WireUsage | None = None
+
+
+class _OddUsage(msgspec.Struct, gc=False):
+    """One whose figures are not what they should be."""
+
+    usage: Any = None
+    choices: Raw = NOTHING
 
 
 class ListedModel(msgspec.Struct, gc=False):
@@ -186,9 +210,27 @@ class ModelList(msgspec.Struct, gc=False):
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
 decode_written = msgspec.json.Decoder(Written).decode
-decode_usage = msgspec.json.Decoder(UsageOnly).decode
-decode_usage_leniently = msgspec.json.Decoder(UsageOnly, strict=False).decode  # "5", 5.0
+_decode_usage = msgspec.json.Decoder(UsageOnly).decode
+_decode_odd_usage = msgspec.json.Decoder(_OddUsage).decode
 _decode_listing = msgspec.json.Decoder(ModelList | list[ListedModel]).decode
+
+
+def parse_usage(body: bytes) -> Usage | None:
+    """Read a whole reply's usage, that of embeddings too. Raises what decoding raises."""
+    try:
+        used = _decode_usage(body).usage
+        if used is None or used.whole:
+            return None if used is None else used.counted()
+    except msgspec.ValidationError:
+        pass
+    try:
+        found = _decode_odd_usage(body)
+    except msgspec.ValidationError:
+        return None
+    used = figures(found.usage, WireUsage)
+    if used is None or not (used.whole or (used.total_tokens is not None and not found.choices)):
+        return None
+    return used.counted()
 
 
 def parse_listing(body: bytes) -> list[str]:

@@ -18,6 +18,7 @@ from gateway.core.raw import NOTHING, given
 from gateway.core.sse import SseEvent
 from gateway.core.usage import Usage
 from gateway.providers.decoding import SseDecoder, inner_json
+from gateway.providers.figures import figures
 
 MAKER = "responses"
 
@@ -49,6 +50,11 @@ class WireUsage(msgspec.Struct, gc=False):
     input_tokens_details: InputDetails | None = None
     output_tokens: int | None = None
     output_tokens_details: OutputDetails | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether it says what went in and what came out."""
+        return self.input_tokens is not None and self.output_tokens is not None
 
     def counted(self) -> Usage:
         """Convert to the gateway's counts."""
@@ -100,7 +106,7 @@ class Head(msgspec.Struct, gc=False):
     id: str | None = None
     model: str | None = None
     incomplete_details: Incomplete | None = None
-    usage: WireUsage | None = None
+    usage: Any = None
 
 
 class Response(Head, gc=False):
@@ -137,11 +143,12 @@ def searched(kind: str | None, action: Any) -> bool:
     return not isinstance(action, dict) or action.get("type") in (None, "search")
 
 
-def usage_of(usage: WireUsage | None, searches: int) -> Usage | None:
-    """Return a response's usage; how often it searched is not in its own."""
-    if usage is None:
+def usage_of(usage: Any, searches: int) -> Usage | None:
+    """Return a response's usage, None where it is not whole; how often it searched is elsewhere."""
+    told = figures(usage, WireUsage)
+    if told is None or not told.whole:
         return None
-    counted = usage.counted()
+    counted = told.counted()
     return msgspec.structs.replace(counted, web_searches=searches) if searches else counted
 
 

@@ -255,7 +255,9 @@ def reply_with(usage: str) -> bytes:
         ('{"prompt_tokens":"5","completion_tokens":"7"}', (5, 7)),
         ('{"prompt_tokens":5,"completion_tokens":null,"total_tokens":12}', (5, 7)),
         ('{"prompt_tokens":5,"total_tokens":5}', (5, 0)),
-        ('{"total_tokens":5}', (5, 0)),
+        ('{"total_tokens":5}', None),
+        ('{"completion_tokens":7}', None),
+        ('{"completion_tokens":7,"total_tokens":12}', (5, 7)),
         ('{"prompt_tokens":5,"completion_tokens":null}', None),
         ('{"prompt_tokens":5,"completion_tokens":7.5}', None),
         ('{"prompt_tokens":5,"completion_tokens":7,"completion_tokens_details":"x"}', None),
@@ -269,6 +271,12 @@ def test_odd_usage_is_understood_or_the_text_counts(
     found = NATIVE.parse_usage(body)
     assert (found and (found.prompt_tokens, found.completion_tokens)) == counted
     assert NATIVE.parse_text(body) == "one two three four five"
+
+
+@pytest.mark.parametrize("total", ["5", "5.0", '"5"'])
+def test_embeddings_may_tell_their_total_alone(total: str) -> None:
+    found = NATIVE.parse_usage(f'{{"data":[],"usage":{{"total_tokens":{total}}}}}'.encode())
+    assert found == Usage(5)
 
 
 def test_the_older_way_to_call_a_function_counts_as_text() -> None:
