@@ -18,8 +18,10 @@ SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 STOP, LENGTH, TOOL_CALLS, FILTERED = "stop", "length", "tool_calls", "content_filter"
 
 # What only its maker can read goes through clients with the maker's mark: another provider would
-# refuse it. Anthropic's own has none, so that its clients may also ask Anthropic directly.
+# refuse it. Anthropic's own has none, so that its clients may also ask Anthropic directly; but in
+# OpenAI's Responses, where what has none is that API's own provider's.
 MARK = "sluice:"
+ANTHROPIC, RESPONSES = "anthropic", "responses"
 
 
 class Text(msgspec.Struct, frozen=True, tag=True):
@@ -243,6 +245,16 @@ def unmark(maker: str, secret: str) -> str:
 def unmarked(secret: str) -> str:
     """Return a signature that nobody has marked; empty for any other."""
     return "" if secret.startswith(MARK) else secret
+
+
+def in_responses(secret: str) -> str:
+    """Return a secret of the hub as a client of Responses has it: Anthropic's with its mark."""
+    return secret if marked(secret) else mark(ANTHROPIC, secret)
+
+
+def of_responses(secret: str) -> str:
+    """Return a secret as the hub has it, of one that a client of Responses was given."""
+    return unmark(ANTHROPIC, secret) or secret if marked(secret) else mark(RESPONSES, secret)
 
 
 def marked(secret: str) -> bool:

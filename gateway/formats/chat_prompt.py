@@ -18,7 +18,6 @@ from gateway.core.messages import (
     Reasoning,
     Refusal,
     Text,
-    Thinking,
     Tool,
     ToolCall,
     ToolChoice,
@@ -26,6 +25,7 @@ from gateway.core.messages import (
 )
 from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
+from gateway.formats.chat_thoughts import ReasoningDetail, google_signature, thoughts
 from gateway.formats.fields import Unknown, arguments_schema, cache_ttl, convert, present
 from gateway.formats.media import document, image
 
@@ -89,16 +89,6 @@ class Call(msgspec.Struct):
     function: Function | None = None
     type: str = "function"
     extra_content: Any = None
-
-
-class ReasoningDetail(msgspec.Struct):
-    """A block of thought as OpenRouter writes it."""
-
-    type: str
-    text: str | None = None
-    signature: str | None = None
-    data: str | None = None
-    summary: str | None = None
 
 
 class ChatMessage(msgspec.Struct):
@@ -263,7 +253,8 @@ def prompt(request: Request) -> Prompt:
 
 
 def _parts(message: ChatMessage, where: str, unknown: Unknown) -> list[Part]:
-    found: list[Part] = _thoughts(message)
+    said = message.reasoning_content or message.reasoning
+    found = thoughts(message.reasoning_details, said)
     cache = cache_ttl(message.cache_control)
     if isinstance(message.content, str):
         if message.content:
@@ -280,22 +271,9 @@ def _parts(message: ChatMessage, where: str, unknown: Unknown) -> list[Part]:
         if call.function is None:
             unknown.places.append(f"{where}.tool_calls[{i}]")
             continue
-        signature = _google_signature(call.extra_content)
+        signature = google_signature(call.extra_content)
         function = call.function
         found.append(ToolCall(call.id, function.name, function.arguments or "{}", signature))
-    return found
-
-
-def _thoughts(message: ChatMessage) -> list[Part]:
-    found: list[Part] = []
-    for detail in message.reasoning_details or ():
-        if detail.data:
-            found.append(Thinking(redacted=detail.data))
-        else:
-            found.append(Thinking(detail.text or detail.summary or "", detail.signature or ""))
-    text = message.reasoning_content or message.reasoning
-    if text and not any(isinstance(one, Thinking) and one.text for one in found):
-        found.append(Thinking(text))
     return found
 
 
@@ -384,10 +362,3 @@ def _reasoning(fields: ChatFields) -> Reasoning | None:
     if fields.reasoning_effort is None:
         return None
     return Reasoning(fields.reasoning_effort != "none", fields.reasoning_effort)
-
-
-def _google_signature(extra: Any) -> str:
-    """Return the signature of a call, where this gateway or Google itself has put it."""
-    google = extra.get("google") if isinstance(extra, dict) else None
-    signature = google.get("thought_signature") if isinstance(google, dict) else None
-    return signature if isinstance(signature, str) else ""

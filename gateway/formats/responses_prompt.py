@@ -27,6 +27,7 @@ from gateway.core.messages import (
     ToolCall,
     ToolChoice,
     ToolResult,
+    of_responses,
 )
 from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
@@ -232,7 +233,9 @@ def _take(turns: _Turns, item: Item, where: str, unknown: Unknown) -> list[Text]
             turns.add(USER, ToolResult(call_id, results))
         case Item(type="reasoning"):
             text = "\n\n".join([part.text or "" for part in item.summary or ()])
-            secret = item.encrypted_content or ""  # beside a text, it is that text's signature
+            secret = of_responses(
+                item.encrypted_content or ""
+            )  # beside a text, it is that text's signature
             turns.add(ASSISTANT, Thinking(text, secret) if text else Thinking(redacted=secret))
         case _:
             text = f"'{where}' is of type '{item.type}', which only its provider can read."

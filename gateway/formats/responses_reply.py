@@ -18,6 +18,7 @@ from gateway.core.messages import (
     Text,
     Thinking,
     ToolCall,
+    in_responses,
 )
 from gateway.core.sse import frame
 from gateway.core.usage import Usage
@@ -149,7 +150,7 @@ def _reasoning(id: str, part: Thinking) -> Json:
     }
     secret = part.redacted or part.signature or (UNSIGNED if part.text else "")
     if secret:
-        found["encrypted_content"] = secret
+        found["encrypted_content"] = in_responses(secret)
     return found
 
 
@@ -244,7 +245,7 @@ class ResponsesStream:
                 return before + self._item_frame("response.reasoning_summary_text.delta", delta)
             case events.ThinkingSigned(signature=signature, redacted=redacted, block=block):
                 before = self._item(f"thinking {block}")
-                self._output[-1]["encrypted_content"] = redacted or signature
+                self._output[-1]["encrypted_content"] = in_responses(redacted or signature)
                 return before
             case events.CallBegun():
                 return self._begin_call(event)
@@ -299,7 +300,7 @@ class ResponsesStream:
         before = b""
         if event.signature:  # a call has no place for it
             before = self._item(f"signature {event.index}")
-            self._output[-1]["encrypted_content"] = event.signature
+            self._output[-1]["encrypted_content"] = in_responses(event.signature)
         before += self._begin() + self._close()
         number, call = len(self._output), ToolCall(event.id, event.name, "")
         self._calls[event.index], self._newest = _OpenCall(number), event.index

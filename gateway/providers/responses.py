@@ -8,6 +8,7 @@ from msgspec import Raw
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.messages import (
     ASSISTANT,
+    RESPONSES,
     Fit,
     Media,
     Message,
@@ -20,7 +21,7 @@ from gateway.core.messages import (
     Tool,
     ToolCall,
     ToolResult,
-    mark,
+    of_responses,
     unmark,
     written,
 )
@@ -35,7 +36,6 @@ from gateway.providers.errors import UNREADABLE
 from gateway.providers.foreign import own_items
 from gateway.providers.responses_wire import (
     HUB_ITEMS,
-    MAKER,
     Response,
     ResponsesDecoder,
     finish_of,
@@ -67,7 +67,7 @@ class NativeResponses:
         fields = request.fields.copy()
         if request.model != target.model:
             fields["model"] = Raw(_encode(target.model))
-        own_items(fields, MAKER)
+        own_items(fields, RESPONSES)
         return _encode(fields)
 
     def parse_usage(self, body: bytes) -> Usage | None:
@@ -206,7 +206,7 @@ def _items(message: Message, fit: Fit) -> list[Json]:
                 found.append({"type": "function_call_output", **output})
             case Thinking(text=text, signature=signature, redacted=redacted):
                 flush()
-                secret = _own_secret(redacted) or _own_secret(signature)
+                secret = unmark(RESPONSES, redacted) or unmark(RESPONSES, signature)
                 if secret:
                     summary = [{"type": "summary_text", "text": text}] if text else []
                     item = {"type": "reasoning", "summary": summary, "encrypted_content": secret}
@@ -216,14 +216,6 @@ def _items(message: Message, fit: Fit) -> list[Json]:
                     content.append(shown)
     flush()
     return found
-
-
-def _own_secret(secret: str) -> str:
-    """Return what was encrypted here: marked for another dialect, or as this one's client has it.
-
-    Anthropic's signatures look alike but stand beside a text; those are not encrypted thought.
-    """
-    return unmark(MAKER, secret)
 
 
 def _content(part: Part, role: str, fit: Fit) -> Json:
@@ -290,7 +282,7 @@ def _parts(response: Response) -> tuple[Part, ...]:
                         found.append(Text(part.text, logprobs=logprobs_of(part.logprobs)))
             case "reasoning":
                 text = "".join([one.text or "" for one in item.summary or item.content or ()])
-                secret = mark(MAKER, item.encrypted_content or "")
+                secret = of_responses(item.encrypted_content or "")
                 found.append(
                     Thinking(
                         text, signature=secret if text else "", redacted="" if text else secret

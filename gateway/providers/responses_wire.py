@@ -12,16 +12,13 @@ from gateway.core.messages import (
     LENGTH,
     STOP,
     TOOL_CALLS,
-    mark,
+    of_responses,
 )
 from gateway.core.raw import NOTHING, given
 from gateway.core.sse import SseEvent
 from gateway.core.usage import Usage
 from gateway.providers.decoding import SseDecoder, inner_json
 from gateway.providers.figures import figures
-
-MAKER = "responses"
-
 
 # Items that the hub has a place for.
 HUB_ITEMS = ("message", "reasoning", "function_call")
@@ -231,7 +228,7 @@ class ResponsesDecoder(SseDecoder):
         """Take what only the whole item says: a secret, or what no delta said before."""
         self._searches += searched(item.type, item.action)
         if item.type == "reasoning" and item.encrypted_content:
-            secret = mark(MAKER, item.encrypted_content)
+            secret = of_responses(item.encrypted_content)
             if place in self._shown:
                 return [events.ThinkingSigned(secret, block=place)]
             return [events.ThinkingSigned(redacted=secret, block=place)]

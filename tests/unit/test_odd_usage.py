@@ -1,7 +1,6 @@
 """Usage that is half there, or no integers: read where it can be, and never in the text's way."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest

@@ -1,0 +1,48 @@
+"""What models thought, in messages of chat completions from the client, and who signed it."""
+
+from typing import Any
+
+import msgspec
+
+from gateway.core.messages import ANTHROPIC, Part, Thinking, mark, marked
+
+
+class ReasoningDetail(msgspec.Struct):
+    """A block of thought as OpenRouter writes it. `format` tells whose it is: Anthropic's if none.
+
+    https://openrouter.ai/docs/use-cases/reasoning-tokens
+    """
+
+    type: str
+    format: str | None = None
+    text: str | None = None
+    signature: str | None = None
+    data: str | None = None
+    summary: str | None = None
+
+
+def thoughts(details: list[ReasoningDetail] | None, text: str | None) -> list[Part]:
+    """Return a message's thoughts; `text` is them without their signatures."""
+    found: list[Part] = []
+    for detail in details or ():
+        if detail.data:
+            found.append(Thinking(redacted=_secret(detail, detail.data)))
+        else:
+            signature = _secret(detail, detail.signature or "")
+            found.append(Thinking(detail.text or detail.summary or "", signature))
+    if text and not any(isinstance(one, Thinking) and one.text for one in found):
+        found.append(Thinking(text))
+    return found
+
+
+def _secret(detail: ReasoningDetail, secret: str) -> str:
+    """Return a secret as the hub has it: with its maker's mark where it is not Anthropic's."""
+    maker = detail.format or ANTHROPIC
+    return secret if marked(secret) or maker.startswith(ANTHROPIC) else mark(maker, secret)
+
+
+def google_signature(extra: Any) -> str:
+    """Return the signature of a call, where this gateway or Google itself has put it."""
+    google = extra.get("google") if isinstance(extra, dict) else None
+    signature = google.get("thought_signature") if isinstance(google, dict) else None
+    return signature if isinstance(signature, str) else ""
