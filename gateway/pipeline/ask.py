@@ -2,15 +2,18 @@
 
 import asyncio
 import zlib
+from collections.abc import Callable
 from functools import partial
 from time import monotonic, time
 from typing import Any
 
 import msgspec
+from msgspec import Raw
 
 from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.hints import NO_HINTS
 from gateway.core.operations import Operation
+from gateway.core.raw import NOTHING
 from gateway.core.request import Request
 from gateway.core.target import Deadlines
 from gateway.formats import Meta
@@ -32,12 +35,18 @@ from gateway.upstream.relay import Relay
 MAX_SHOWN_CHARS = 300
 # What a reply has in the client's dialect; those that are translated are looked at there.
 _REPLIES = {
-    Operation.CHAT: b'"choices"',
-    Operation.COMPLETIONS: b'"choices"',
-    Operation.MESSAGES: b'"content"',
-    Operation.RESPONSES: b'"output"',
-    Operation.EMBEDDINGS: b'"data"',
-    Operation.COUNT_TOKENS: b'"input_tokens"',
+    Operation.CHAT: "choices",
+    Operation.COMPLETIONS: "choices",
+    Operation.MESSAGES: "content",
+    Operation.RESPONSES: "output",
+    Operation.EMBEDDINGS: "data",
+    Operation.COUNT_TOKENS: "input_tokens",
+}
+_decode_kind: dict[Operation, Callable[[bytes], Any]] = {
+    operation: msgspec.json.Decoder(
+        msgspec.defstruct("Kind", [("found", Raw, NOTHING)], rename={"found": name}, gc=False)
+    ).decode
+    for operation, name in _REPLIES.items()
 }
 NO_META = Meta("", "", 0)  # replies in the client's own dialect need none
 
@@ -84,8 +93,10 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     if not content.isascii():
         _check_text(content)
     answer = lane.read(content, request, meta)
-    if answer.usage is None:
-        _check_kind(call.operation, content, native=lane.native)
+    if answer.usage is None and _error(content) is not None:  # some servers answer so with 200
+        raise UpstreamError(Failure.STREAM_ERROR, content.decode(errors="replace"))
+    if lane.native:
+        _check_kind(call.operation, content)
     call.status = 200
     call.finished = True
     measure(call, answer)
@@ -185,13 +196,14 @@ async def _more_headers(
     return lines
 
 
-def _check_kind(operation: Operation, content: bytes, *, native: bool) -> None:
-    """Raise UpstreamError where a reply without usage is none at all: it came from elsewhere."""
-    if _error(content) is not None:  # some servers answer so with status 200
-        raise UpstreamError(Failure.STREAM_ERROR, content.decode(errors="replace"))
-    name = _REPLIES.get(operation)
-    if native and name is not None and content.find(name) < 0:
-        raise UpstreamError(Failure.PROTOCOL, "the reply is none of its API")
+def _check_kind(operation: Operation, content: bytes) -> None:
+    """Raise UpstreamError where a reply is none of the client's dialect: it came from elsewhere."""
+    try:
+        if _decode_kind[operation](content).found:
+            return
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    raise UpstreamError(Failure.PROTOCOL, "the reply is none of its API")
 
 
 def _check_text(content: bytes) -> None:

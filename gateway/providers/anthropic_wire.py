@@ -23,7 +23,7 @@ from gateway.core.raw import NOTHING
 from gateway.core.sse import SseEvent
 from gateway.core.usage import Usage
 from gateway.providers.decoding import SseDecoder, raw_text
-from gateway.providers.errors import UNREADABLE, unreadable
+from gateway.providers.errors import UNREADABLE, has_field, unreadable
 from gateway.providers.figures import figures
 
 FINISH = {
@@ -169,7 +169,7 @@ def parse(body: bytes) -> Reply:
         raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
     if message.error is not None:
         raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
-    if message.content is None and b'"content"' not in body:
+    if message.content is None and not has_field(body, "content"):
         raise UpstreamError(Failure.PROTOCOL, "the reply is no message")
     parts = [part for block in message.content or () if (part := _part(block)) is not None]
     return Reply(

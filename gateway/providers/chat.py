@@ -35,7 +35,7 @@ from gateway.providers.chat_stream import FINISH, MAKER, ChatDecoder, signature_
 from gateway.providers.chat_wire import Choice, Chunk, decode_chunk
 from gateway.providers.chat_wire import Message as WireMessage
 from gateway.providers.decoding import raw_text
-from gateway.providers.errors import UNREADABLE
+from gateway.providers.errors import UNREADABLE, has_field
 from gateway.providers.openai_wire import usage_of
 from gateway.providers.plain import plain_text
 from gateway.providers.quirks import HINTS, Quirks
@@ -127,7 +127,7 @@ class ChatCompletions:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
         if chunk.error is not None:
             raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
-        if chunk.choices is None and b'"choices"' not in body:
+        if chunk.choices is None and not has_field(body, "choices"):
             raise UpstreamError(Failure.PROTOCOL, "the reply is no chat completion")
         finish = FINISH.get(choice.finish_reason or "", STOP)
         if finish == STOP and any(isinstance(part, ToolCall) for part in parts):

@@ -8,12 +8,18 @@ from gateway.core.errors import Failure, UpstreamError
 
 # What decoding bytes of an upstream can raise: msgspec lets the last two through.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _NAMES = ("message", "error", "errors", "detail", "msg", "Message", "title", "error_message")
 
 
 def unreadable(error: Exception) -> UpstreamError:
     """Return the error of a reply that is not what it says: cut, garbled, or no JSON at all."""
     return UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}")
+
+
+def has_field(body: bytes, name: str) -> bool:
+    """Tell whether a reply that can be decoded has a field, null or not."""
+    return name in _decode_fields(body)
 
 
 def error_message(body: bytes) -> str | None:

@@ -193,7 +193,7 @@ class _OddUsage(msgspec.Struct, gc=False):
     """One whose figures are not what they should be."""
 
     usage: Any = None
-    choices: Raw = NOTHING
+    choices: Raw = NOTHING  # embeddings have none
 
 
 class ListedModel(msgspec.Struct, gc=False):

@@ -32,7 +32,7 @@ from gateway.core.usage import Usage
 from gateway.providers.adapter import Endpoint
 from gateway.providers.chat import bearer, effort, end_user
 from gateway.providers.decoding import NativeStream, inner_json
-from gateway.providers.errors import UNREADABLE
+from gateway.providers.errors import UNREADABLE, has_field
 from gateway.providers.foreign import own_items
 from gateway.providers.responses_wire import (
     HUB_ITEMS,
@@ -151,7 +151,7 @@ class ResponsesConversation:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
         if response.status == "failed" or response.error is not None:
             raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
-        if response.output is None and b'"output"' not in body:
+        if response.output is None and not has_field(body, "output"):
             raise UpstreamError(Failure.PROTOCOL, "the reply is no response")
         called = any(isinstance(part, ToolCall) for part in parts)
         return Reply(

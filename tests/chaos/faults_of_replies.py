@@ -247,7 +247,7 @@ BODIES = (
     Fault("usage-left-out", Answered(source="estimated"), edited('"usage"', '"used"')),
     Fault(
         "usage-misshapen",
-        {"relayed": Answered(source="estimated"), "translated": PROTOCOL},
+        Answered(source="estimated"),
         edited('_tokens": 2', '_tokens": "two"'),
     ),
     Fault(

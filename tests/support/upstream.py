@@ -132,6 +132,26 @@ def delta(text: str | None, finish: str | None = None) -> dict[str, Any]:
     }
 
 
+def response(text: str) -> dict[str, Any]:
+    """A whole reply of the Responses API: 7 prompt tokens, 3 of them cached; 5 written."""
+    content = [{"type": "output_text", "text": text, "annotations": []}]
+    message = {"type": "message", "id": "msg_1", "role": "assistant", "content": content}
+    return {
+        "id": "resp_1",
+        "object": "response",
+        "status": "completed",
+        "model": MODEL,
+        "output": [message],
+        "usage": {
+            "input_tokens": 7,
+            "input_tokens_details": {"cached_tokens": 3},
+            "output_tokens": 5,
+            "output_tokens_details": {"reasoning_tokens": 2},
+            "total_tokens": 12,
+        },
+    }
+
+
 async def like_openai(exchange: Exchange) -> None:
     """Answer every operation properly: 7 prompt tokens, 3 of them cached; 5 words."""
     if exchange.request.method == "GET":
@@ -140,12 +160,15 @@ async def like_openai(exchange: Exchange) -> None:
         return
     asked = exchange.request.json
     used = usage(7, 5, cached=3, reasoning=2)
-    if exchange.request.path.endswith("/embeddings"):
+    path = exchange.request.path.partition("?")[0]
+    if path.endswith("/embeddings"):
         data = [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}]
         spent = {"prompt_tokens": 7, "total_tokens": 7}
         await exchange.reply({"object": "list", "data": data, "model": MODEL, "usage": spent})
     elif not asked.get("stream"):
-        await exchange.reply(completion("one two three four five", used))
+        words = "one two three four five"
+        own = path.endswith("/responses")
+        await exchange.reply(response(words) if own else completion(words, used))
     else:
         await exchange.start_stream()
         for word in ("one", " two", " three", " four", " five"):
