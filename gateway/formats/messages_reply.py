@@ -24,7 +24,7 @@ from gateway.core.messages import (
 )
 from gateway.core.sse import frame
 from gateway.core.usage import Usage
-from gateway.formats.reply import Meta
+from gateway.formats.reply import Meta, is_whole
 
 _encode = msgspec.json.Encoder().encode
 
@@ -169,8 +169,18 @@ _TEXT_DELTA = (
 )
 
 
+# What is held back while a call before it is not whole; past it that call is taken to have ended.
+MAX_HELD_CHARS = 1024 * 1024
+EVENT_CHARS = 64  # that an event without text counts
+_SILENT = (events.Begun, events.OtherDelta, events.Finished, events.Used)  # they write nothing
+
+
 class MessagesStream:
-    """Writes one stream's events: blocks one after the other, each begun and ended."""
+    """Writes one stream's events: blocks one after the other, each begun and ended.
+
+    Some providers go on with a call after the next has begun: what follows it waits until its
+    arguments are whole.
+    """
 
     def __init__(self, meta: Meta) -> None:
         self._meta = meta
@@ -179,7 +189,10 @@ class MessagesStream:
         self._index = -1
         self._open = ""  # the kind of the block that is open, and which of its kind
         self._signed = False
-        self._calls: dict[int, int] = {}  # a call's number -> its block's
+        self._call: int | None = None  # the number of the call whose block is open
+        self._arguments: list[str] = []  # what came of its arguments
+        self._held: list[Event] = []
+        self._held_chars = 0
         self._usage = Usage(prompt_tokens=meta.prompt_tokens)
         self._reason = "end_turn"
         self._sequence: str | None = None
@@ -190,10 +203,14 @@ class MessagesStream:
 
     def finish(self) -> bytes:
         """Return the stream's end: why, and what was used."""
+        before = b""
+        while self._held:  # behind calls whose arguments never became whole
+            before += self._close() + self._release()
         delta = {"stop_reason": self._reason, "stop_sequence": self._sequence}
         end = {"type": "message_delta", "delta": delta, "usage": usage(self._usage)}
         return b"".join(
             (
+                before,
                 self._begin(),
                 self._close(),
                 frame("message_delta", _encode(end)),
@@ -206,6 +223,27 @@ class MessagesStream:
         return error_event(error, self._meta.id)
 
     def _one(self, event: Event) -> bytes:
+        """Write an event, or hold it back while a call before it is not whole."""
+        if self._call is None or isinstance(event, _SILENT):
+            return self._write(event)
+        if isinstance(event, events.CallDelta) and event.index == self._call:
+            out = self._write(event)
+            if self._held and event.arguments.rstrip().endswith("}") and is_whole(self._arguments):
+                out += self._release()
+            return out
+        if not self._held and is_whole(self._arguments):
+            return self._write(event)
+        self._held.append(event)
+        text = getattr(event, "arguments", "") or getattr(event, "text", "")
+        self._held_chars += EVENT_CHARS + len(text)
+        return self._close() + self._release() if self._held_chars > MAX_HELD_CHARS else b""
+
+    def _release(self) -> bytes:
+        """Write what was held back, as far as it need not wait for another call."""
+        held, self._held, self._held_chars = self._held, [], 0
+        return b"".join([self._one(event) for event in held])
+
+    def _write(self, event: Event) -> bytes:
         match event:
             case events.TextDelta(text=text) | events.RefusalDelta(text=text) if text:
                 if self._open == "text":
@@ -225,11 +263,11 @@ class MessagesStream:
                 before = self._redacted(signature) if signature else b""
                 use = {"type": "tool_use", "id": plain(id), "name": name, "input": {}}
                 begun = before + self._block(f"call {index}", use)
-                self._calls[index] = self._index
+                self._call = index
                 return begun
-            case events.CallDelta(index=index, arguments=arguments) if index in self._calls:
-                delta = {"type": "input_json_delta", "partial_json": arguments}
-                return self._delta(delta, self._calls[index])
+            case events.CallDelta(index=index, arguments=arguments) if index == self._call:
+                self._arguments.append(arguments)
+                return self._delta({"type": "input_json_delta", "partial_json": arguments})
             case events.Finished(reason=reason, stop_sequence=sequence):
                 self._reason, self._sequence = _reason(reason, sequence)
             case events.Begun(id=id, model=model):
@@ -255,9 +293,8 @@ class MessagesStream:
         begun = {"type": "content_block_start", "index": self._index, "content_block": content}
         return before + frame("content_block_start", _encode(begun))
 
-    def _delta(self, delta: Json, index: int | None = None) -> bytes:
-        index = self._index if index is None else index
-        found = {"type": "content_block_delta", "index": index, "delta": delta}
+    def _delta(self, delta: Json) -> bytes:
+        found = {"type": "content_block_delta", "index": self._index, "delta": delta}
         return frame("content_block_delta", _encode(found))
 
     def _close(self) -> bytes:
@@ -266,7 +303,8 @@ class MessagesStream:
         before = b""
         if self._open.startswith("thinking") and not self._signed:
             before = self._delta({"type": "signature_delta", "signature": UNSIGNED})
-        self._open, self._signed = "", False
+        self._open, self._signed, self._call = "", False, None
+        self._arguments.clear()
         end = {"type": "content_block_stop", "index": self._index}
         return before + frame("content_block_stop", _encode(end))
 

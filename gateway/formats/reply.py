@@ -24,6 +24,15 @@ class Meta(msgspec.Struct, frozen=True):
     echo: dict[str, Raw] = {}
 
 
+def is_whole(arguments: list[str]) -> bool:
+    """Tell whether the pieces of a call's arguments need no more: they are a JSON object."""
+    try:
+        msgspec.json.decode("".join(arguments), type=dict[str, Raw])
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
 class StreamWriter(Protocol):
     """Writes one stream's events in a client's dialect."""
 

@@ -23,7 +23,7 @@ from gateway.core.messages import (
 from gateway.core.sse import frame
 from gateway.core.usage import Usage
 from gateway.formats.chat_reply import listed
-from gateway.formats.reply import Meta
+from gateway.formats.reply import Meta, is_whole
 
 _encode = msgspec.json.Encoder().encode
 
@@ -175,15 +175,6 @@ class _OpenCall(msgspec.Struct, gc=False):
     place: int
     pieces: list[str] = []
 
-    @property
-    def whole(self) -> bool:
-        """Tell whether the arguments need no more."""
-        try:
-            msgspec.json.decode("".join(self.pieces), type=dict[str, Raw])
-        except (msgspec.DecodeError, RecursionError):
-            return False
-        return True
-
 
 class ResponsesStream:
     """Writes one stream's events: items one after the other, each added and done.
@@ -318,7 +309,8 @@ class ResponsesStream:
         """End the open item: its text, its part, itself. A call that is not whole stays open."""
         index, self._newest = self._newest, None
         if index is not None:
-            return self._end_call(self._calls.pop(index)) if self._calls[index].whole else b""
+            whole = is_whole(self._calls[index].pieces)
+            return self._end_call(self._calls.pop(index)) if whole else b""
         if not self._open:
             return b""
         sort, self._open = self._open.partition(" ")[0], ""

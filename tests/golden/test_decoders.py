@@ -197,7 +197,7 @@ def test_a_native_stream_that_ends_without_its_end_is_given_one(api: str) -> Non
 # --- Through every client's writer ---------------------------------------------------------------
 
 
-def check(operation: Operation, stream: bytes, *, late: bool = False) -> str:
+def check(operation: Operation, stream: bytes) -> str:
     """Read what was written, strictly; return its text."""
     match operation:
         case Operation.CHAT:
@@ -205,7 +205,7 @@ def check(operation: Operation, stream: bytes, *, late: bool = False) -> str:
         case Operation.COMPLETIONS:
             return completion_stream(stream)
         case Operation.MESSAGES:
-            content = messages_stream(stream, late=late)["content"]
+            content = messages_stream(stream)["content"]
             return "".join([block["text"] for block in content if block["type"] == "text"])
     parts = [p for item in responses_stream(stream)["output"] for p in item.get("content", ())]
     return "".join([part.get("text", "") for part in parts])
@@ -758,7 +758,7 @@ def test_no_mutation_breaks_what_a_client_is_shown(api: str, draw: st.DataObject
             translation, shown = translated(api, operation, told)
             assert translated(api, operation, [stream])[1] == shown
             if translation.failure is None:
-                check(operation, shown + translation.finish(), late=True)
+                check(operation, shown + translation.finish())
 
 
 # --- Time ----------------------------------------------------------------------------------------

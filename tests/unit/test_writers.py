@@ -25,6 +25,7 @@ from gateway.core.operations import Operation
 from gateway.core.usage import Usage
 from gateway.formats import DIALECTS, Meta
 from gateway.formats.body import decode
+from gateway.formats.messages_reply import MAX_HELD_CHARS
 from gateway.pipeline.translation import events_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,11 +117,8 @@ DELTAS = {
 }
 
 
-def messages_stream(stream: bytes, *, late: bool = False) -> Json:
-    """Put a message together as Anthropic's SDKs do; a call's `input` stays text.
-
-    `late`: arguments may come for a call whose block has ended, which SDKs allow for.
-    """
+def messages_stream(stream: bytes) -> Json:
+    """Put a message together as Anthropic's SDKs do; a call's `input` stays text."""
     found = [(kind, json.loads(text)) for kind, text in frames(stream)]
     assert all(kind == one["type"] for kind, one in found)
     (_, start), *middle, (_, end), (_, stop) = found
@@ -147,7 +145,8 @@ def messages_stream(stream: bytes, *, late: bool = False) -> Json:
         else:
             assert kind == "content_block_delta"
             block, delta = blocks[one["index"]], one["delta"]
-            assert (is_open and block is blocks[-1]) or (late and block["type"] == "tool_use")
+            assert is_open
+            assert block is blocks[-1]
             name = DELTAS[block["type"]][delta["type"]]
             block["input" if name == "partial_json" else name] += delta[name]
     assert not is_open
@@ -508,23 +507,39 @@ EVENTS = st.one_of(
 )
 
 
+PIECES = TEXTS | st.sampled_from(("{", "}", "{}", '{"x":', "1}", " "))
+
+
 @st.composite
-def disorderly(draw: st.DrawFn, late: bool) -> list[Event]:
-    """Events as no provider should send them. `late`: calls go on behind what follows them."""
+def disorderly(draw: st.DrawFn) -> list[Event]:
+    """Events as no provider should send them: calls go on behind what follows them."""
     found: list[Event] = []
-    begun, last_is_call = 0, False
+    begun = 0
     for step in draw(st.lists(st.one_of(st.just("call"), st.just("more"), EVENTS), max_size=12)):
         if step == "call":
             found.append(events.CallBegun(begun, draw(SOME), draw(SOME), draw(TEXTS)))
-            begun, last_is_call = begun + 1, True
-        elif step == "more" and begun and (late or last_is_call):
-            index = draw(st.integers(0, begun - 1)) if late else begun - 1
-            found.append(events.CallDelta(index, draw(TEXTS)))
+            begun += 1
+        elif step == "more" and begun:
+            found.append(events.CallDelta(draw(st.integers(0, begun - 1)), draw(PIECES)))
         elif not isinstance(step, str):
             found.append(step)
-            quiet = (events.Begun, events.Finished, events.Used)
-            last_is_call = last_is_call and isinstance(step, quiet)
     return found
+
+
+ACROSS: list[Event] = [
+    events.CallBegun(0, "a", "f"),
+    events.CallBegun(1, "b", "g"),
+    events.CallDelta(0, '{"x":'),
+    events.TextDelta("t"),
+    events.CallDelta(1, "{}"),
+    events.CallDelta(0, "1}"),
+]
+
+
+def assert_said(arguments: str, told: str) -> None:
+    """What follows a whole object cannot be part of it."""
+    whole = isinstance(as_json(arguments), dict) and told.startswith(arguments)
+    assert arguments == told or whole
 
 
 def texts(found: list[Event]) -> str:
@@ -540,7 +555,7 @@ def arguments_of(found: list[Event]) -> list[str]:
 
 
 @settings(max_examples=80, deadline=None)
-@given(found=disorderly(late=True))
+@given(found=disorderly())
 def test_chat_is_well_formed_whatever_happens(found: list[Event]) -> None:
     read = chat_stream(streamed("chat", found))
     assert (read["message"].get("content") or "") == texts(found)
@@ -549,48 +564,39 @@ def test_chat_is_well_formed_whatever_happens(found: list[Event]) -> None:
 
 
 @settings(max_examples=80, deadline=None)
-@given(found=disorderly(late=True))
-@example(
-    [
-        events.CallBegun(0, "a", "f"),
-        events.CallBegun(1, "b", "g"),
-        events.CallDelta(0, '{"x":'),
-        events.TextDelta("t"),
-        events.CallDelta(1, "{}"),
-        events.CallDelta(0, "1}"),
-    ]
-)
+@given(found=disorderly())
+@example(ACROSS)
 def test_responses_are_well_formed_whatever_happens(found: list[Event]) -> None:
     output = responses_stream(streamed("responses", found))["output"]
     messages = [item["content"] for item in output if item["type"] == "message"]
     assert "".join([p.get("text", "") for parts in messages for p in parts]) == texts(found)
     said = [item["arguments"] for item in output if item["type"] == "function_call"]
     for arguments, told in zip(said, arguments_of(found), strict=True):
-        # What follows a whole object cannot be part of it.
-        whole = isinstance(as_json(arguments), dict) and told.startswith(arguments)
-        assert arguments == (told or "{}") or whole
+        assert_said(arguments, told or "{}")
 
 
 @settings(max_examples=80, deadline=None)
-@given(found=disorderly(late=False))
+@given(found=disorderly())
+@example(ACROSS)
 def test_messages_are_well_formed_whatever_happens(found: list[Event]) -> None:
     content = messages_stream(streamed("messages", found))["content"]
     said = [block["input"] for block in content if block["type"] == "tool_use"]
-    assert said == arguments_of(found)
+    for arguments, told in zip(said, arguments_of(found), strict=True):
+        assert_said(arguments, told)
     written = [one.text for one in found if isinstance(one, events.TextDelta | events.RefusalDelta)]
     text = "".join([block["text"] for block in content if block["type"] == "text"])
     assert text == "".join(written)
 
 
 @settings(max_examples=40, deadline=None)
-@given(found=disorderly(late=True))
+@given(found=disorderly())
 def test_completions_are_well_formed_whatever_happens(found: list[Event]) -> None:
     writer = DIALECTS[Operation.COMPLETIONS].writer(META)
     assert completion_stream(writer.write(found) + writer.finish()) == texts(found)
 
 
 @settings(max_examples=30, deadline=None)
-@given(found=disorderly(late=True))
+@given(found=disorderly())
 def test_a_stream_that_fails_says_so_last(found: list[Event]) -> None:
     error = ApiError("stream_interrupted", "It\nbroke.")
     for operation, dialect in DIALECTS.items():
@@ -678,6 +684,47 @@ def test_calls_that_are_whole_are_done_before_the_next_begins() -> None:
         "response.output_item.done",
         "response.output_item.added",
     ]
+
+
+def test_parallel_calls_of_messages_are_blocks_one_after_the_other() -> None:
+    """As some servers tell them: both begin, and their arguments come by turns."""
+    writer = DIALECTS[Operation.MESSAGES].writer(META)
+    told: list[Event] = [
+        events.CallBegun(0, "a", "f"),
+        events.CallDelta(0, '{"x":'),
+        events.CallBegun(1, "b", "g"),
+        events.CallDelta(1, '{"y":'),
+        events.CallBegun(2, "c", "h"),
+    ]
+    assert b'"id":"b"' not in writer.write(told)
+    shown = writer.write([events.CallDelta(0, "1}")])
+    kinds = [kind.removeprefix("content_block_") for kind, _ in frames(shown)]
+    assert kinds == ["delta", "stop", "start", "delta"]
+    shown += writer.write([events.CallDelta(2, "{}"), events.TextDelta("t")])
+    assert b'"id":"c"' not in shown
+    kinds = [kind.removeprefix("content_block_") for kind, _ in frames(writer.finish())]
+    assert kinds[:3] == ["stop", "start", "delta"]
+    writer = DIALECTS[Operation.MESSAGES].writer(META)
+    more: list[Event] = [
+        events.CallDelta(0, "1}"),
+        events.CallDelta(1, "2}"),
+        events.CallDelta(2, "{}"),
+        events.TextDelta("t"),
+    ]
+    content = messages_stream(writer.write([*told, *more]) + writer.finish())["content"]
+    assert [block.get("input") for block in content] == ['{"x":1}', '{"y":2}', "{}", None]
+    assert content[-1]["text"] == "t"
+
+
+def test_what_waits_for_a_call_is_bounded() -> None:
+    writer = DIALECTS[Operation.MESSAGES].writer(META)
+    told: list[Event] = [events.CallBegun(0, "a", "f"), events.CallDelta(0, "{")]
+    shown = writer.write([*told, *[events.TextDelta("x" * 1000)] * 1200])
+    assert len(shown) > MAX_HELD_CHARS
+    shown += writer.write([events.CallDelta(0, "}"), events.TextDelta("y")]) + writer.finish()
+    call, text = messages_stream(shown)["content"]
+    assert call["input"] == "{"
+    assert text["text"] == "x" * 1_200_000 + "y"
 
 
 def test_nothing_looks_finished_before_the_end() -> None:
