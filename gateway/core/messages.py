@@ -4,6 +4,7 @@ N client dialects and M providers each translate to and from these values, never
 Frozen, no I/O. JSON that nobody here looks into stays as text (`schema`, `arguments`).
 """
 
+from collections.abc import Callable
 from itertools import chain, groupby
 from typing import Literal
 
@@ -204,6 +205,17 @@ class Fit:
     def leave_out(self, field: str) -> None:
         """Note what is only a hint."""
         self.left_out[field] = None
+
+
+def telling(turns: tuple[Message, ...], tells: Callable[[Part], bool]) -> tuple[Message, ...]:
+    """Return what is left of turns without the parts that tell a provider nothing."""
+    kept = [Message(turn.role, tuple(filter(tells, turn.parts))) for turn in turns]
+    return tuple([turn for turn in kept if turn.parts])
+
+
+def is_blank(part: Part) -> bool:
+    """Tell whether a part is text of nothing but blanks, which some providers refuse."""
+    return isinstance(part, Text | Refusal) and not part.text.strip()
 
 
 def alternating(turns: tuple[Message, ...]) -> tuple[Message, ...]:

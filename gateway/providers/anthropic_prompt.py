@@ -20,6 +20,8 @@ from gateway.core.messages import (
     ToolCall,
     ToolResult,
     alternating,
+    is_blank,
+    telling,
     unmarked,
     user_first,
 )
@@ -43,6 +45,7 @@ _VERSION = re.compile(
 )
 _NEWEST = (99, 0)
 _EFFORTS = {"minimal": "low", "none": "low"}
+_UNASKED = {"temperature": 1, "top_p": 1}  # what a model does where nobody says
 _MODES = {"auto": "auto", "required": "any", "none": "none"}
 
 
@@ -54,12 +57,12 @@ def write(prompt: Prompt, model: str, most: int | None, fit: Fit) -> Json:
         "max_tokens": said,
         "messages": [
             {"role": message.role, "content": blocks}
-            for message in alternating(user_first(prompt.messages))
+            for message in alternating(user_first(telling(prompt.messages, _tells)))
             if (blocks := _blocks(message, fit))
         ],
     }
-    if prompt.system:
-        body["system"] = [_text(part) for part in prompt.system]
+    if system := [_text(part) for part in prompt.system if not is_blank(part)]:
+        body["system"] = system
     if prompt.tools:
         body["tools"] = [_tool(tool) for tool in prompt.tools]
     _choose(body, prompt)
@@ -142,7 +145,7 @@ def sampling(prompt: Prompt, model: str, fit: Fit, *, thinks: bool) -> dict[str,
     wanted = {name: value for name in names if (value := getattr(prompt, name)) is not None}
 
     def leave(name: str) -> None:
-        if wanted.pop(name, 1) != 1:  # 1 is what a model does unasked
+        if name in wanted and wanted.pop(name) != _UNASKED.get(name):
             fit.leave_out(name)
 
     if version >= NO_SAMPLING_SINCE:
@@ -199,6 +202,11 @@ def _signed(part: Part) -> bool:
     return isinstance(part, Thinking) and bool(unmarked(part.signature) or unmarked(part.redacted))
 
 
+def _tells(part: Part) -> bool:
+    """Tell whether a part says something here: no blanks, nor what is proven to others alone."""
+    return _signed(part) if isinstance(part, Thinking) else not is_blank(part)
+
+
 def _blocks(message: Message, fit: Fit) -> list[Json]:
     found = [block for part in message.parts for block in _block(part, fit)]
     if message.role == ASSISTANT and found:
@@ -210,7 +218,7 @@ def _blocks(message: Message, fit: Fit) -> list[Json]:
 def _block(part: Part, fit: Fit) -> list[Json]:
     match part:
         case Text():
-            return [_text(part)] if part.text.strip() else []  # blanks alone are refused
+            return [] if is_blank(part) else [_text(part)]
         case Refusal(text=text):
             return [{"type": "text", "text": text}]
         case Media():

@@ -23,6 +23,8 @@ from gateway.core.messages import (
     ToolCall,
     ToolResult,
     alternating,
+    is_blank,
+    telling,
     unmark,
     unmarked,
     user_first,
@@ -85,12 +87,12 @@ class ConverseConversation:
         body: Json = {
             "messages": [
                 {"role": message.role, "content": content}
-                for message in alternating(user_first(prompt.messages))
+                for message in alternating(user_first(telling(prompt.messages, _tells)))
                 if (content := _blocks(message, documents, fit))
             ]
         }
-        if prompt.system:
-            body["system"] = [block for part in prompt.system for block in _cached(part)]
+        if system := [block for part in prompt.system for block in _cached(part)]:
+            body["system"] = system
         if tools := _tools(prompt, fit):
             body["toolConfig"] = tools
         more = _more(prompt, target, inference, fit)
@@ -159,7 +161,7 @@ def _tools(prompt: Prompt, fit: Fit) -> Json | None:
     if not offered or (unwanted and not called):
         return None
     found: Json = {"tools": [block for tool in offered for block in _tool(tool)]}
-    if unwanted:
+    if unwanted and choice is not None:
         fit.leave_out("tool_choice")  # there is no word for it
     elif choice is not None:
         found["toolChoice"] = (
@@ -221,6 +223,13 @@ def _format(body: Json, prompt: Prompt, fit: Fit) -> None:
     body["outputConfig"] = {"textFormat": {"type": "json_schema", "structure": structure}}
 
 
+def _tells(part: Part) -> bool:
+    """Tell whether a part says something here: no blanks, nor what is proven to others alone."""
+    if isinstance(part, Thinking):
+        return bool(unmark(MAKER, part.redacted) or (part.text and unmarked(part.signature)))
+    return not is_blank(part)
+
+
 def _blocks(message: Message, documents: _Documents, fit: Fit) -> list[Json]:
     found: list[Json] = []
     for part in message.parts:
@@ -269,8 +278,8 @@ def _media(part: Media, documents: _Documents, fit: Fit) -> list[Json]:
 
 
 def _cached(part: Text) -> list[Json]:
-    if not part.text.strip():
-        return []  # blanks alone are refused
+    if is_blank(part):
+        return []
     return [{"text": part.text}, *([_point(part.cache)] if part.cache else [])]
 
 
