@@ -48,8 +48,11 @@ class Source(msgspec.Struct):
     url: str | None = None
 
 
-class Block(msgspec.Struct):
-    """A content block, whatever its type."""
+class Block(msgspec.Struct, rename={"cited": "citations"}):
+    """A content block, whatever its type.
+
+    `citations` has no name of its own here: the hub does not read it, and the cache goes by names.
+    """
 
     type: str
     text: str | None = None
@@ -65,6 +68,7 @@ class Block(msgspec.Struct):
     thinking: str | None = None
     signature: str | None = None
     data: str | None = None
+    cited: Any = None
     cache_control: Any = None
 
 
@@ -233,6 +237,8 @@ def _part(block: Block, where: str, unknown: Unknown) -> Part:
         case "text" if block.text is not None:
             return Text(block.text, cache)
         case "image" | "document" if isinstance(block.source, Source):
+            if isinstance(block.cited, dict) and block.cited.get("enabled"):
+                unknown.places.append(f"{where}.citations")
             return _media(block, block.source, where, cache)
         case "tool_reference" if block.tool_name is not None:
             return Text(f"Loaded: {block.tool_name}")  # it stands among the tools

@@ -367,6 +367,28 @@ def test_media_and_blanks_as_anthropic_takes_them() -> None:
     assert text["text"] == "go on"
 
 
+def test_citations_that_are_asked_for_are_refused_or_named() -> None:
+    source = {"type": "text", "media_type": "text/plain", "data": "grass is green"}
+    document: Json = {"type": "document", "source": source, "citations": {"enabled": True}}
+    inner = RESULT | {"content": [document]}
+    for content, where in (
+        ([document], "messages[0].content[0].citations"),
+        ([inner], "messages[0].content[0].content[0].citations"),
+    ):
+        body = {"max_tokens": 9, "messages": [{"role": "user", "content": content}]}
+        with pytest.raises(ApiError, match=re.escape(where)):
+            put("openai", "gpt-5", MESSAGES, body)
+        sent, dropped = put("openai", "gpt-5", MESSAGES, body, drop=True)
+        assert dropped == (where,)
+        assert "grass is green" in json.dumps(sent)
+    for citations in ({"enabled": False}, None):
+        body = turns() | {"messages": [{"role": "user", "content": [document]}]}
+        document["citations"] = citations
+        assert put("openai", "gpt-5", MESSAGES, body)[1] == ()
+    said = {"type": "text", "text": "green", "citations": [{"type": "char_location"}]}
+    assert put("openai", "gpt-5", MESSAGES, turns(said))[1] == ()
+
+
 def test_several_answers_are_not_asked_for_where_one_comes_back() -> None:
     with pytest.raises(ApiError, match="'n' cannot be used"):
         put("mistral", "mistral-large-latest", CHAT, HELLO | {"n": 3})
