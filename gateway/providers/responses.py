@@ -42,6 +42,7 @@ from gateway.providers.responses_wire import (
     logprobs_of,
     other_text,
     searched,
+    thought,
     usage_of,
 )
 
@@ -281,7 +282,7 @@ def _parts(response: Response) -> tuple[Part, ...]:
                     elif part.text is not None:
                         found.append(Text(part.text, logprobs=logprobs_of(part.logprobs)))
             case "reasoning":
-                text = "".join([one.text or "" for one in item.summary or item.content or ()])
+                text = thought(item)
                 secret = of_responses(item.encrypted_content or "")
                 found.append(
                     Thinking(

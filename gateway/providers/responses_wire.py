@@ -24,6 +24,7 @@ from gateway.providers.figures import figures
 HUB_ITEMS = ("message", "reasoning", "function_call")
 # Deltas that are no text.
 _SOUND = ("response.audio.delta", "response.output_audio.delta")
+BETWEEN_PARTS = "\n\n"  # of a summary: each has a heading
 _INCOMPLETE = {"max_output_tokens": LENGTH, "content_filter": FILTERED}
 
 
@@ -119,6 +120,7 @@ class StreamEvent(msgspec.Struct, gc=False):
 
     type: str | None = None
     output_index: int | None = None
+    summary_index: int | None = None
     delta: Any = None
     item: Item | None = None
     response: Head | None = None
@@ -126,6 +128,13 @@ class StreamEvent(msgspec.Struct, gc=False):
 
 
 _decode_event = msgspec.json.Decoder(StreamEvent).decode
+
+
+def thought(item: Item) -> str:
+    """Return what a reasoning item shows: its summary, or else the thought itself."""
+    if item.summary:
+        return BETWEEN_PARTS.join([part.text for part in item.summary if part.text])
+    return "".join([part.text or "" for part in item.content or ()])
 
 
 def other_text(item: Item) -> str:
@@ -167,6 +176,7 @@ class ResponsesDecoder(SseDecoder):
         super().__init__()
         self._calls: dict[int, int] = {}
         self._shown: set[int] = set()  # items of which there were deltas
+        self._parts: dict[int, int] = {}  # which part of an item's summary came last
         self._begun = False
         self._searches = 0
 
@@ -182,9 +192,7 @@ class ResponsesDecoder(SseDecoder):
                 self._shown.add(place)
                 return [events.RefusalDelta(found.delta)]
             case "response.reasoning_summary_text.delta" | "response.reasoning_text.delta":
-                self._shown.add(place)
-                text = found.delta if isinstance(found.delta, str) else ""
-                return [events.ThinkingDelta(text, place)]
+                return self._thought(place, found.summary_index or 0, found.delta)
             case "response.function_call_arguments.delta":
                 return self._arguments(place, found.delta)
             case "response.output_item.added" if found.item is not None:
@@ -201,6 +209,13 @@ class ResponsesDecoder(SseDecoder):
             case str(kind) if kind.endswith(".delta") and kind not in _SOUND:
                 return self._other(place, found.delta)
         return []
+
+    def _thought(self, place: int, part: int, delta: Any) -> list[Event]:
+        text = delta if isinstance(delta, str) else ""
+        if text and self._parts.setdefault(place, part) != part:
+            self._parts[place], text = part, BETWEEN_PARTS + text
+        self._shown.add(place)
+        return [events.ThinkingDelta(text, place)]
 
     def _arguments(self, place: int, delta: Any) -> list[Event]:
         if place not in self._calls:

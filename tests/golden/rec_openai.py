@@ -74,7 +74,7 @@ def response(bodies: list[Json]) -> Expected:
     reasoned = [item for item in items if item["type"] == "reasoning"]
     return Expected(
         text=joined([p["text"] for i in items if i["type"] == "message" for p in i["content"]]),
-        reasoning=joined([part["text"] for item in reasoned for part in item["summary"]]),
+        reasoning=joined(["\n\n".join(p["text"] for p in i["summary"]) for i in reasoned]),
         signatures=[i["encrypted_content"] for i in reasoned if i.get("encrypted_content")],
         tool_calls=[
             (item["name"], arguments(item["arguments"]))
@@ -94,7 +94,6 @@ def response(bodies: list[Json]) -> Expected:
 
 WRITTEN = {
     "response.output_text.delta": "text",
-    "response.reasoning_summary_text.delta": "text",
     "response.function_call_arguments.delta": "arguments",
 }
 
@@ -105,18 +104,23 @@ def response_stream(events: list[Json]) -> Expected:
     Deltas belong to an item by `output_index`: GitHub Copilot changes the ids with every event.
     """
     deltas: dict[tuple[int, str], str] = {}
+    thoughts: dict[int, dict[int, str]] = {}
     items: dict[int, Json] = {}
     for event in events:
         if event["type"] == "response.output_item.done":
             items[event["output_index"]] = event["item"]
+        elif event["type"] == "response.reasoning_summary_text.delta":
+            parts, number = thoughts.setdefault(event["output_index"], {}), event["summary_index"]
+            parts[number] = parts.get(number, "") + event["delta"]
         elif what := WRITTEN.get(event["type"]):
             at = (event["output_index"], what)
             deltas[at] = deltas.get(at, "") + event["delta"]
     output = []
     for index, item in sorted(items.items()):
         said = [{"text": deltas.get((index, "text"), "")}]
+        thought = [{"text": text} for text in thoughts.get(index, {}).values()]
         called = deltas.get((index, "arguments"), "")
-        output.append({**item, "content": said, "summary": said, "arguments": called})
+        output.append({**item, "content": said, "summary": thought, "arguments": called})
     return response([{**events[-1]["response"], "output": output}])
 
 

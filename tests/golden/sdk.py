@@ -121,6 +121,7 @@ class Reader:
     def responses_stream(self, model: str) -> Seen:
         """A response's events: text from the deltas, the rest from the last one."""
         deltas: dict[tuple[int, str], str] = {}
+        thoughts: dict[int, dict[int, str]] = {}
         items: dict[int, Any] = {}
         last: Any = None
         numbers = []
@@ -130,11 +131,10 @@ class Reader:
             found: Any = event
             numbers.append(getattr(found, "sequence_number", None))
             match found.type:
-                case (
-                    "response.output_text.delta"
-                    | "response.reasoning_summary_text.delta"
-                    | "response.function_call_arguments.delta"
-                ):
+                case "response.reasoning_summary_text.delta":
+                    parts = thoughts.setdefault(found.output_index, {})
+                    parts[found.summary_index] = parts.get(found.summary_index, "") + found.delta
+                case "response.output_text.delta" | "response.function_call_arguments.delta":
                     at = (found.output_index, found.type)
                     deltas[at] = deltas.get(at, "") + found.delta
                 case "response.output_item.done":
@@ -145,15 +145,9 @@ class Reader:
         seen = _response(last)
         kinds = {at: item.type for at, item in items.items()}
         seen.text = "".join(
-            [
-                said
-                for (_, kind), said in sorted(deltas.items())
-                if kind.endswith("text.delta") and "reasoning" not in kind
-            ]
+            [said for (_, kind), said in sorted(deltas.items()) if kind.endswith("text.delta")]
         )
-        seen.reasoning = "".join(
-            [said for (_, kind), said in sorted(deltas.items()) if "reasoning" in kind]
-        )
+        seen.reasoning = "".join(["\n\n".join(parts.values()) for parts in thoughts.values()])
         seen.tool_calls = [
             (items[at].name, _object(deltas.get((at, "response.function_call_arguments.delta"))))
             for at in sorted(items)
@@ -220,7 +214,7 @@ def _response(response: Any) -> Seen:
                 for part in item.content:
                     seen.text += str(getattr(part, "text", "") or getattr(part, "refusal", ""))
             case "reasoning":
-                seen.reasoning += "".join([part.text for part in item.summary])
+                seen.reasoning += "\n\n".join([part.text for part in item.summary])
                 if item.encrypted_content:
                     seen.signatures.append(item.encrypted_content)
             case "function_call":
