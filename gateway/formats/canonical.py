@@ -64,9 +64,20 @@ class Canonical(msgspec.Struct, frozen=True):
 
 
 def canonical(request: Request) -> Canonical | None:
-    """Return a request's canonical form; None where there is none: several choices at once."""
+    """Return a request's canonical form.
+
+    None where there is none: several choices at once, or JSON that only its provider may read, such
+    as numbers out of range.
+    """
     if request.choices > 1:
         return None
+    try:
+        return _canonical(request)
+    except (*_UNREADABLE, OverflowError):
+        return None
+
+
+def _canonical(request: Request) -> Canonical:
     operation = request.operation
     if operation not in _NAMES:
         return Canonical(_own(request), None)
@@ -76,8 +87,6 @@ def canonical(request: Request) -> Canonical | None:
         form = _pack(_neutral(prompt)) if neutral else _own(request)
     except ApiError:  # what the hub does not take, its provider may
         return Canonical(_own(request), None)
-    except RecursionError:
-        return None
     return Canonical(form, prompt, neutral)
 
 

@@ -221,9 +221,12 @@ def _size(request: Request) -> int:
 
 
 def _value(request: Request, name: str) -> Any:
-    """Return a field's value."""
+    """Return a field's value; None where it cannot be read, which leaves no canonical form."""
     raw = request.fields.get(name)
-    return msgspec.json.decode(raw) if raw is not None else None
+    try:
+        return msgspec.json.decode(raw) if raw is not None else None
+    except msgspec.DecodeError:
+        return None
 
 
 def _plain(prompt: Prompt | None) -> bool:

@@ -286,6 +286,17 @@ async def test_what_clients_ask_of_the_cache(upstream: Upstream) -> None:
             assert kept == ["sluice:cache:version"]
 
 
+@pytest.mark.parametrize("name", ["temperature", "seed", "background", "x"])
+async def test_a_number_out_of_range_is_the_providers_to_read(
+    upstream: Upstream, name: str
+) -> None:
+    body = json.dumps(exact(max_tokens=9)).encode()[:-1] + b',"%b":1e999}' % name.encode()
+    with running(cached(upstream.url), workers=1) as gateway:
+        outcome = await once(gateway.port, Ask(body))
+        assert (outcome.status, state(outcome)) == (200, "bypass")
+        assert upstream.received[-1].body.count(b"1e999") == 1
+
+
 async def test_what_is_kept_is_explicit(upstream: Upstream) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     picture = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}

@@ -233,3 +233,20 @@ def test_order_and_space_do_not_matter_where_the_hub_does_not_read_either() -> N
 def test_several_choices_have_none() -> None:
     assert chat(n=2) is None
     assert chat(n=1) == chat()
+
+
+@pytest.mark.parametrize(
+    ("operation", "fields"),
+    [
+        (CHAT, b'"x":1e999'),
+        (CHAT, b'"temperature":1e999'),
+        (CHAT, b'"seed":1' + b"0" * 400),
+        (CHAT, b'"tools":[{"type":"function","function":{"name":"f","parameters":{"a":1e999}}}]'),
+        (MESSAGES, b'"max_tokens":9,"tools":[{"name":"f","input_schema":{"maximum":1e999}}]'),
+        (RESPONSES, b'"input":"hello","temperature":1e999'),
+        (Operation.EMBEDDINGS, b'"input":"hello","x":1e999'),
+    ],
+)
+def test_what_only_its_provider_may_read_has_none(operation: Operation, fields: bytes) -> None:
+    body = b'{"model":"m","messages":[{"role":"user","content":"a"}],%b}' % fields
+    assert canonical(decode(operation, body)) is None
