@@ -6,6 +6,7 @@ one set of tools, one conversation before it. Imported where the semantic cache 
 
 import asyncio
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -20,9 +21,9 @@ from gateway.store.answers import NONCE_BYTES, Place
 from gateway.store.client import Client
 
 MAX_SCOPES = 1000
-MOST_LOOKS = 5
 FIRST_ROWS = 16
 FIND_SECONDS = 0.5
+NOWHERE = Place("", "", b"", "", ("", ""), b"")
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Place).decode
@@ -56,7 +57,12 @@ class Index(Protocol):
 
 
 class _Scope:
-    """The questions of one scope: a row each; a new one takes the place of the oldest."""
+    """The questions of one scope: a row each; a new one takes the place of the oldest.
+
+    Rows are added by the event loop while threads compare. A comparison finds which row is nearest;
+    that row's own vector then says how alike it is, with the lock held, so that no place is told
+    for the vector that another had before.
+    """
 
     def __init__(self, most: int, size: int) -> None:
         self._most = most
@@ -64,34 +70,41 @@ class _Scope:
         self._until = np.zeros(len(self._rows))
         self._places: list[Place] = []
         self._next = 0
+        self._lock = threading.Lock()
 
     def add(self, vector: Any, place: Place, until: float) -> None:
-        if len(self._places) == len(self._rows) < self._most:
-            more = min(len(self._rows), self._most - len(self._rows))
-            self._rows = np.vstack((self._rows, np.zeros((more, vector.size), dtype=np.float32)))
-            self._until = np.concatenate((self._until, np.zeros(more)))
-        if len(self._places) < len(self._rows):
-            self._places.append(place)
-            row = len(self._places) - 1
-        else:
+        with self._lock:
+            row = self._free_row(vector.size)
+            self._rows[row], self._until[row], self._places[row] = vector, until, place
+
+    def _free_row(self, size: int) -> int:
+        count = len(self._places)
+        if count == self._most:
             row, self._next = self._next, (self._next + 1) % self._most
-            # Another list, so that whoever is looking knows: a thread compares all rows.
-            self._places = [*self._places[:row], place, *self._places[row + 1 :]]
-        self._rows[row], self._until[row] = vector, until
+            return row
+        if count == len(self._rows):
+            more = min(count, self._most - count)
+            self._rows = np.vstack((self._rows, np.zeros((more, size), dtype=np.float32)))
+            self._until = np.concatenate((self._until, np.zeros(more)))
+        self._places.append(NOWHERE)
+        return count
 
     def drop(self, place: Place) -> None:
-        self._until[[row for row, one in enumerate(self._places) if one.name == place.name]] = 0
+        with self._lock:
+            gone = [row for row, one in enumerate(self._places) if one.name == place.name]
+            self._until[gone] = 0
 
     def nearest(self, vector: Any, now: float) -> Near | None:
-        """Return the nearest; None also where others take places faster than this looks."""
-        for _ in range(MOST_LOOKS):
-            places = self._places
-            count = len(places)
-            likeness = np.where(self._until[:count] > now, self._rows[:count] @ vector, -1.0)
-            best = int(np.argmax(likeness))
-            if places is self._places:
-                return Near(places[best], float(likeness[best])) if likeness[best] > 0 else None
-        return None
+        """Return the nearest question that is kept by now, if there is any."""
+        with self._lock:
+            count = len(self._places)
+            rows, until = self._rows[:count], self._until[:count]
+        if not count:
+            return None
+        best = int(np.argmax(np.where(until > now, rows @ vector, -1.0)))
+        with self._lock:
+            likeness = float(self._rows[best] @ vector) if self._until[best] > now else 0.0
+            return Near(self._places[best], likeness) if likeness > 0 else None
 
 
 class MemoryIndex:
