@@ -64,7 +64,7 @@ class Cache:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.answers.close()
+        await self.answers.aclose()
 
     async def answer(self, services: Services, call: Call, plan: Plan) -> Deliver | None:
         """Answer a request; None where it is to go its usual way. Raises ApiError."""
@@ -84,7 +84,7 @@ class Cache:
                 try:
                     entry = self.answers.recall(call, plan, looked.entry)
                     if entry is None:
-                        entry = await self.answers.alike(services, call, plan)
+                        entry = await self.answers.alike(services, call, plan, until)
                     flight = self._flight_of(plan) if entry is None else None
                 except BaseException:
                     self.answers.leave(plan.place, looked.token)
@@ -197,7 +197,8 @@ class Cache:
                 await self._fly(services, flight, plan, looked)
         except Exception:
             logger.exception("an answer could not be got")
-            flight.fail(ApiError("internal_error", "The gateway failed. See its log."))
+            if not flight.over:
+                flight.fail(ApiError("internal_error", "The gateway failed. See its log."))
         finally:
             self.answers.leave(plan.place, looked.token)
             if not flight.over:  # cancelled

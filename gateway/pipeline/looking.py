@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 1.0
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.01, 0.1  # between looks for another worker's answer
-LEARN_SECONDS = 0.5
 
 
 class Looked(msgspec.Struct, frozen=True, gc=False):
@@ -89,10 +88,12 @@ class Answers:
         """Return how many answers in Redis were damaged."""
         return self._redis.corrupted if self._redis is not None else 0
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Wait for no answer any more. Idempotent."""
         if self._redis is not None:
             self._redis.close()
+        if self.semantic is not None:
+            await self.semantic.aclose()
 
     async def watch(self, services: Services) -> None:
         """Learn of purges, and of how much room Redis has."""
@@ -147,12 +148,12 @@ class Answers:
         if looking.done() and not looking.cancelled():
             self.leave(plan.place, looking.result().token)
 
-    async def alike(self, services: Services, call: Call, plan: Plan) -> Entry | None:
-        """Return the answer to a question that means nearly the same."""
+    async def alike(self, services: Services, call: Call, plan: Plan, until: float) -> Entry | None:
+        """Return the answer to a question that means nearly the same, well before a deadline."""
         semantic = self.semantic
         if semantic is None or not plan.wishes.reads:
             return None
-        near = await semantic.find(services, plan)
+        near = await semantic.find(services, call, plan, until)
         if near is None:
             return None
         entry: Entry | None = self._memory.peek(near.place.name)
@@ -210,9 +211,7 @@ class Answers:
     async def learn(self, plan: Plan, seconds: float) -> None:
         """Let a question be found by its meaning, whose answer is kept for so long."""
         if self.semantic is not None and seconds:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LEARN_SECONDS):
-                    await self.semantic.add(plan, plan.place, seconds)
+            await self.semantic.add(plan, plan.place, seconds)
 
     def leave(self, where: Place, token: str) -> None:
         """Leave it to others to get an answer."""

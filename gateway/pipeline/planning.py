@@ -40,11 +40,11 @@ _pack = msgspec.msgpack.Encoder().encode
 class Question:
     """What is asked last in a conversation, and the digest of all the rest that matters."""
 
-    __slots__ = ("scope", "text", "vector")
+    __slots__ = ("meaning", "scope", "text")
 
     def __init__(self, text: str, scope: bytes) -> None:
         self.text, self.scope = text, scope
-        self.vector: Any = None
+        self.meaning: Any = None  # once it has been found: `pipeline.semantic`
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
