@@ -163,8 +163,8 @@ class Gateway:
         if self._cache is not None and self._config.cache.semantic is not None:
             from gateway.pipeline.semantic import semantic_of  # needs what few have installed
 
-            wanted = self._config.cache.semantic
-            self._cache.answers.semantic = await semantic_of(wanted, self._client, serve)
+            wanted, answers = self._config.cache.semantic, self._cache.answers
+            answers.semantic = await semantic_of(wanted, self._client, serve, answers.redis)
         if any(provider.kind == "demo" for provider in self._config.providers.values()):
             self._demo = DemoUpstream(self._resources.demo_socket)
             await self._demo.start()

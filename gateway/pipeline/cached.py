@@ -270,9 +270,9 @@ class Cache:
         flight.entry, flight.how = entry, COALESCED
         assert flight.call is not None
         current = purges == self.answers.purges
-        if whole and current and plan.wishes.keeps and not flight.call.continued:
+        may = whole and current and plan.wishes.keeps and not flight.call.continued
+        if may and await self.answers.keep(plan, entry, token, purges):
             flight.kept_s = answer.ttl_ms / 1000
-            await self.answers.keep(plan, entry, token, purges)
 
 
 def _is_own(call: Call) -> bool:

@@ -65,7 +65,7 @@ class Answers:
     """The answers that are kept, wherever that is. Nothing here raises StoreError."""
 
     def __init__(self, memory: Memory, redis: RedisTier | None) -> None:
-        self._memory, self._redis = memory, redis
+        self._memory, self.redis = memory, redis
         self.semantic: Semantic | None = None
         self.purges = 0  # how often answers were purged, as far as is known
         self._loop = asyncio.get_running_loop()
@@ -86,20 +86,20 @@ class Answers:
     @property
     def corrupted(self) -> int:
         """Return how many answers in Redis were damaged."""
-        return self._redis.corrupted if self._redis is not None else 0
+        return self.redis.corrupted if self.redis is not None else 0
 
     async def aclose(self) -> None:
         """Wait for no answer any more. Idempotent."""
-        if self._redis is not None:
-            self._redis.close()
+        if self.redis is not None:
+            self.redis.close()
         if self.semantic is not None:
             await self.semantic.aclose()
 
     async def watch(self, services: Services) -> None:
         """Learn of purges, and of how much room Redis has."""
-        while self._redis is not None:
+        while self.redis is not None:
             with contextlib.suppress(StoreError):
-                purges = await self._redis.look(services.admission.live_workers)
+                purges = await self.redis.look(services.admission.live_workers)
                 if purges != self.purges:
                     self.purges = purges
                     self._memory.empty()
@@ -118,7 +118,7 @@ class Answers:
 
     def look(self, services: Services, plan: Plan) -> "asyncio.Future[Looked]":
         """Look into Redis, once for all who look for the same."""
-        redis, name = self._redis, plan.place.name
+        redis, name = self.redis, plan.place.name
         future: asyncio.Future[Looked] = self._loop.create_future()
         if redis is None or not plan.wishes.reads or services.admission.degraded:
             future.set_result(UNSEEN)
@@ -157,8 +157,8 @@ class Answers:
         if near is None:
             return None
         entry: Entry | None = self._memory.peek(near.place.name)
-        if entry is None and self._redis is not None:
-            found = await self._redis.find_soon(near.place, "", plan.least_ms)
+        if entry is None and self.redis is not None:
+            found = await self.redis.find_soon(near.place, "", plan.least_ms)
             entry = self._entry_of(near.place.name, found)
         fresh = self.recall(call, plan, entry) if entry is not None else None
         if fresh is not None:
@@ -172,7 +172,7 @@ class Answers:
 
         Tells whether there is one that is fresh.
         """
-        redis, seconds, token = self._redis, FIRST_WAIT_SECONDS, self.token()
+        redis, seconds, token = self.redis, FIRST_WAIT_SECONDS, self.token()
         assert redis is not None
         while not services.admission.degraded:
             await asyncio.sleep(seconds)
@@ -192,21 +192,25 @@ class Answers:
 
     async def extend(self, where: Place, token: str) -> None:
         """Go on getting an answer, until this is cancelled."""
-        assert self._redis is not None
+        assert self.redis is not None
         while True:
             await asyncio.sleep(LEAD_SECONDS / 3)
-            self._redis.extend(where, token)
+            self.redis.extend(where, token)
 
     def old(self, plan: Plan) -> Entry | None:
         """Return whatever is kept in this worker's memory."""
         entry: Entry | None = self._memory.peek(plan.place.name)
         return entry
 
-    async def keep(self, plan: Plan, entry: Entry, token: str, purges: int) -> None:
-        """Keep an answer, here and for the other workers. `purges`: those known as it was asked."""
-        self._memory.put(entry.name, entry)
-        if self._redis is not None:
-            await self._redis.keep(plan.place, entry.answer, token, purges)
+    async def keep(self, plan: Plan, entry: Entry, token: str, purges: int) -> bool:
+        """Keep an answer, here and for the other workers, where there is room.
+
+        `purges` are those known as it was asked for.
+        """
+        kept = self._memory.put(entry.name, entry)
+        if self.redis is not None:
+            kept |= await self.redis.keep(plan.place, entry.answer, token, purges)
+        return kept
 
     async def learn(self, plan: Plan, seconds: float) -> None:
         """Let a question be found by its meaning, whose answer is kept for so long."""
@@ -215,8 +219,8 @@ class Answers:
 
     def leave(self, where: Place, token: str) -> None:
         """Leave it to others to get an answer."""
-        if token and self._redis is not None:
-            self._redis.leave(where, token)
+        if token and self.redis is not None:
+            self.redis.leave(where, token)
 
     def grown(self, entry: Entry, more: int) -> None:
         """Know that an answer takes more room than before."""

@@ -32,6 +32,7 @@ from gateway.pipeline.services import Services
 from gateway.policy.access import Principal
 from gateway.policy.limits import grants, has_budget
 from gateway.store.answers import Place
+from gateway.store.cache import RedisTier
 from gateway.store.client import Client
 from gateway.store.vectors import Index, MemoryIndex, Near, RedisIndex
 
@@ -294,8 +295,13 @@ def _needs(call: Call, budgeted: bool) -> tuple[int, int]:
     return request.prompt_estimate + output, price_of(served, usage) if budgeted else 0
 
 
-async def semantic_of(settings: Settings, client: Client, serve: Serve) -> Semantic:
-    """Return what a configuration asks for, with Redis's search where it has one."""
+async def semantic_of(
+    settings: Settings, client: Client, serve: Serve, redis: RedisTier | None
+) -> Semantic:
+    """Return what a configuration asks for.
+
+    Questions are found by Redis's search where it has one and answers are kept there.
+    """
     embedder: Embedder
     if settings.model == LOCAL_EMBEDDER:
         embedder = LocalEmbedder()
@@ -305,6 +311,6 @@ async def semantic_of(settings: Settings, client: Client, serve: Serve) -> Seman
             logger.exception("the embedding model cannot be read")
     else:
         embedder = ServedEmbedder(settings.model, serve)
-    if await RedisIndex.offered(client):
-        return Semantic(embedder, RedisIndex(client))
-    return Semantic(embedder, MemoryIndex(settings.entries, asyncio.get_running_loop().time))
+    found = await RedisIndex.offered(client, redis.take) if redis is not None else None
+    index = found or MemoryIndex(settings.entries, asyncio.get_running_loop().time)
+    return Semantic(embedder, index)

@@ -128,24 +128,30 @@ class RedisTier:
         self.find(where, token, least_ms, done)
         return await future
 
-    async def keep(self, where: Place, answer: Answer, token: str, purges: int) -> None:
-        """Keep an answer; whoever waits for it finds it.
+    def take(self, size: int) -> bool:
+        """Tell whether Redis has room for so many bytes, and take them."""
+        if size > self._room:
+            return False
+        self._room -= size
+        return True
+
+    async def keep(self, where: Place, answer: Answer, token: str, purges: int) -> bool:
+        """Keep an answer, if there is room; whoever waits for it finds it.
 
         `purges` is how often answers had been purged when it was asked for: one that a purge has
         overtaken is not kept. (In a cluster that is known up to a second late.)
         """
         if not self._client.reaches(where.tenant):
-            return
+            return False
         size = len(answer.body)
         if size > THREAD_BYTES or answer.usage.completion_tokens > THREAD_BYTES // 4:
             sealed = await asyncio.to_thread(self._sealed, answer, where)
         else:
             sealed = self._sealed(answer, where)
-        if len(sealed) > self._most_bytes or len(sealed) > self._room:
+        if len(sealed) > self._most_bytes or not self.take(len(sealed)):
             self.refused += 1
             self.leave(where, token)
-            return
-        self._room -= len(sealed)
+            return False
         keys = [*where.keys, names.answers(where.tenant)]
         args: tuple[bytes, ...] = (
             sealed,
@@ -157,6 +163,7 @@ class RedisTier:
             keys.append(names.CACHE_VERSION)
             args = (*args, b"%d" % purges)
         self._client.run(scripts.CACHE_KEEP, keys, args, lambda _: None)
+        return True
 
     def extend(self, where: Place, token: str) -> None:
         """Go on getting an answer."""
@@ -286,15 +293,31 @@ class CacheKeeper:
 
     async def purge(self, which: Which) -> int:
         """Delete answers, everywhere within a second; return how many there were."""
-        count = 0
+        count, sizes = 0, await self._sizes()
         await self._client.call("INCR", names.CACHE_VERSION)  # nothing older is kept from now on
         for tenant, entries in (await self._entries(which)).items():
             for part in batches(entries):
-                keys = {names.answer(tenant, entry.split(" ")[0])[0] for entry in part}
+                found = {entry.split(" ")[0] for entry in part}
+                keys = [names.answer(tenant, name)[0] for name in found]
                 count += await self._client.call("DEL", *keys)
+                for size in sizes:
+                    questions = [names.vector(size, tenant, name) for name in found]
+                    await self._client.call("DEL", *questions)
                 await self._client.call("ZREM", names.answers(tenant), *part)
         await self._client.call("INCR", names.CACHE_VERSION)  # and none is in anybody's memory
         return count
+
+    async def _sizes(self) -> list[int]:
+        """Return how long the vectors of questions are, where Redis searches them."""
+        if self._client.clustered:
+            return []
+        try:
+            indexes = await self._client.call("FT._LIST")
+        except StoreError:  # it does not
+            return []
+        found = [index.decode() for index in indexes]
+        prefix = names.VECTORS
+        return [int(name.removeprefix(prefix)) for name in found if name.startswith(prefix)]
 
     async def _entries(self, which: Which) -> dict[str, list[str]]:
         if which.tenant is not None:

@@ -20,6 +20,7 @@ TARGETS_TENANT = "~targets"  # holds the limits of targets; no tenant can be cal
 SHADOW_TENANT = "~shadow"  # has what copies of requests cost
 SHARED_TENANT = "~shared"  # has the answers that all tenants share
 CACHE_VERSION = "sluice:cache:version"  # raised with every purge
+VECTORS = "sluice:vectors:"  # search indexes of questions, by the length of their vectors
 REQUESTS_KEPT = 10_000
 
 DAY_TTL_SECONDS = 400 * 86_400
@@ -54,6 +55,21 @@ def answer(tenant: str, name: str) -> tuple[str, str]:
 def answers(tenant: str) -> str:
     """Return the name of the index of kept answers -> when each is gone (Unix ms)."""
     return f"sluice:cache:{{{tenant}}}"
+
+
+def vectors(size: int) -> str:
+    """Return the name of the search index over questions whose vectors are so long."""
+    return f"{VECTORS}{size}"
+
+
+def vector_prefix(size: int) -> str:
+    """Return the common part of the names of such questions."""
+    return f"sluice:vector:{size}:"
+
+
+def vector(size: int, tenant: str, name: str) -> str:
+    """Return the name of a question's vector; its answer has the same name."""
+    return f"{vector_prefix(size)}{{{tenant}}}:{name}"
 
 
 def settled(tenant: str) -> str:

@@ -45,4 +45,8 @@ ROTATE = _read("rotate")
 CACHE_FIND = _read("cache_find")
 CACHE_KEEP = _read("cache_keep")
 CACHE_LEAD = _read("cache_lead")
-ALL = (ADMIT, GROW, SETTLE, EXTEND, EXPIRED, ROTATE, CACHE_FIND, CACHE_KEEP, CACHE_LEAD)
+CACHE_LEARN = _read("cache_learn")
+ALL = (
+    *(ADMIT, GROW, SETTLE, EXTEND, EXPIRED, ROTATE),
+    *(CACHE_FIND, CACHE_KEEP, CACHE_LEAD, CACHE_LEARN),
+)

@@ -5,6 +5,7 @@ one set of tools, one conversation before it. Imported where the semantic cache 
 """
 
 import asyncio
+import logging
 import os
 import threading
 from collections import OrderedDict
@@ -17,13 +18,18 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from gateway.core.errors import StoreError
+from gateway.store import names, scripts
 from gateway.store.answers import NONCE_BYTES, Place
 from gateway.store.client import Client
 
 MAX_SCOPES = 1000
 FIRST_ROWS = 16
 FIND_SECONDS = 0.5
+# What Redis takes for a question: its vector in the hash and in the index, and what joins them.
+COPIES, ROW_BYTES = 2, 1024
 NOWHERE = Place("", "", b"", "", ("", ""), b"")
+
+logger = logging.getLogger("sluice.cache")
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Place).decode
@@ -144,44 +150,59 @@ class MemoryIndex:
 
 
 class RedisIndex:
-    """Redis's, or Valkey's, own search. What opens an answer is sealed with its scope."""
+    """Redis's, or Valkey's, own search. What opens an answer is sealed with its scope.
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    `take` tells whether Redis has room for so many bytes, and takes them.
+    """
+
+    def __init__(self, client: Client, take: Callable[[int], bool]) -> None:
+        self._client, self._take = client, take
         self._made: set[int] = set()
 
-    @staticmethod
-    async def offered(client: Client) -> bool:
-        """Tell whether this Redis has it."""
+    @classmethod
+    async def offered(cls, client: Client, take: Callable[[int], bool]) -> "RedisIndex | None":
+        """Return the index if this Redis has one that can be used."""
         if client.clustered:
-            return False
+            return None
         try:
             await client.call("FT._LIST")
         except StoreError:
-            return False
-        return True
+            return None
+        index = cls(client, take)
+        try:
+            await index._make(1)
+        except StoreError as error:  # some search their first database alone
+            logger.warning("Redis's search is not used: %s", error)
+            return None
+        return index
 
     async def add(self, scope: bytes, vector: Any, place: Place, seconds: float) -> None:
-        """Remember a question for so long."""
-        await self._make(vector.size)
+        """Remember a question, if its answer is kept, and for as long as that is."""
+        size = vector.size
+        if not self._take(ROW_BYTES + COPIES * vector.nbytes):
+            return
+        await self._make(size)
         nonce = os.urandom(NONCE_BYTES)
         sealed = nonce + AESGCM(scope[-32:]).encrypt(nonce, _pack(place), None)
-        key = _key(vector.size, place)
-        fields = ("scope", scope[:20].hex(), "vector", vector.tobytes(), "place", sealed)
-        self._client.post("HSET", key, *fields)
-        self._client.post("PEXPIRE", key, int(seconds * 1000))
+        keys = [place.keys[0], names.vector(size, place.tenant, place.name)]
+        args = (_tag(scope).encode(), vector.tobytes(), sealed)
+        self._client.run(scripts.CACHE_LEARN, keys, args, lambda _: None)
 
     async def nearest(self, scope: bytes, vector: Any) -> Near | None:
         """Return the nearest one."""
-        await self._make(vector.size)
-        query = f"(@scope:{{{scope[:20].hex()}}})=>[KNN 1 @vector $v AS far]"
+        size = vector.size
+        query = f"(@scope:{{{_tag(scope)}}})=>[KNN 1 @vector $v AS far]"
         words = ("PARAMS", 2, "v", vector.tobytes(), "RETURN", 2, "far", "place", "DIALECT", 2)
         try:
             async with asyncio.timeout(FIND_SECONDS):
-                reply = await self._client.call("FT.SEARCH", _index(vector.size), query, *words)
-        except (StoreError, TimeoutError):
+                await self._make(size)
+                reply = await self._client.call("FT.SEARCH", names.vectors(size), query, *words)
+        except StoreError:
+            self._made.discard(size)  # it may be gone
             return None
-        if not reply or not reply[0]:
+        except TimeoutError:
+            return None
+        if not reply or not reply[0] or not reply[2]:  # a hash may expire as it is found
             return None
         fields = dict(zip(reply[2][::2], reply[2][1::2], strict=True))
         sealed = fields[b"place"]
@@ -193,16 +214,18 @@ class RedisIndex:
 
     def drop(self, scope: bytes, vector: Any, place: Place) -> None:
         """Forget a question whose answer is gone."""
-        self._client.post("DEL", _key(vector.size, place))
+        self._client.post("DEL", names.vector(vector.size, place.tenant, place.name))
 
     def empty(self) -> None:
-        """Do nothing: a purge deletes the answers themselves."""
+        """Do nothing: a purge deletes what it means."""
 
     async def _make(self, size: int) -> None:
+        """Have an index of vectors that are so long. Raises StoreError."""
         if size in self._made:
             return
         words = (
-            *("FT.CREATE", _index(size), "ON", "HASH", "PREFIX", 1, _prefix(size), "SCHEMA"),
+            *("FT.CREATE", names.vectors(size)),
+            *("ON", "HASH", "PREFIX", 1, names.vector_prefix(size), "SCHEMA"),
             *("scope", "TAG", "vector", "VECTOR", "HNSW", 6, "TYPE", "FLOAT32"),
             *("DIM", size, "DISTANCE_METRIC", "COSINE"),
         )
@@ -210,17 +233,9 @@ class RedisIndex:
             await self._client.call(*words)
         except StoreError as error:
             if "already exists" not in str(error):
-                return
+                raise
         self._made.add(size)
 
 
-def _index(size: int) -> str:
-    return f"sluice:vectors:{size}"
-
-
-def _key(size: int, place: Place) -> str:
-    return f"{_prefix(size)}{{{place.tenant}}}:{place.name}"
-
-
-def _prefix(size: int) -> str:
-    return f"sluice:vector:{size}:"
+def _tag(scope: bytes) -> str:
+    return scope[:20].hex()

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import redis
 
+from tests.integration.conftest import wait
 from tests.integration.test_cache import KEYS, cached, echoing, state
+from tests.support.command import run
 from tests.support.config import config
 from tests.support.gateway import running
 from tests.support.load import Ask, once
@@ -133,6 +135,73 @@ async def test_redis_finds_what_any_worker_has_answered(tmp_path: Path) -> None:
                 assert client.pttl(name) > 0
                 assert b"France" not in b"".join(client.hgetall(name).values())
             client.close()
+
+
+async def embedding(exchange: Exchange) -> None:
+    """Echo questions; a question's vector, by either of two models, depends on its length alone."""
+    body = exchange.request.json
+    if not exchange.request.path.endswith("/embeddings"):
+        await exchange.reply(completion(body["messages"][-1]["content"], usage(7, 5)))
+        return
+    turn = len(body["input"]) + (body["model"] == "new")
+    vector = [float(turn % 7 == n) for n in range(7)]
+    data = [{"object": "embedding", "index": 0, "embedding": vector}]
+    spent = {"prompt_tokens": 7, "total_tokens": 7}
+    await exchange.reply({"object": "list", "data": data, "model": "e", "usage": spent})
+
+
+def embedded(url: str, store: str, model: str) -> str:
+    cache = {"memory_mb": 0, "semantic": {"model": f"p0/{model}"}}
+    return semantic(url, redis={"url": store}, cache=cache)
+
+
+@NEEDS_SEARCH
+async def test_another_models_vectors_are_not_compared_and_a_purge_deletes_them(
+    tmp_path: Path,
+) -> None:
+    with searching(tmp_path) as url:
+        client: Any = redis.Redis(unix_socket_path=url.removeprefix("unix://"))
+        async with Upstream(behaviour=embedding) as upstream:
+            with running(embedded(upstream.url, url, "old"), workers=1) as gateway:
+                assert state(await once(gateway.port, asked("five!"))) == "miss"
+                wait(lambda: len(client.keys("sluice:vector:*")) == 1)
+                assert state(await once(gateway.port, asked("five?"))) == "hit"
+            with running(embedded(upstream.url, url, "new"), workers=1) as gateway:
+                assert state(await once(gateway.port, asked("four"))) == "miss"
+                wait(lambda: len(client.keys("sluice:vector:*")) == 2)
+                assert run(gateway, "cache", "purge", "--all") == "purged 2\n"
+                assert client.keys("sluice:vector:*") == []
+        client.close()
+
+
+@NEEDS_SEARCH
+async def test_where_redis_has_no_room_no_question_is_remembered(tmp_path: Path) -> None:
+    with searching(tmp_path) as url:
+        client: Any = redis.Redis(unix_socket_path=url.removeprefix("unix://"))
+        async with Upstream(behaviour=embedding) as upstream:
+            with running(embedded(upstream.url, url, "old"), workers=1) as gateway:
+                await once(gateway.port, asked("x"))
+                wait(lambda: client.keys("sluice:vector:*"))
+                assert all(client.pttl(name) > 0 for name in client.keys("sluice:vector:*"))
+                client.config_set("maxmemory", int(client.info("memory")["used_memory"] / 0.8))
+                await asyncio.sleep(1.5)  # workers look once a second
+                for length in range(2, 7):
+                    assert state(await once(gateway.port, asked("x" * length))) == "miss"
+                await asyncio.sleep(0.2)
+                assert len(client.keys("sluice:vector:*")) == 1
+                client.config_set("maxmemory", 0)
+        client.close()
+
+
+@NEEDS_SEARCH
+async def test_a_database_that_cannot_be_searched_leaves_it_to_the_workers(tmp_path: Path) -> None:
+    with searching(tmp_path) as url:
+        async with Upstream(behaviour=embedding) as upstream:
+            text = embedded(upstream.url, f"{url}?db=1", "old")
+            with running(text, workers=1) as gateway:
+                assert state(await once(gateway.port, asked("five!"))) == "miss"
+                assert state(await once(gateway.port, asked("five?"))) == "hit"
+                assert gateway.log_file.read_text().count("search is not used") == 1
 
 
 async def test_embeddings_of_a_model_that_is_served() -> None:
