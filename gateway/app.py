@@ -358,7 +358,7 @@ def _cache(config: Config, client: Client) -> Cache:
     if settings.redis:
         packing = Packing(settings.compress_kb * KIBIBYTE)
         redis = RedisTier(client, packing, settings.max_value_kb * KIBIBYTE)
-    return Cache(settings, Answers(memory, redis), serve)
+    return Cache(settings, Answers(memory, redis, client), serve)
 
 
 def _affordable() -> int:

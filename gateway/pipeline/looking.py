@@ -14,7 +14,8 @@ from gateway.pipeline.planning import Plan
 from gateway.pipeline.replay import Entry, may_answer
 from gateway.pipeline.services import Services
 from gateway.store.answers import Place
-from gateway.store.cache import ANOTHERS, LEAD_SECONDS, MINE, NOBODY, Found, RedisTier
+from gateway.store.cache import ANOTHERS, LEAD_SECONDS, MINE, NOBODY, Found, RedisTier, purge_count
+from gateway.store.client import Client
 
 if TYPE_CHECKING:
     from gateway.pipeline.semantic import Semantic
@@ -64,8 +65,8 @@ class Memory(Protocol):
 class Answers:
     """The answers that are kept, wherever that is. Nothing here raises StoreError."""
 
-    def __init__(self, memory: Memory, redis: RedisTier | None) -> None:
-        self._memory, self.redis = memory, redis
+    def __init__(self, memory: Memory, redis: RedisTier | None, client: Client) -> None:
+        self._memory, self.redis, self._client = memory, redis, client
         self.semantic: Semantic | None = None
         self.purges = 0  # how often answers were purged, as far as is known
         self._loop = asyncio.get_running_loop()
@@ -97,15 +98,20 @@ class Answers:
 
     async def watch(self, services: Services) -> None:
         """Learn of purges, and of how much room Redis has."""
-        while self.redis is not None:
+        while True:
             with contextlib.suppress(StoreError):
-                purges = await self.redis.look(services.admission.live_workers)
-                if purges != self.purges:
-                    self.purges = purges
-                    self._memory.empty()
-                    if self.semantic is not None:
-                        self.semantic.empty()
+                self._purged(await purge_count(self._client))
+                if self.redis is not None:
+                    await self.redis.look(services.admission.live_workers)
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _purged(self, times: int) -> None:
+        """Forget everything if answers were purged since that was last asked."""
+        if times != self.purges:
+            self.purges = times
+            self._memory.empty()
+            if self.semantic is not None:
+                self.semantic.empty()
 
     def recall(self, call: Call, plan: Plan, entry: Entry | None = None) -> Entry | None:
         """Return an answer that is fresh, the one given or of this worker's memory."""

@@ -58,6 +58,11 @@ class Packing(Protocol):
         ...
 
 
+async def purge_count(client: Client) -> int:
+    """Return how often answers were purged. Raises StoreError."""
+    return int(await client.call("GET", names.CACHE_VERSION) or 0)
+
+
 class RedisTier:
     """Finds and keeps answers in Redis. Nothing here raises StoreError."""
 
@@ -174,21 +179,16 @@ class RedisTier:
         if token:
             self._lead(where, token, 0)
 
-    async def look(self, live_workers: int) -> int:
-        """Return how often answers were purged, and see how much room Redis has.
-
-        Raises StoreError.
-        """
-        version = int(await self._client.call("GET", names.CACHE_VERSION) or 0)
+    async def look(self, live_workers: int) -> None:
+        """See how much room Redis has."""
         if self._client.clustered:  # its masters say it each for themselves
-            return version
+            return
         try:
             memory = await self._client.call("INFO", "memory")
         except StoreError:  # an ACL may forbid it
             self._room = float("inf")
         else:
             self._room = _room(memory) / max(1, live_workers)
-        return version
 
     def _lead(self, where: Place, token: str, more_ms: int) -> None:
         if self._client.reaches(where.tenant):

@@ -423,6 +423,16 @@ async def test_what_is_too_large_is_kept_for_nobody_and_limits_keep_their_room()
                 assert state(await once(gateway.port, Ask(exact("later")))) == "miss"
 
 
+async def test_a_purge_reaches_answers_that_are_in_memory_alone(upstream: Upstream) -> None:
+    with running(cached(upstream.url, cache={"redis": False}), workers=1) as gateway:
+        found = [state(await once(gateway.port, Ask(exact()))) for _ in range(2)]
+        assert found == ["miss", "hit"]
+        sluice(gateway, "purge", "--all")
+        async with asyncio.timeout(10):
+            while state(await once(gateway.port, Ask(exact()))) != "miss":
+                await asyncio.sleep(0.1)
+
+
 async def test_metrics_and_virtual_keys(upstream: Upstream) -> None:
     text = cached(upstream.url, auth={"admin_key": ADMIN_KEY, "keys": KEYS["keys"]})
     with running(text, workers=1) as gateway:
