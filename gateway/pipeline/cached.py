@@ -12,11 +12,10 @@ from time import monotonic
 
 from gateway.config.caching import Cache as Settings
 from gateway.core.errors import ApiError
-from gateway.pipeline.admit import admit_hit
 from gateway.pipeline.attempt import deadline
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.flight import Flight, Reader
-from gateway.pipeline.giving import give, join, lead, suits, take_part, write
+from gateway.pipeline.giving import enter, give, join, lead, let_in, suits, take_part, write
 from gateway.pipeline.keeping import answer_of
 from gateway.pipeline.looking import Answers, Looked
 from gateway.pipeline.planning import KIBIBYTE, Plan, Planner
@@ -102,6 +101,7 @@ class Cache:
                 flight.leave(reader)
             if deliver is not None:
                 return deliver
+            call.flight = None
         return None
 
     def _flight_of(self, plan: Plan) -> Flight | None:
@@ -114,7 +114,7 @@ class Cache:
     ) -> Deliver | None:
         """Wait for what a flight brings to one of its readers; None: nothing, ask anew."""
         call = reader.call
-        await self._news(flight, reader, until)
+        await self._news(services, flight, reader, until)
         if reader.refusal is not None:
             return partial(call.client.reply, *reader.refusal)
         if call.delegated and (flight.begun or flight.whole is not None or flight.how == STALE):
@@ -129,7 +129,7 @@ class Cache:
             stale = False
         if flight.error is not None and not stale:
             if flight.call is not None:  # one was made, and failed for all who wait
-                await admit_hit(services, call, "", "")
+                await let_in(services, call, "", "")
             raise flight.error
         if flight.call is None or stale:
             assert flight.entry is not None
@@ -144,13 +144,19 @@ class Cache:
         call.status, call.finished = 200, True
         return await write(call, plan, flight.entry, 0.0, self.answers.grown)
 
-    async def _news(self, flight: Flight, reader: Reader, until: float) -> None:
-        """Wait until there is anything for a reader. Raises ApiError where it takes too long."""
+    async def _news(self, services: Services, flight: Flight, reader: Reader, until: float) -> None:
+        """Wait until there is anything for a reader.
+
+        Raises ApiError where it takes too long, or a limit refuses one who is to pay a part.
+        """
         while not (
             flight.over
             or reader.refusal is not None
             or (flight.pieces and suits(flight, reader.call))
         ):
+            if flight.may_enter(reader) and suits(flight, reader.call):
+                await enter(services, flight, reader)
+                continue
             # The call itself ends in time; who waits for its own must not be first.
             grace = GRACE_SECONDS if flight.leader is reader.call else 0
             try:
@@ -247,11 +253,7 @@ class Cache:
 
     def _fork(self, flight: Flight, leader: Call, plan: Plan, looked: Looked) -> Call:
         """Return the call that asks for a request, and accounts for it."""
-        leader.delegated = True
-        flight.leader = leader
-        flight.call = call = leader.fork(flight, 0)
-        call.gated = call.delegated = False
-        call.flight = flight
+        call = flight.lead(leader)
         stale: Entry | None = looked.entry or self.answers.old(plan)
         if stale is not None and plan.wishes.reads and may_answer(stale.answer, leader):
             age = stale.age(self._loop.time())

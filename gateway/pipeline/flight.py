@@ -34,6 +34,7 @@ class Reader:
         self.place = 0  # of the pieces of the stream, how many it has had
         self.takes = False  # pieces, as they come
         self.lost = False  # too far behind for the others to wait
+        self.entering = False  # being admitted, to pay its part
         self.refusal: tuple[int, str, bytes, bytes] | None = None  # for its own sake
         self.going = asyncio.Event()
         self.going.set()
@@ -136,8 +137,36 @@ class Flight:
         self.mind()
 
     def next_leader(self) -> Call | None:
-        """Return the first of those who wait that has not been refused."""
-        return next((one.call for one in self.readers if one.refusal is None), None)
+        """Return the first of those who wait that may ask: not refused, nor being admitted."""
+        waiting = [one for one in self.readers if one.refusal is None and not one.entering]
+        return waiting[0].call if waiting else None
+
+    def lead(self, leader: Call) -> Call:
+        """Return the call that asks for one who waits; what that one holds is the call's now."""
+        leader.delegated = True
+        self.leader = leader
+        self.call = call = leader.fork(self, 0)
+        call.gated = call.delegated = False
+        call.flight = self
+        leader.leased = False
+        self.sharers.pop(leader, None)
+        self.tell()  # those who share it can be let in
+        return call
+
+    def may_enter(self, reader: Reader) -> bool:
+        """Tell whether who waits for a whole reply is to be let in now, to pay its part of it.
+
+        A stream lets its readers in as it begins.
+        """
+        call = reader.call
+        return (
+            self.bill == "split"
+            and self.leader not in (None, call)
+            and not self.takers
+            and call not in self.sharers
+            and call.request is not None
+            and not call.request.stream
+        )
 
     def refuse(self, leader: Call) -> None:
         """Tell who asked that it is refused for its own sake, and let another ask."""
@@ -145,6 +174,9 @@ class Flight:
             if reader.call is leader:
                 reader.refusal = self.whole
         self.whole, self.call, self.leader = None, None, None
+        waiting = {reader.call for reader in self.readers}
+        self.sharers = {call: None for call in self.sharers if call in waiting}
+        self.takers = 0  # nothing was paid
         self.delivered = asyncio.Event()
         self.tell()
 

@@ -23,6 +23,7 @@ BEHIND = "The client took too little of a stream that others share, and fell too
 STALLED_SECONDS = 30.0  # that a client may take nothing of what is written at a pace
 
 Grown = Callable[[Entry, int], None]
+Whole = tuple[int, str, bytes, bytes]
 
 
 async def give(
@@ -30,14 +31,14 @@ async def give(
 ) -> Deliver:
     """Give an answer that is kept. Raises ApiError where a limit refuses it."""
     answer = entry.answer
-    call.cache, call.kept = how, answer
+    call.cache, call.kept, call.flight = how, answer, None
     if how == COALESCED and plan.rules.bill == "each":
-        await admit(services, call)
+        await _admit(services, call)
         call.usage, call.usage_source = answer.usage, "provider"
         call.cost_microusd, call.cost = answer.cost_microusd, answer.cost
         call.price_version = answer.price
     else:
-        await admit_hit(services, call, answer.provider, answer.model)
+        await let_in(services, call, answer.provider, answer.model)
         call.saved = answer.cost_microusd
     call.status, call.finished = 200, True
     age = entry.age(services.loop.time())
@@ -45,6 +46,17 @@ async def give(
     if call.request.stream:
         return await write(call, plan, entry, age, grown)
     return _whole(call, plan, entry, age, grown)
+
+
+async def let_in(services: Services, call: Call, provider: str, model: str) -> None:
+    """Let a request pass that needs no call, unless it has been admitted. Raises ApiError."""
+    if not call.leased:
+        await admit_hit(services, call, provider, model)
+
+
+async def _admit(services: Services, call: Call) -> None:
+    if not call.leased:
+        await admit(services, call)
 
 
 async def write(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) -> Deliver:
@@ -71,10 +83,14 @@ async def write(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) 
 
 
 def _whole(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) -> Deliver:
-    pieces = written(entry, call, plan.form, grown)
-    headers = kept_headers(call, entry, age)
+    (body, *_) = written(entry, call, plan.form, grown)
     content_type = entry.answer.content_type or "application/json"
-    return partial(call.client.reply, 200, content_type, headers, pieces[0])
+    return partial(_reply, call, content_type, partial(kept_headers, call, entry, age), body)
+
+
+def _reply(call: Call, content_type: str, headers: Callable[[], bytes], body: bytes) -> None:
+    """Send a whole reply, whose headers name what was paid: once that has been settled."""
+    call.client.reply(200, content_type, headers(), body)
 
 
 def suits(flight: Flight, call: Call) -> bool:
@@ -93,8 +109,17 @@ async def lead(call: Call, flight: Flight, reader: Reader, plan: Plan, grown: Gr
         call.cache, call.verdict = STALE, flight.verdict
         return await write(call, plan, flight.entry, flight.age, grown)
     if flight.whole is not None:
-        return partial(call.client.reply, *flight.whole)
+        return partial(call.client.reply, *_as_paid(flight, flight.whole))
     return _finish(call, flight, lambda: flight.headers)
+
+
+def _as_paid(flight: Flight, whole: Whole) -> Whole:
+    """Return a reply with the part that its call has paid."""
+    status, content_type, _, body = whole
+    if status != 200 or flight.takers == 1 or flight.bill != "split":
+        return whole
+    assert flight.call is not None
+    return status, content_type, served_headers(flight.call, with_cost=True), body
 
 
 async def take_part(services: Services, call: Call, flight: Flight, reader: Reader) -> Deliver:
@@ -113,7 +138,8 @@ async def take_part(services: Services, call: Call, flight: Flight, reader: Read
         return partial(call.client.finish, _broken(call, flight))
     if flight.whole is not None:
         _, content_type, _, body = flight.whole
-        return partial(call.client.reply, 200, content_type, headers(), body)
+        paid = partial(served_headers, call, with_cost=True)
+        return partial(_reply, call, content_type, paid, body)
     return _finish(call, flight, headers)
 
 
@@ -128,6 +154,21 @@ def _broken(call: Call, flight: Flight) -> bytes:
     return FORMATS[call.operation].error_event(error, call.id)
 
 
+async def enter(services: Services, flight: Flight, reader: Reader) -> None:
+    """Let one who waits pay its part, which must be known before the call is paid for.
+
+    Raises ApiError where a limit refuses it.
+    """
+    call, reader.entering = reader.call, True
+    try:
+        await _admit(services, call)
+    finally:
+        reader.entering = False
+    if flight.may_enter(reader):
+        call.flight = flight
+        flight.sharers[call] = None
+
+
 async def join(services: Services, call: Call, flight: Flight) -> None:
     """Let a request share a call, and its price."""
     assert flight.call is not None
@@ -135,9 +176,9 @@ async def join(services: Services, call: Call, flight: Flight) -> None:
     assert route is not None
     call.cache, call.route, call.dropped = COALESCED, route, flight.call.dropped
     if flight.bill == "leader":
-        await admit_hit(services, call, route.target.provider, route.target.model)
+        await let_in(services, call, route.target.provider, route.target.model)
     else:
-        await admit(services, call)
+        await _admit(services, call)
     call.flight = flight
     if not flight.takers:
         flight.sharers[call] = None

@@ -77,7 +77,8 @@ async def _answer(services: Services, call: Call) -> Deliver:
                 if deliver is not None:
                     return deliver
                 call.cache = BYPASS
-        await admit(services, call)
+        if not call.leased:  # else it waited for a call that it was to share
+            await admit(services, call)
         assert call.model is not None
         if call.model.shadow is not None:
             _copy(services, call, call.model.shadow)

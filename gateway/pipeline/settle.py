@@ -160,10 +160,9 @@ def _share(call: Call, flight: Flight) -> None:
     call.usage = Usage(*[part(n) for n in msgspec.structs.astuple(flight.usage)])
     call.cost = Cost(*[part(n) for n in msgspec.structs.astuple(flight.cost)])
     call.cost_microusd = sum(msgspec.structs.astuple(call.cost))
-    if place:
-        call.saved = flight.microusd - call.cost_microusd
-        if bill == "leader":
-            call.usage_source = "none"
+    call.saved += flight.microusd - call.cost_microusd
+    if place and bill == "leader":
+        call.usage_source = "none"
 
 
 def _close_lease(services: Services, call: Call, finished: RequestRecord) -> None:

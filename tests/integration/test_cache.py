@@ -176,16 +176,25 @@ async def test_when_all_have_left_the_call_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bill", "tokens", "requests"), [("leader", 7, 1), ("split", 7, 1), ("each", 28, 4)]
+    ("bill", "tokens", "requests"),
+    [("leader", 7_000_000, 1), ("split", 7_000_000, 1), ("each", 28_000_000, 4)],
 )
 async def test_who_pays_for_a_shared_call(bill: str, tokens: int, requests: int) -> None:
-    async with Upstream(behaviour=slow) as upstream:
+    async def dear(exchange: Exchange) -> None:
+        await asyncio.sleep(0.6)
+        await exchange.reply(completion(TEXT, usage(7_000_000, 500_003)))
+
+    async with Upstream(behaviour=dear) as upstream:
         with running(cached(upstream.url, cache={"bill": bill}), workers=1) as gateway:
             outcomes = await flood(gateway.port, [Ask(exact()) for _ in range(4)], 4)
             assert {text_of(o) for o in outcomes} == {TEXT}
             assert len(upstream.received) == 1
             gateway.settled()
             used, records = gateway.usage("acme"), gateway.records(4)
+            billed = {r["id"]: r["cost_microusd"] for r in records}
+            for o in outcomes:
+                named = round(float(o.headers["x-sluice-cost-usd"]) * 1_000_000)
+                assert named == billed[o.headers["x-request-id"]]
             whole = max(r["cost_microusd"] + r["saved_microusd"] for r in records)
             assert used["prompt_tokens"] == tokens
             assert used["cost_microusd"] == whole * requests
@@ -514,10 +523,12 @@ def gateway_of_endings() -> Iterator[tuple[Gateway, Upstream]]:
         yield gateway, thread.upstream
 
 
-async def test_one_clients_limits_and_patience_are_its_own() -> None:
+@pytest.mark.parametrize("bill", ["leader", "split"])
+async def test_one_clients_limits_and_patience_are_its_own(bill: str) -> None:
     keys = {"keys": [key("one", rpm=2), key("two"), key("three")]}
     async with Upstream(behaviour=slow) as upstream:
-        with running(cached(upstream.url, auth=keys), workers=1) as gateway:
+        text = cached(upstream.url, cache={"bill": bill}, auth=keys)
+        with running(text, workers=1) as gateway:
             for n in range(2):
                 assert (
                     state(await once(gateway.port, Ask(exact(f"{n}"), key="sk-test-one"))) == "miss"
@@ -536,19 +547,25 @@ async def test_one_clients_limits_and_patience_are_its_own() -> None:
             patient = await once(gateway.port, Ask(exact("hasty"), key="sk-test-three"))
             assert (await first).status == 504
             assert text_of(patient) == TEXT
+            gateway.settled()
+            used, calls = gateway.usage("acme"), len(upstream.received)
+            assert used["prompt_tokens"] == 7 * (calls - 1)  # the hasty one's is estimated
+            held = [gateway.store.hgetall(name) for name in gateway.store.keys("sluice:lease:*")]
+            assert held == []
 
 
-async def test_a_split_adds_up_when_the_first_one_leaves() -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_split_adds_up_when_the_first_one_leaves(stream: bool) -> None:
     async with Upstream(behaviour=slow) as upstream:
         keys = {"keys": [key("one"), key("two", rpm=1)]}
         text = cached(upstream.url, cache={"bill": "split"}, auth=keys)
         with running(text, workers=1) as gateway:
             await once(gateway.port, Ask(exact("before"), key="sk-test-two"))
             async with Client(gateway.port) as first:
-                await first.send(Ask(exact(stream=True), key="sk-test-one"))
+                await first.send(Ask(exact(stream=stream), key="sk-test-one"))
                 await asyncio.sleep(0.1)
-                others = [Ask(exact(stream=True), key="sk-test-one") for _ in range(2)]
-                others += [Ask(exact(stream=True), key="sk-test-two")]
+                others = [Ask(exact(stream=stream), key="sk-test-one") for _ in range(2)]
+                others += [Ask(exact(stream=stream), key="sk-test-two")]
                 load = asyncio.gather(*(once(gateway.port, ask) for ask in others))
                 await asyncio.sleep(0.2)
                 first.cut()
