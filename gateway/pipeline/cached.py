@@ -278,8 +278,13 @@ class Cache:
 
 
 def _is_own(call: Call) -> bool:
-    """Tell whether what refused a call is about its own request alone: a limit, a budget."""
+    """Tell whether what refused a call is about its own request alone: a limit, a budget.
+
+    Also where no target takes it: that depends on its key's labels, and on whether it streams.
+    """
     if call.allowance is not None and call.allowance.spent is not None:
         return True
+    if call.refused is None or call.refused.status >= 500:
+        return False
     admitted = call.leased and not call.unsure  # then it was the targets that refused
-    return not admitted and call.refused is not None and call.refused.status < 500
+    return not admitted or (not call.attempts and call.refused.status == 400)
