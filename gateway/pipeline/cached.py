@@ -206,7 +206,9 @@ class Cache:
             if not flight.over:
                 flight.fail(ApiError("internal_error", "The gateway failed. See its log."))
         finally:
-            self.answers.leave(plan.place, looked.token)
+            # What was kept has ended this before; where nobody could ask, another may.
+            in_vain = flight.over and not flight.void
+            self.answers.leave(plan.place, looked.token, in_vain=in_vain)
             if not flight.over:  # cancelled
                 message = "The gateway is shutting down."
                 flight.fail(ApiError("overloaded", message, retry_after=1))

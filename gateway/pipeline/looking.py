@@ -223,10 +223,10 @@ class Answers:
         if self.semantic is not None and seconds:
             await self.semantic.add(plan, plan.place, seconds)
 
-    def leave(self, where: Place, token: str) -> None:
-        """Leave it to others to get an answer."""
+    def leave(self, where: Place, token: str, *, in_vain: bool = False) -> None:
+        """Leave it to others to get an answer; `in_vain`: each by itself, as none can be kept."""
         if token and self.redis is not None:
-            self.redis.leave(where, token)
+            self.redis.leave(where, token, in_vain=in_vain)
 
     def grown(self, entry: Entry, more: int) -> None:
         """Know that an answer takes more room than before."""

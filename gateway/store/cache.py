@@ -26,6 +26,9 @@ logger = logging.getLogger("sluice.cache")
 REST_SECONDS = 1.0
 LEAD_SECONDS = 3.0
 LEAD_MS = b"%d" % int(LEAD_SECONDS * 1000)
+# For so long all who wait for an answer that could not be kept get their own, each at once: longer
+# than they look again for it.
+VAIN_MS = 1000
 THREAD_BYTES = 64 * 1024  # of an answer whose packing would hold up other requests
 # Redis is not filled above this share of what it may hold: the rest is for what must be counted.
 MOST_MEMORY = 0.75
@@ -155,7 +158,7 @@ class RedisTier:
             sealed = self._sealed(answer, where)
         if len(sealed) > self._most_bytes or not self.take(len(sealed)):
             self.refused += 1
-            self.leave(where, token)
+            self.leave(where, token, in_vain=True)
             return False
         keys = [*where.keys, names.answers(where.tenant)]
         args: tuple[bytes, ...] = (
@@ -174,10 +177,10 @@ class RedisTier:
         """Go on getting an answer."""
         self._lead(where, token, int(LEAD_SECONDS * 1000))
 
-    def leave(self, where: Place, token: str) -> None:
-        """Leave it to others to get an answer."""
+    def leave(self, where: Place, token: str, *, in_vain: bool = False) -> None:
+        """Leave it to others to get an answer; `in_vain`: each by itself, as none can be kept."""
         if token:
-            self._lead(where, token, 0)
+            self._lead(where, token, -VAIN_MS if in_vain else 0)
 
     async def look(self, live_workers: int) -> None:
         """See how much room Redis has."""

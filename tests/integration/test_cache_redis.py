@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from gateway.store.answers import place
-from gateway.store.cache import ANOTHERS, MINE, NOBODY, NOTHING, Found, RedisTier
+from gateway.store.cache import ANOTHERS, MINE, NOBODY, NOTHING, VAIN_MS, Found, RedisTier
 from gateway.store.packed import Packing
 from gateway.store.patience import PATIENCE_SECONDS
 from tests.support.store import StoreServer, connected, store_server
@@ -57,6 +57,21 @@ async def test_one_gets_what_nobody_has(store: StoreServer) -> None:
         assert (await tier.find_soon(where, "c", 90_000)).lead == MINE
 
 
+async def test_where_nothing_came_that_can_be_kept_all_get_their_own(store: StoreServer) -> None:
+    where = place(b"vain", "acme", "", "m", "k")
+    async with connected(store) as (_, client):
+        tier = RedisTier(client, Packing(4096), 10**6)
+        assert (await tier.find_soon(where, "a", 0)).lead == MINE
+        tier.leave(where, "b", in_vain=True)  # whose it is not
+        assert (await tier.find_soon(where, "b", 0)).lead == ANOTHERS
+        tier.leave(where, "a", in_vain=True)
+        for token in "bcd":
+            assert (await tier.find_soon(where, token, 0)).lead == NOBODY
+        assert 0 < store.redis.pttl(where.keys[1]) <= VAIN_MS
+        store.redis.delete(where.keys[1])
+        assert (await tier.find_soon(where, "b", 0)).lead == MINE
+
+
 def test_a_loop_that_was_busy_takes_no_redis_for_late(store: StoreServer) -> None:
     where = place(b"meanwhile", "acme", "", "m", "k")
 
@@ -94,7 +109,7 @@ async def test_what_is_too_large_is_kept_nowhere_and_leads_nobody(store: StoreSe
         assert (await tier.find_soon(where, "a", 0)).lead == MINE
         await tier.keep(where, answer("x" * 2000), "a", 0)
         found = await tier.find_soon(where, "b", 0)
-        assert (found.answer, found.lead, tier.refused) == (None, MINE, 1)
+        assert (found.answer, found.lead, tier.refused) == (None, NOBODY, 1)
 
 
 @pytest.fixture(scope="module")
