@@ -13,6 +13,7 @@ from workers.worker import PING
 
 BOOT_SECONDS = 30.0
 PING_SECONDS = 1.0
+TURN_SECONDS = 1.0  # twice what a turn of the supervisor takes that finds nothing to do
 # A loop that does not turn for so long serves nobody: its streams are silent, its accepts wait.
 HUNG_SECONDS = 10.0
 ABORT_SECONDS = 3.0  # for the traceback dump after SIGABRT, before SIGKILL
@@ -25,6 +26,19 @@ class Phase(Enum):
     READY = "ready"
     DRAINING = "draining"
     HUNG = "hung"
+
+
+class Turns:
+    """Tells a supervisor that stood still from workers that do: paused together, all are late."""
+
+    def __init__(self, now: float) -> None:
+        self._last = now
+
+    def late(self, now: float) -> float:
+        """Begin a turn; return by how many seconds it is late."""
+        late = now - self._last - TURN_SECONDS
+        self._last = now
+        return max(0.0, late)
 
 
 class Process:
@@ -40,7 +54,8 @@ class Process:
         self.replaces = replaces
         self.phase = Phase.STARTING
         self.pid = 0
-        self.started_at = self.heard_at = self.pinged_at = time.monotonic()
+        self.started_at = self._pinged_at = time.monotonic()
+        self._unanswered_since: float | None = None  # when the oldest such ping was sent
         self.deadline = self.started_at + BOOT_SECONDS
         self.channel: socket.socket
 
@@ -73,6 +88,16 @@ class Process:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signum)
 
+    def heard(self) -> None:
+        """Note a sign of life."""
+        self._unanswered_since = None
+
+    def excuse(self, seconds: float) -> None:
+        """Wait longer for what is due: nobody was there to see it, or none could do it."""
+        self.deadline += seconds
+        if self._unanswered_since is not None:
+            self._unanswered_since += seconds
+
     def tick(self, now: float) -> str | None:
         """Ask for a sign of life when it is time; return what was done to a worker without one."""
         if self.phase is Phase.HUNG:
@@ -85,10 +110,12 @@ class Process:
             if now >= self.deadline:
                 self.kill(signal.SIGKILL)
             return None
-        if now - self.heard_at > HUNG_SECONDS and self.pinged_at > self.heard_at:
+        since = self._unanswered_since
+        if since is not None and now - since > HUNG_SECONDS:
             return self._abort(now, f"hung for {HUNG_SECONDS:g} s")
-        if now - self.pinged_at >= PING_SECONDS:
-            self.pinged_at = now
+        if now - self._pinged_at >= PING_SECONDS:
+            self._pinged_at = now
+            self._unanswered_since = now if since is None else since
             self.say(PING)
         return None
 

@@ -27,7 +27,7 @@ from workers.cores import worker_count
 from workers.kernel import catch_signals, how_it_ended, raise_file_limit
 from workers.listeners import Listeners
 from workers.prices import load_prices
-from workers.process import Phase, Process
+from workers.process import Phase, Process, Turns
 from workers.settings import Flags
 from workers.state import StateDirectory
 from workers.store_server import EmbeddedStore
@@ -74,6 +74,7 @@ class Supervisor:
         self._stopping_at: float | None = None
         self._failed = False
         self._next_watchdog = 0.0
+        self._turns = Turns(time.monotonic())
 
     @property
     def _config(self) -> Config:
@@ -153,7 +154,7 @@ class Supervisor:
             return
         if not said:
             return  # it died: SIGCHLD tells
-        process.heard_at = time.monotonic()
+        process.heard()
         if READY in said and process.phase is Phase.STARTING:
             process.phase = Phase.READY
             worn, process.replaces = process.replaces, None
@@ -166,7 +167,9 @@ class Supervisor:
 
     def _advance(self, now: float) -> None:
         """Do what time brings: pings, deadlines, backoffs, a reload, the lame duck's end."""
+        late = self._turns.late(now)
         for process in self._workers.values():
+            process.excuse(late)
             if (trouble := process.tick(now)) is not None:
                 self._report(f"worker {process.slot} (pid {process.pid}) {trouble}: aborting it")
         for slot, at in list(self._due.items()):

@@ -15,6 +15,7 @@ from tests.support.config import chat, config
 from tests.support.gateway import ROOT, Gateway, running
 from tests.support.load import Ask, Outcome, once, steady
 from tests.support.upstream import Exchange, Upstream, like_openai
+from workers.process import HUNG_SECONDS, PING_SECONDS
 
 LEASE_SECONDS = 30
 REPLACED_SECONDS = 5.0
@@ -104,6 +105,21 @@ async def test_a_worker_that_hangs_is_killed_and_replaced(upstream: Upstream) ->
         assert before[1] in gateway.worker_pids
         answers = await asyncio.gather(*(once(gateway.port) for _ in range(40)))
         assert [o.status for o in answers] == [200] * 40
+
+
+async def test_workers_outlive_a_pause_of_the_machine(upstream: Upstream) -> None:
+    with running(config(upstream.url), workers=2) as gateway:
+        before, everybody = gateway.worker_pids, gateway.family
+        for process in everybody:
+            process.suspend()
+        await asyncio.sleep(HUNG_SECONDS + 1)
+        for process in everybody:
+            process.resume()
+        answers = await asyncio.gather(*(once(gateway.port) for _ in range(40)))
+        assert [o.status for o in answers] == [200] * 40
+        await asyncio.sleep(2 * PING_SECONDS)  # all have been asked for a sign of life
+        assert gateway.worker_pids == before
+        assert "hung" not in gateway.errors
 
 
 async def test_an_aborted_worker_leaves_a_traceback_and_is_replaced(upstream: Upstream) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from gateway.core.errors import ConfigError
 from workers import state
 from workers.backoff import HEALTHY_SECONDS, LEAST_SECONDS, Backoff
 from workers.cores import cpu_quota, worker_count
+from workers.process import HUNG_SECONDS, TURN_SECONDS, Phase, Process, Turns
 from workers.state import MAX_SOCKET_PATH, StateDirectory, socket_path
 from workers.store_server import sync_changed
 from workers.systemd import Notifier
@@ -30,6 +32,62 @@ def test_what_ends_early_is_waited_for_longer_and_longer() -> None:
     # Whatever became of those before it: this one was well.
     assert [worker.after(HEALTHY_SECONDS), worker.after(0)] == [0, 0.1]
     assert [store.after(HEALTHY_SECONDS), store.after(0)] == [0.1, 0.2]
+
+
+# --- Signs of life -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Process, list[int]]]:
+    """A worker that serves, and the signals it was sent."""
+    sent: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda _, signum: sent.append(signum))
+    process = Process(0, 1, 1)
+    process.phase, process.pid = Phase.READY, 1
+    process.channel, theirs = socket.socketpair()
+    with process.channel, theirs:
+        yield process, sent
+
+
+def turns(process: Process, start: float, *steps: float, answers: bool = False) -> None:
+    """What the supervisor does with a worker in turns that begin so many seconds apart."""
+    clock, now = Turns(start), start
+    for step in steps:
+        now += step
+        if answers:
+            process.heard()
+        process.excuse(clock.late(now))
+        process.tick(now)
+
+
+def test_a_worker_that_answers_nothing_is_aborted(watched: tuple[Process, list[int]]) -> None:
+    process, sent = watched
+    turns(process, process.started_at, *[0.5] * int(2 * HUNG_SECONDS))
+    assert sent == []
+    turns(process, process.started_at + HUNG_SECONDS, *[0.5] * 5)
+    assert (sent, process.phase) == ([signal.SIGABRT], Phase.HUNG)
+
+
+def test_a_worker_that_answers_is_left_alone(watched: tuple[Process, list[int]]) -> None:
+    process, sent = watched
+    turns(process, process.started_at, *[0.5] * 100, answers=True)
+    assert sent == []
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.READY, Phase.DRAINING])
+def test_nobody_is_blamed_for_a_pause_of_all(
+    watched: tuple[Process, list[int]], phase: Phase
+) -> None:
+    process, sent = watched
+    process.phase = phase
+    pause = 100.0
+    turns(process, process.started_at, 0.5, 0.5, 0.5, pause, 0.5, 0.5)
+    assert sent == []
+    # Whoever hangs from then on has no more time than anybody else.
+    start = process.started_at + pause + 2.5
+    left = max(HUNG_SECONDS, process.deadline - start) + TURN_SECONDS
+    turns(process, start, *[0.5] * int(2 * left + 2))
+    assert sent[0] == (signal.SIGKILL if phase is Phase.DRAINING else signal.SIGABRT)
 
 
 # --- Cores ---------------------------------------------------------------------------------------
