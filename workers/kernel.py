@@ -31,5 +31,12 @@ def raise_file_limit() -> None:
 def how_it_ended(status: int) -> str:
     """Say how a process ended."""
     if os.WIFSIGNALED(status):
-        return f"was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+        return f"was ended by {_name(os.WTERMSIG(status))}"
     return f"exited with code {os.WEXITSTATUS(status)}"
+
+
+def _name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # a real-time signal: only the first and the last have names
+        return f"signal {signum}"

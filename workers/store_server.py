@@ -105,11 +105,12 @@ class EmbeddedStore:
             time.sleep(0.005)
 
     def spawn(self) -> None:
-        """Fork the keeper."""
+        """Fork the keeper. Raises OSError."""
         self.started_at = time.monotonic()
+        settings = self._settings()
         pid = os.fork()
         if pid == 0:
-            _keep(self._binary, self._settings(), self._reading, self._state)
+            _keep(self._binary, settings, self._reading, self._state)
         self.keeper_pid = pid
 
     def stop(self) -> None:

@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from typing import NoReturn
@@ -28,6 +27,7 @@ from workers.kernel import catch_signals, how_it_ended, raise_file_limit
 from workers.listeners import Listeners
 from workers.prices import load_prices
 from workers.process import Phase, Process, Turns
+from workers.report import report
 from workers.settings import Flags
 from workers.state import StateDirectory
 from workers.store_server import EmbeddedStore
@@ -141,7 +141,7 @@ class Supervisor:
         elif signum in (signal.SIGTERM, signal.SIGINT):
             if self._stopping_at is None:
                 grace = self._config.server.drain.grace
-                self._report(f"stopping: what is open has {grace:g} s; a second signal ends it now")
+                report(f"stopping: what is open has {grace:g} s; a second signal ends it now")
                 self._stop()
             else:
                 for process in self._workers.values():  # asked twice: now
@@ -171,7 +171,7 @@ class Supervisor:
         for process in self._workers.values():
             process.excuse(late)
             if (trouble := process.tick(now)) is not None:
-                self._report(f"worker {process.slot} (pid {process.pid}) {trouble}: aborting it")
+                report(f"worker {process.slot} (pid {process.pid}) {trouble}: aborting it")
         for slot, at in list(self._due.items()):
             if now >= at and self._stopping_at is None:
                 del self._due[slot]
@@ -181,7 +181,7 @@ class Supervisor:
             try:
                 self._store.spawn()
             except OSError as error:
-                self._report(f"cannot start the embedded store: {error.strerror}")
+                report(f"cannot start the embedded store: {error.strerror}")
                 self._store_due = now + MOST_SECONDS
         if self._stopping_at is not None and now >= self._stopping_at:
             self._drain_all(now)
@@ -257,10 +257,10 @@ class Supervisor:
 
     def _cannot_fork(self, process: Process, why: str) -> None:
         """Give up at the start; later try again, while the other workers go on."""
-        self._report(f"cannot start worker {process.slot}: {why.lower()}")
+        report(f"cannot start worker {process.slot}: {why.lower()}")
         if not self._booted:
             self._failed = True
-            self._report("the first start failed")
+            report("the first start failed")
             self._stop()
         elif process.replaces is not None:
             self._recycle_due = time.monotonic() + MOST_SECONDS
@@ -291,7 +291,7 @@ class Supervisor:
         guard = "keys required" if self._config.auth.enabled else "no keys: this machine only"
         place = f"{tls}://{self._listeners.url_host}"
         status = f"serving on {place} ({self._slots} workers, {store}, {guard})"
-        self._report(status)
+        report(status)
         self._notifier.ready(status)
 
     def _may_reload(self) -> bool:
@@ -320,7 +320,7 @@ class Supervisor:
             if self._listeners is not old_listeners:
                 self._listeners.close()
             self._loaded, self._listeners = old_loaded, old_listeners
-            self._report(f"reload refused, the old configuration goes on: {error}")
+            report(f"reload refused, the old configuration goes on: {error}")
             self._announce()
             return
         if self._listeners is not old_listeners:
@@ -333,7 +333,7 @@ class Supervisor:
 
     def _abandon_generation(self) -> None:
         """A worker of the new generation did not start: keep the old one."""
-        self._report("reload failed, the old workers go on")
+        report("reload failed, the old workers go on")
         for process in self._of(self._generation):
             process.kill(signal.SIGKILL)
         self._loaded, listeners = self._previous
@@ -375,15 +375,15 @@ class Supervisor:
         self._scoreboard.retire(process.segment)
         self._segments.add(process.segment)
         path = self._state.socket_path("demo-0000000.sock").replace("0000000", str(process.pid))
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it is gone, or this disk takes no change any more
             os.unlink(path)
         if process.phase is Phase.DRAINING or self._stopping_at is not None:
             return
         how = how_it_ended(status)
-        self._report(f"worker {process.slot} (pid {process.pid}) {how}")
+        report(f"worker {process.slot} (pid {process.pid}) {how}")
         if not self._booted:
             self._failed = True
-            self._report("the first start failed")
+            report("the first start failed")
             self._stop()
         elif any(other.replaces is process for other in self._workers.values()):
             return  # its successor is on its way
@@ -404,7 +404,7 @@ class Supervisor:
         assert self._store is not None
         self._store.keeper_pid = 0
         if self._stopping_at is None or self._workers:
-            self._report("the embedded store ended: starting it again")
+            report("the embedded store ended: starting it again")
             now = time.monotonic()
             self._store_due = now + self._store_backoff.after(now - self._store.started_at)
 
@@ -439,6 +439,3 @@ class Supervisor:
             if word == RETIRE:
                 grace = retiring_grace(self._config)
             process.deadline = time.monotonic() + grace + EXIT_SLACK_SECONDS
-
-    def _report(self, text: str) -> None:
-        print(f"sluice: {text}", file=sys.stderr, flush=True)

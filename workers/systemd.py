@@ -41,6 +41,6 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.connect(address)
-                sock.sendall(state.encode())
+                sock.send(state.encode(), socket.MSG_DONTWAIT)
         except OSError:
-            pass  # a manager that went away must not take the service with it
+            pass  # a manager that went away, or reads nothing, must not take the service with it

@@ -30,6 +30,7 @@ from gateway.observe.log import LineWriter, route_logging
 from gateway.observe.scoreboard import Scoreboard
 from gateway.policy.pricing import PriceTable
 from gateway.store.location import Location
+from workers.report import report
 
 PING, PONG, READY, WORN = b"p", b"P", b"R", b"W"
 LAME, DRAIN, ROLL, RETIRE = b"l", b"d", b"r", b"t"
@@ -71,11 +72,11 @@ def run(assignment: Assignment) -> NoReturn:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(_Worker(assignment).live())
     except SluiceError as error:
-        print(f"sluice: worker {assignment.slot}: {error}", file=sys.stderr, flush=True)
+        report(f"worker {assignment.slot}: {error}")
     except BaseException:
         # Not by the log, whose writer may be closed by now, or never have begun.
         trace = traceback.format_exc()[-MAX_TRACE_CHARS:]
-        print(f"sluice: worker {assignment.slot} failed\n{trace}", file=sys.stderr, flush=True)
+        report(f"worker {assignment.slot} failed\n{trace}")
     finally:
         os._exit(code)
 

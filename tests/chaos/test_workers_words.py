@@ -1,0 +1,119 @@
+"""Words that nobody takes, and a disk that takes no change: the supervisor goes on."""
+
+import asyncio
+import errno
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import unused_port
+from tests.support.config import config
+from tests.support.gateway import ROOT, Gateway, running
+from tests.support.load import once
+from tests.support.upstream import Upstream
+
+
+class Heard:
+    """A gateway whose standard output and standard error are one pipe, which the test holds."""
+
+    def __init__(self, directory: Path, text: str) -> None:
+        pipe = directory / "pipe"
+        os.mkfifo(pipe)
+        self.reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        for name in ("stdout.log", "stderr.log"):
+            (directory / name).symlink_to(pipe)
+        self.gateway = Gateway(directory, text, port=unused_port(), wait=False)
+        self.said = b""
+        self.hear(b"serving on")
+
+    def hear(self, word: bytes) -> None:
+        """Read until a word comes."""
+        deadline = time.monotonic() + 30
+        while word not in self.said:
+            assert time.monotonic() < deadline, self.said
+            try:
+                self.said += os.read(self.reading, 65_536)
+            except BlockingIOError:
+                time.sleep(0.02)
+
+    def fill(self) -> None:
+        """Let nothing more fit in."""
+        writing = os.open(f"/proc/self/fd/{self.reading}", os.O_WRONLY | os.O_NONBLOCK)
+        size = 65_536
+        while size:
+            try:
+                os.write(writing, b"x" * size)
+            except BlockingIOError:
+                size //= 2
+        os.close(writing)
+
+    async def lives(self) -> None:
+        """See that a reload and a worker's end pass."""
+        gateway = self.gateway
+        for cause in (signal.SIGHUP, signal.SIGKILL):
+            (before,) = gateway.worker_pids
+            os.kill(gateway.process.pid if cause is signal.SIGHUP else before, cause)
+            async with asyncio.timeout(30):
+                while before in (pids := gateway.worker_pids) or len(pids) != 1:
+                    assert gateway.process.poll() is None
+                    await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def heard(upstream: Upstream) -> Iterator[Heard]:
+    with tempfile.TemporaryDirectory(prefix="sluice-test-") as directory:
+        server = {"address": f"127.0.0.1:{unused_port()}", "drain": {"grace": 1}}
+        made = Heard(Path(directory), config(upstream.url, server=server))
+        try:
+            yield made
+        finally:
+            made.gateway.kill()
+
+
+async def test_a_reader_of_standard_error_that_goes_away(heard: Heard) -> None:
+    os.close(heard.reading)
+    await heard.lives()
+    assert await asyncio.to_thread(heard.gateway.stop) == 0
+
+
+async def test_a_reader_of_standard_error_that_reads_nothing(heard: Heard) -> None:
+    heard.fill()
+    await heard.lives()
+    assert await asyncio.to_thread(heard.gateway.stop) == 0
+    os.close(heard.reading)
+
+
+async def test_a_state_directory_that_turns_read_only(upstream: Upstream) -> None:
+    with tempfile.TemporaryDirectory(prefix="sluice-test-") as place:
+        read_only = Path(place) / "read-only"
+        (Path(place) / "sitecustomize.py").write_text(
+            "import os, pathlib\n"
+            "def refusing(done):\n"
+            "    def tried(path, *rest):\n"
+            f"        if os.path.exists({str(read_only)!r}) and 'state' in str(path):\n"
+            f"            raise OSError({errno.EROFS}, os.strerror({errno.EROFS}))\n"
+            "        return done(path, *rest)\n"
+            "    return tried\n"
+            "os.unlink = refusing(os.unlink)\n"
+            "pathlib.Path.write_bytes = refusing(pathlib.Path.write_bytes)\n"
+        )
+        environ = {"PYTHONPATH": f"{place}:{ROOT}"}
+        with running(config(upstream.url), workers=2, environ=environ) as gateway:
+            read_only.touch()
+            (first, second), everybody = gateway.worker_pids, len(gateway.family)
+            os.kill(first, signal.SIGRTMIN + 3)
+            gateway.wait_for(rf"\(pid {first}\) was ended by signal \d+")
+            os.kill(gateway.store_pid, signal.SIGKILL)
+            gateway.wait_for("cannot start the embedded store: Read-only file system")
+            read_only.unlink()
+            async with asyncio.timeout(30):
+                while len(gateway.family) < everybody:
+                    await asyncio.sleep(0.05)
+            assert second in gateway.worker_pids
+            assert (await once(gateway.port)).status == 200
+            gateway.settled()
