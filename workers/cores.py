@@ -4,6 +4,8 @@ import math
 import os
 from pathlib import Path
 
+from gateway.config.schema import MAX_WORKERS
+
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -16,7 +18,7 @@ def worker_count(configured: str | int) -> int:
         return configured
     quotas = [cpu_quota(folder) for folder in own_cgroups(CGROUP, OWN_CGROUP)]
     limits = [math.ceil(quota) for quota in quotas if quota is not None]
-    return max(1, min([_cores(), *limits]))
+    return max(1, min([_cores(), *limits, MAX_WORKERS]))
 
 
 def own_cgroups(root: Path, own: Path) -> list[Path]:

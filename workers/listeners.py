@@ -51,7 +51,10 @@ class Listeners:
 
     def _bind(self, first: bool) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:  # too many of them
+            raise self._failed(error) from None
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if first and self._port and BALANCES:
@@ -63,7 +66,7 @@ class Listeners:
             sock.bind((self._host, self._port))
             sock.listen(BACKLOG)
             sock.setblocking(False)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a name that none can be: no IDNA
             sock.close()
             raise self._failed(error) from None
         return sock
@@ -74,6 +77,6 @@ class Listeners:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((self._host, self._port))
 
-    def _failed(self, error: OSError) -> ConfigError:
-        reason = (error.strerror or str(error)).lower()
+    def _failed(self, error: OSError | UnicodeError) -> ConfigError:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         return ConfigError(f"cannot listen on {self.address}: {reason}", field="server.address")

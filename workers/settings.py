@@ -1,6 +1,8 @@
 """What the supervisor runs on: the configuration as the file, the environment and flags give it."""
 
-from collections.abc import Mapping
+import contextlib
+import traceback
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -25,15 +27,30 @@ def read(flags: Flags, environ: Mapping[str, str]) -> Loaded:
     combined = dict(environ)
     if flags.workers is not None:
         combined["SLUICE_WORKERS"] = flags.workers
-    return load(flags.config, combined, Listen(flags.host, flags.port))
+    with _translated(flags.config):
+        return load(flags.config, combined, Listen(flags.host, flags.port))
 
 
 def verify(loaded: Loaded, prices: PriceTable) -> None:
     """Compile what a worker would. Raises ConfigError naming file, line and field."""
     try:
-        check(loaded.config, prices)
+        with _translated(loaded.document.source):
+            check(loaded.config, prices)
     except ConfigError as error:
         raise loaded.document.locate(error) from None
+
+
+@contextlib.contextmanager
+def _translated(source: str | None) -> Iterator[None]:
+    """Refuse also what fails as nobody foresaw: where, and no value, as that may be a secret."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"cannot be used: {type(error).__name__} at {last.filename}:{last.lineno}"
+        raise ConfigError(message, source=source or "environment") from error
 
 
 def refuse_what_cannot_change(old: Config, new: Config) -> None:

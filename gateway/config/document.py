@@ -13,6 +13,14 @@ MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 class _Loader(yaml.SafeLoader):
     """Reads dates as text: no field is one, and a wrong one would be an error without a place."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Build a value. Raises YAMLError with the place of one that is not what its tag says."""
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            problem = f"this is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
@@ -26,6 +34,7 @@ class Document:
     def __init__(self, text: str, source: str) -> None:
         self.source = source
         self._lines: dict[str, int] = {}
+        self._fields: dict[int, str] = {}  # by where their values begin
         if len(text) > MAX_DOCUMENT_BYTES:
             raise ConfigError("the file is larger than 4 MiB", source=source)
         try:
@@ -40,8 +49,9 @@ class Document:
             value = loader.construct_document(root) if root is not None else {}
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            line = mark.line + 1 if mark else 0
-            raise ConfigError(f"not YAML: {error.problem}", source=source, line=line) from None
+            line, at = (mark.line + 1, mark.index) if mark else (0, -1)
+            field = self._fields.get(at, "")
+            raise ConfigError(f"not YAML: {error.problem}", source, line, field) from None
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             line = loader.line + 1 if isinstance(error, ValueError) else 0
             raise ConfigError(f"not YAML: {error}", source=source, line=line) from None
@@ -70,6 +80,7 @@ class Document:
         return self._lines.get(field, 0)
 
     def _note(self, node: yaml.Node, field: str) -> None:
+        self._fields[node.start_mark.index] = field
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:

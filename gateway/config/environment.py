@@ -11,6 +11,9 @@ from gateway.core.errors import ConfigError
 TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 MAX_KEYS = 10_000
 
+# Neither is text: a path cannot hold the one, nothing that is sent the other.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
 Raw = dict[str, Any]
 
 
@@ -56,7 +59,7 @@ VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "SLUICE_WORKERS": ("server.workers", lambda text: text if text == "auto" else whole(text)),
     "AUTH_ENABLED": ("auth.enabled", boolean),
     "AUTH_HEALTH_CHECK": ("auth.health_check", boolean),
-    "SLUICE_ADMIN_KEY": ("auth.admin_key", str),
+    "SLUICE_ADMIN_KEY": ("auth.admin_key", str.strip),
     "RATE_LIMIT_ENABLED": ("limits.enabled", boolean),
     "RATE_LIMIT_RPM": ("limits.default.rpm", whole),
     "RATE_LIMIT_BURST": ("limits.default.burst", whole),
@@ -79,6 +82,7 @@ def apply(raw: Raw, environ: Mapping[str, str]) -> dict[str, str]:
     for variable, (field, read) in VARIABLES.items():
         text = environ.get(variable, "")
         if text:
+            _check_text(text, source=f"environment {variable}")
             try:
                 value = read(text)
             except ValueError as error:
@@ -88,6 +92,7 @@ def apply(raw: Raw, environ: Mapping[str, str]) -> dict[str, str]:
     if keys := [part.strip() for part in environ.get("API_KEYS", "").split(",") if part.strip()]:
         if len(keys) > MAX_KEYS:
             raise ConfigError(f"more than {MAX_KEYS} keys", source="environment API_KEYS")
+        _check_text("".join(keys), source="environment API_KEYS")
         first = _add_keys(raw, [_key_entry(key) for key in keys])
         origins |= {f"auth.keys[{first + i}]": "API_KEYS" for i in range(len(keys))}
         origins |= {f"{field}.name": "API_KEYS" for field in tuple(origins) if "keys[" in field}
@@ -105,20 +110,36 @@ def assign(raw: Raw, field: str, value: object) -> None:
 
 
 def resolve(node: object, environ: Mapping[str, str], field: str = "") -> Any:
-    """Replace every `env:NAME` string by the variable's value. Raises ConfigError."""
+    """Replace every `env:NAME` string by the variable's value. Raises ConfigError.
+
+    Also where something is no text.
+    """
     if isinstance(node, dict):
-        return {
-            name: resolve(value, environ, f"{field}.{name}" if field else str(name))
-            for name, value in node.items()
-        }
+        found = {}
+        for name, value in node.items():
+            place = f"{field}.{name}" if field else str(name)
+            _check_text(str(name), field=place)
+            found[name] = resolve(value, environ, place)
+        return found
     if isinstance(node, list):
         return [resolve(value, environ, f"{field}[{i}]") for i, value in enumerate(node)]
-    if isinstance(node, str) and node.startswith("env:"):
-        name = node.removeprefix("env:")
-        if not environ.get(name):
+    if not isinstance(node, str):
+        return node
+    text = node
+    if text.startswith("env:"):
+        name = text.removeprefix("env:")
+        text = environ.get(name, "")
+        if not text:
             raise ConfigError(f"environment variable {name} is not set", field=field)
-        return environ[name]
-    return node
+    _check_text(text, field=field)
+    return text
+
+
+def _check_text(text: str, source: str = "", field: str = "") -> None:
+    if _NO_TEXT.search(text):
+        place = field.encode(errors="backslashreplace").decode()
+        message = "holds what no text does: a NUL, or half of a character"
+        raise ConfigError(message, source=source, field=place)
 
 
 def _add_keys(raw: Raw, entries: list[Raw]) -> int:

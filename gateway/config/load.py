@@ -283,9 +283,16 @@ def _refuse_twins(keys: tuple[Key, ...]) -> None:
 
 
 def state_directory(config: Config, environ: Mapping[str, str]) -> Path:
-    """Return where the gateway keeps what must survive it (systemd's, XDG's or the configured)."""
+    """Return where the gateway keeps what must survive it (systemd's, XDG's or the configured).
+
+    Raises ConfigError.
+    """
     if config.server.state_dir:
-        return Path(config.server.state_dir).expanduser().absolute()
+        try:
+            return Path(config.server.state_dir).expanduser().absolute()
+        except RuntimeError:
+            message = "there is no such home directory"
+            raise ConfigError(message, field="server.state_dir") from None
     if directory := environ.get("STATE_DIRECTORY"):
         return Path(directory.split(":")[0])
     base = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")

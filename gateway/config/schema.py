@@ -17,6 +17,7 @@ Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Usd = Annotated[float | str, Meta(description="US dollars")]
 
 DEFAULT_PORT = 8080
+MAX_WORKERS = 512
 DEFAULT_TENANT = "default"
 MEBIBYTE = 1024 * 1024
 
@@ -79,7 +80,7 @@ class Server(Section, frozen=True):
     """
 
     address: str | None = None
-    workers: Literal["auto"] | Count = "auto"
+    workers: Literal["auto"] | Annotated[int, Meta(ge=1, le=MAX_WORKERS)] = "auto"
     max_request_size: Count = 10 * MEBIBYTE
     max_upload_size: Count = 512 * MEBIBYTE
     request_timeout: Seconds = 30

@@ -29,10 +29,6 @@ class LedgerFile(LineWriter):
             os.close(self._fd)
             self._fd = -1
 
-    def remove(self) -> None:
-        """Delete the file, where it was opened just to see that it can be."""
-        self._path.unlink(missing_ok=True)
-
     def _write_all(self, view: memoryview) -> None:
         if self._size and self._size + len(view) > self._most:
             try:

@@ -1,0 +1,148 @@
+"""What is wrong with a configuration is found before a worker is started on it."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.config.schema import MAX_WORKERS
+from gateway.core.errors import ConfigError
+from workers import settings
+from workers.prices import load_prices
+from workers.settings import Flags, read, verify
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prices")
+
+
+def checked(path: Path, prices: Path, text: str, **environ: str) -> None:
+    """What a start and a reload do with a file."""
+    file = path / "sluice.yaml"
+    file.write_text(text)
+    verify(read(Flags(str(file)), environ), load_prices(prices))
+
+
+PROVIDER = "providers:\n  p:\n    kind: openai-compatible\n    base_url: https://x\n"
+
+REFUSED = {
+    "a ledger without a home": (
+        'ledger:\n  directory: "~no-such-user/x"\n',
+        2,
+        "ledger.directory",
+    ),
+    "a ledger with a NUL": ('ledger:\n  directory: "/tmp/a\\0b"\n', 2, "ledger.directory"),
+    "a ledger in a file": ("ledger:\n  directory: /dev/null/x\n", 2, "ledger.directory"),
+    "a state without a home": ('server:\n  state_dir: "/a\\0"\n', 2, "server.state_dir"),
+    "half an address of a collector": (
+        'tracing:\n  endpoint: "http://[::1:4318"\n',
+        2,
+        "tracing.endpoint",
+    ),
+    "no port": ('tracing:\n  endpoint: "http://x:99999"\n', 2, "tracing.endpoint"),
+    "a header of a collector": (
+        'tracing:\n  headers:\n    x-token: "a\\n"\n',
+        3,
+        "tracing.headers.x-token",
+    ),
+    "half an address of a webhook": (
+        'ledger:\n  webhook:\n    url: "http://[fd00::1/x"\n',
+        3,
+        "ledger.webhook.url",
+    ),
+    "a header of a webhook": (
+        "ledger:\n  webhook:\n    url: http://x\n    headers:\n      Authorization: env:LINE\n",
+        5,
+        "ledger.webhook.headers.Authorization",
+    ),
+    "a header's name": (
+        'ledger:\n  webhook:\n    url: http://x\n    headers: {"a b": c}\n',
+        4,
+        "ledger.webhook.headers.a b",
+    ),
+    "half a character": (
+        'auth:\n  keys:\n    - name: a\n      key: "abcdefgh\\ud800"\n',
+        4,
+        "auth.keys[0].key",
+    ),
+    "half a character in the environment": (
+        "auth:\n  keys:\n    - name: a\n      key: env:HALF\n",
+        4,
+        "auth.keys[0].key",
+    ),
+    "half a character in a name": ('models:\n  "\\ud800": {}\n', 1, "models.\\ud800"),
+    "no switch": ("log: {}\nmetrics:\n  enabled: !!bool foo\n", 3, "metrics.enabled"),
+    "no number": ('redis:\n  memory_mb: !!int ""\n', 2, "redis.memory_mb"),
+    "no date": ("log:\n  level: !!timestamp foo\n", 2, "log.level"),
+    "workers without end": (f"server:\n  workers: {MAX_WORKERS + 1}\n", 2, "server.workers"),
+    "a default price below zero": (
+        "pricing:\n  default: {input: -1, output: 1}\n",
+        2,
+        "pricing.default",
+    ),
+    "a default price of nothing": (
+        "pricing:\n  default: {input: .nan, output: 1}\n"
+        "providers: {p: {kind: demo}}\n"
+        "models: {m: {targets: [{provider: p}]}}\n",
+        2,
+        "pricing.default",
+    ),
+    "a default price in words": (
+        "pricing:\n  default: {input: 1, output: much}\n",
+        2,
+        "pricing.default",
+    ),
+    "no authorities": (PROVIDER + "    ca_file: /nonexistent.pem\n", 5, "providers.p.ca_file"),
+    "no certificates": (PROVIDER + "    ca_file: /dev/null\n", 5, "providers.p.ca_file"),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "field"), REFUSED.values(), ids=REFUSED)
+def test_what_would_fail_later_is_refused(
+    tmp_path: Path, directory: Path, text: str, line: int, field: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        checked(tmp_path, directory, text, LINE="Bearer x\n", HALF="abcdefgh\udcff")
+    assert str(caught.value).startswith(f"{tmp_path}/sluice.yaml:{line}: {field}: ")
+    str(caught.value).encode()
+
+
+def test_a_home_that_is_not_there(tmp_path: Path) -> None:
+    from gateway.config.load import load_text, state_directory
+
+    config = load_text('server: {state_dir: "~no-such-user/x"}', "f", {})
+    with pytest.raises(ConfigError, match=r"server\.state_dir: there is no such home"):
+        state_directory(config, {})
+
+
+@pytest.mark.parametrize("variable", ["API_KEYS", "SLUICE_ADMIN_KEY"])
+def test_a_variable_that_is_no_text(variable: str) -> None:
+    with pytest.raises(ConfigError, match=f"environment {variable}: holds what no text does"):
+        read(Flags(), {variable: "0123456789abcdefgh\udcff"})
+
+
+def test_a_key_that_ends_with_a_line_is_the_key() -> None:
+    config = read(Flags(), {"SLUICE_ADMIN_KEY": "0123456789abcdefgh\n"}).config
+    assert config.auth.admin_key == "0123456789abcdefgh"
+
+
+def test_a_check_makes_no_file(tmp_path: Path, directory: Path) -> None:
+    for ledger in (tmp_path / "new" / "ledger", tmp_path):
+        checked(tmp_path, directory, f"ledger: {{directory: {ledger}}}")
+    assert list(tmp_path.iterdir()) == [tmp_path / "sluice.yaml"]
+
+
+def test_a_failure_that_nobody_foresaw_is_refused_too(
+    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise LookupError("a secret")
+
+    for step in ("load", "check"):
+        with monkeypatch.context() as broken:
+            broken.setattr(settings, step, fails)
+            with pytest.raises(ConfigError) as caught:
+                checked(tmp_path, directory, "log: {}")
+        said = str(caught.value)
+        assert said.startswith(f"{tmp_path}/sluice.yaml: cannot be used: LookupError at {__file__}")
+        assert "secret" not in said
