@@ -16,12 +16,18 @@ BALANCES = hasattr(socket, "SO_REUSEPORT") and sys.platform != "darwin"
 
 
 class Listeners:
-    """The sockets of one address."""
+    """The sockets of one address. `beside`: those that it is to replace."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, beside: "Listeners | None" = None) -> None:
         self.address = address
         self._host, self._port = parse_address(address)
         self.sockets: list[socket.socket] = []
+        self._port_is_ours = beside is not None and beside.port == self._port
+
+    @property
+    def port(self) -> int:
+        """Return the port, the real one as soon as there is a socket."""
+        return self._port
 
     @property
     def url_host(self) -> str:
@@ -37,17 +43,21 @@ class Listeners:
             self._port = sock.getsockname()[1]  # port 0: all share the one the first was given
             self.sockets.append(sock)
 
-    def of_slot(self, slot: int, slots: int) -> list[socket.socket]:
-        """Return the sockets a slot serves: every socket belongs to some slot."""
+    def of_slot(self, slot: int, slots: int, of: int | None = None) -> list[socket.socket]:
+        """Return the sockets a slot serves: every one of the first `of` belongs to some slot."""
         if not BALANCES:
             return self.sockets[:1]
-        return self.sockets[slot::slots]
+        return self.sockets[:of][slot::slots]
+
+    def cut(self, count: int) -> None:
+        """Close all but the first ones, as nobody would serve the rest."""
+        for sock in self.sockets[count:]:
+            sock.close()
+        del self.sockets[count:]
 
     def close(self) -> None:
         """Close all. Idempotent."""
-        for sock in self.sockets:
-            sock.close()
-        self.sockets.clear()
+        self.cut(0)
 
     def _bind(self, first: bool) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
@@ -57,7 +67,7 @@ class Listeners:
             raise self._failed(error) from None
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if first and self._port and BALANCES:
+            if first and self._port and BALANCES and not self._port_is_ours:
                 self._refuse_shared_port(family)
             if BALANCES:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

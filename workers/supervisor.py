@@ -14,17 +14,16 @@ import time
 from collections.abc import Mapping
 from typing import NoReturn
 
-from gateway.config.load import Loaded, state_directory
+from gateway.config.load import state_directory
 from gateway.config.schema import Config
 from gateway.core.errors import ConfigError
-from gateway.observe.scoreboard import RETIRED, SEGMENTS, Scoreboard
+from gateway.observe.scoreboard import RETIRED
 from gateway.policy.tokens import preload
 from gateway.store.location import Location, parse_url
 from workers import settings
 from workers.backoff import LEAST_SECONDS, MOST_SECONDS, Backoff
-from workers.cores import worker_count
 from workers.kernel import catch_signals, how_it_ended, raise_file_limit
-from workers.listeners import Listeners
+from workers.plan import Plan
 from workers.prices import load_prices
 from workers.process import Phase, Process, Turns
 from workers.report import report
@@ -54,15 +53,14 @@ class Supervisor:
     def __init__(self, flags: Flags, environ: Mapping[str, str]) -> None:
         self._flags, self._environ = flags, environ
         self._notifier = Notifier(environ)
-        self._loaded: Loaded = settings.read(flags, environ)
+        self._plan = Plan.first(settings.read(flags, environ))  # the newest generation's
+        self._served = self._plan  # that of the one that serves
         self._state = StateDirectory(state_directory(self._config, environ))
         self._prices = load_prices(self._state.path)
-        settings.verify(self._loaded, self._prices)
+        settings.verify(self._plan.loaded, self._prices)
         self._store: EmbeddedStore | None = None
-        self._listeners = Listeners(self._config.server.address or "")
-        self._retired_listeners: list[Listeners] = []
-        self._scoreboard = Scoreboard()
-        self._segments = set(range(RETIRED + 1, SEGMENTS))
+        self._scoreboard = self._plan.scoreboard()
+        self._segments = set(range(RETIRED + 1, self._scoreboard.segments))  # nobody's
         self._workers: dict[int, Process] = {}
         self._generation = 0
         self._serving = 0  # the generation that serves; the newest one may be starting
@@ -70,7 +68,7 @@ class Supervisor:
         self._backoffs: dict[int, Backoff] = {}  # by slot
         self._store_due = self._recycle_due = 0.0
         self._store_backoff = Backoff(LEAST_SECONDS)
-        self._reload_asked = self._booted = False
+        self._reload_asked = self._reload_waits = self._booted = False
         self._stopping_at: float | None = None
         self._failed = False
         self._next_watchdog = 0.0
@@ -78,11 +76,7 @@ class Supervisor:
 
     @property
     def _config(self) -> Config:
-        return self._loaded.config
-
-    @property
-    def _slots(self) -> int:
-        return worker_count(self._config.server.workers)
+        return self._plan.config
 
     # -- life --------------------------------------------------------------------------------
 
@@ -92,7 +86,7 @@ class Supervisor:
         raise_file_limit()
         location = self._open_store()
         try:
-            self._listeners.grow(self._slots)
+            self._plan = self._served = self._plan.ready()
             preload()
             gc.collect()
             gc.freeze()  # what is shared stays shared: no collection in a worker touches it
@@ -105,7 +99,7 @@ class Supervisor:
         finally:
             for process in self._workers.values():
                 process.kill(signal.SIGKILL)
-            self._listeners.close()
+            self._close_listeners()
             if self._store is not None:
                 self._store.stop()
             os.close(wake_write)
@@ -127,8 +121,10 @@ class Supervisor:
         channels = {p.channel.fileno(): p for p in self._workers.values()}
         # Signals and channels wake it at once; otherwise it looks after pings and deadlines.
         due = [at - time.monotonic() for at in self._due.values()]
-        ready, _, _ = select.select([wake_read, *channels], [], [], max(0.0, min([0.5, *due])))
-        for fd in ready:
+        waiting = select.poll()
+        for fd in (wake_read, *channels):
+            waiting.register(fd, select.POLLIN)
+        for fd, _ in waiting.poll(1000 * max(0.0, min([0.5, *due]))):
             if fd == wake_read:
                 for signum in os.read(wake_read, 4096):
                     self._on_signal(signal.Signals(signum))
@@ -185,9 +181,8 @@ class Supervisor:
                 self._store_due = now + MOST_SECONDS
         if self._stopping_at is not None and now >= self._stopping_at:
             self._drain_all(now)
-        if self._reload_asked and self._may_reload():
-            self._reload_asked = False
-            self._reload()
+        if self._reload_asked and self._stopping_at is None:
+            self._reload_when_possible()
         every = self._notifier.watchdog_seconds
         if every is not None and now >= self._next_watchdog:
             self._next_watchdog = now + every
@@ -200,7 +195,7 @@ class Supervisor:
         if not self._booted:
             self._serving = self._generation
         generation = self._generation
-        for slot in range(self._slots):
+        for slot in range(self._plan.slots):
             if self._stopping_at is None and self._generation == generation:
                 self._fork(slot, generation)
 
@@ -211,7 +206,7 @@ class Supervisor:
             process.phase is Phase.READY
             and time.monotonic() >= self._recycle_due
             and {*phases} <= {Phase.READY, Phase.DRAINING}
-            and phases.count(Phase.DRAINING) < self._slots
+            and phases.count(Phase.DRAINING) < self._served.slots
             and process.generation == self._serving == self._generation
             and self._stopping_at is None
             and not self._due
@@ -219,21 +214,20 @@ class Supervisor:
         )
 
     def _fork(self, slot: int, generation: int, replaces: Process | None = None) -> None:
-        process = Process(slot, generation, min(self._segments), replaces)
+        plan = self._plan if generation == self._generation else self._served
+        process = Process(slot, generation, min(self._segments, default=RETIRED), replaces)
         self._segments.discard(process.segment)
 
         def child(channel: socket.socket) -> NoReturn:
             for other in self._workers.values():
                 other.channel.close()
-            own = self._listeners.of_slot(slot, self._slots)
-            for sock in self._listeners.sockets:
-                if sock not in own:
+            own = plan.sockets_of(slot)
+            for sock in (*self._plan.listeners.sockets, *self._served.listeners.sockets):
+                if sock not in own:  # nobody would be refused there, nor answered
                     sock.close()
-            for retired in self._retired_listeners:
-                retired.close()  # or nobody would be refused there, nor answered
             run(
                 Assignment(
-                    config=self._config,
+                    config=plan.config,
                     location=self._location,
                     prices=self._prices,
                     scoreboard=self._scoreboard,
@@ -248,9 +242,11 @@ class Supervisor:
             )
 
         try:
+            if process.segment == RETIRED:
+                raise OSError("too many older ones have yet to end")
             process.fork(child)
         except OSError as error:  # no more processes, or no memory for one
-            self._segments.add(process.segment)
+            self._segments |= {process.segment} - {RETIRED}
             self._cannot_fork(process, error.strerror or str(error))
         else:
             self._workers[process.pid] = process
@@ -274,59 +270,60 @@ class Supervisor:
 
     def _on_ready(self) -> None:
         newest = self._of(self._generation)
-        whole = len(newest) == self._slots and all(p.phase is Phase.READY for p in newest)
+        whole = len(newest) == self._plan.slots and all(p.phase is Phase.READY for p in newest)
         if not whole or (self._booted and self._serving == self._generation):
             return
         if self._booted:
             for process in self._workers.values():
                 if process.generation != self._generation and process.phase is not Phase.HUNG:
                     self._end_worker(process, ROLL)
-            self._retire_listeners()
-        self._serving, self._booted = self._generation, True
+            if self._served.listeners is not self._plan.listeners:
+                self._served.listeners.close()
+            self._due.clear()  # they were of the old generation
+        self._serving, self._served, self._booted = self._generation, self._plan, True
         self._announce()
 
     def _announce(self) -> None:
         tls = "https" if self._config.server.tls else "http"
         store = "embedded store" if self._store else "redis"
         guard = "keys required" if self._config.auth.enabled else "no keys: this machine only"
-        place = f"{tls}://{self._listeners.url_host}"
-        status = f"serving on {place} ({self._slots} workers, {store}, {guard})"
+        place = f"{tls}://{self._plan.listeners.url_host}"
+        status = f"serving on {place} ({self._plan.slots} workers, {store}, {guard})"
         report(status)
         self._notifier.ready(status)
 
-    def _may_reload(self) -> bool:
-        """Wait for a reload under way, and bound how many old generations drain at once."""
+    def _reload_when_possible(self) -> None:
+        """Reload, unless one is under way or too many old workers have yet to end."""
         draining = {p.generation for p in self._workers.values() if p.phase is Phase.DRAINING}
-        settled = self._booted and self._serving == self._generation
-        return (
-            settled
-            and self._stopping_at is None
-            and len(draining) < MAX_DRAINING_GENERATIONS
-            and len(self._segments) >= 2 * self._slots
-        )
+        if not self._booted or self._serving != self._generation:
+            why = "what is under way is done"
+        elif len(draining) >= MAX_DRAINING_GENERATIONS or self._room < self._served.slots:
+            why = "old workers have ended"
+        else:
+            self._reload_asked = self._reload_waits = False
+            self._reload()
+            return
+        if not self._reload_waits:
+            self._reload_waits = True
+            report(f"a reload waits until {why}")
+
+    @property
+    def _room(self) -> int:
+        """Return how many workers more there may be, besides those that are due again."""
+        return len(self._segments) - len(self._due)
 
     def _reload(self) -> None:
         self._notifier.reloading()
-        old_loaded, old_listeners = self._loaded, self._listeners
         try:
             loaded = settings.read(self._flags, self._environ)
             settings.verify(loaded, self._prices)
             settings.refuse_what_cannot_change(self._config, loaded.config)
-            self._loaded = loaded
-            if loaded.config.server.address != old_listeners.address:
-                self._listeners = Listeners(loaded.config.server.address or "")
-            self._listeners.grow(self._slots)
-        except ConfigError as error:
-            if self._listeners is not old_listeners:
-                self._listeners.close()
-            self._loaded, self._listeners = old_loaded, old_listeners
-            report(f"reload refused, the old configuration goes on: {error}")
+            self._plan = self._served.next(loaded, self._room)
+        except Exception as error:  # whatever it is: the old one can go on
+            why = str(error) if isinstance(error, ConfigError) else repr(error)
+            report(f"reload refused, the old configuration goes on: {why}")
             self._announce()
             return
-        if self._listeners is not old_listeners:
-            self._retired_listeners.append(old_listeners)
-        self._previous = (old_loaded, old_listeners)
-        self._due.clear()
         gc.collect()
         gc.freeze()
         self._begin_generation()
@@ -336,24 +333,20 @@ class Supervisor:
         report("reload failed, the old workers go on")
         for process in self._of(self._generation):
             process.kill(signal.SIGKILL)
-        self._loaded, listeners = self._previous
-        if listeners is not self._listeners:
-            self._listeners.close()
-            self._listeners = listeners
-            self._retired_listeners.clear()
+        self._plan.give_up(self._served)
+        self._plan = self._served
         self._generation += 1  # its workers' ends are nobody's loss
         for process in self._of(self._serving):
             process.generation = self._generation
         self._serving = self._generation
         well = {p.slot for p in self._of(self._serving) if p.phase is not Phase.DRAINING}
-        for slot in set(range(self._slots)) - well:
+        for slot in set(range(self._served.slots)) - well:
             self._due[slot] = time.monotonic()
         self._announce()
 
-    def _retire_listeners(self) -> None:
-        for listeners in self._retired_listeners:
-            listeners.close()
-        self._retired_listeners.clear()
+    def _close_listeners(self) -> None:
+        self._plan.listeners.close()
+        self._served.listeners.close()
 
     # -- ends --------------------------------------------------------------------------------
 
@@ -411,14 +404,13 @@ class Supervisor:
     def _stop(self) -> None:
         self._notifier.stopping()
         self._due.clear()
-        self._reload_asked = False
+        self._reload_asked = self._reload_waits = False
         self._stopping_at = time.monotonic() + self._config.server.drain.lame_duck
         for process in self._workers.values():
             process.say(LAME)
 
     def _drain_all(self, now: float) -> None:
-        self._listeners.close()
-        self._retire_listeners()
+        self._close_listeners()
         for process in self._workers.values():
             if process.phase is Phase.STARTING:
                 process.kill(signal.SIGKILL)

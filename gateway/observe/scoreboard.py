@@ -9,26 +9,26 @@ import struct
 
 from gateway.observe.series import Totals, decode, encode
 
-SEGMENTS = 128  # a generation of workers, the one it replaces, and then some; 0 is the retired sum
 SEGMENT_BYTES = 4 * 1024 * 1024  # untouched pages cost nothing; a model's labels take 730 bytes
 HALF_BYTES = SEGMENT_BYTES // 2
-RETIRED = 0
+RETIRED = 0  # the segment of the sum of those whose workers have ended
 
 # A version and a length for each half. The newest content is in half `version % 2`; a writer fills
 # the other one and then raises the version, so one that dies while writing has changed nothing.
 _VERSION = struct.Struct("<Q")
 _HEADER = struct.Struct("<QQQ")
 _LENGTHS = struct.Struct("<QQ")
-# Behind all segments: how often the supervisor has begun or ended to retire one. Odd: it is at it.
-_RETIREMENTS = SEGMENTS * SEGMENT_BYTES
 _READ_TRIES = 100
 
 
 class Scoreboard:
-    """All segments."""
+    """So many segments: one for each worker that may live, and the retired sum. Raises OSError."""
 
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, SEGMENTS * SEGMENT_BYTES + _VERSION.size)
+    def __init__(self, segments: int) -> None:
+        self.segments = segments
+        # Behind them: how often the supervisor has begun or ended to retire one. Odd: it is at it.
+        self._retirements_at = segments * SEGMENT_BYTES
+        self._memory = mmap.mmap(-1, self._retirements_at + _VERSION.size)
 
     def publish(self, segment: int, totals: Totals) -> bool:
         """Replace a segment's content; False if it does not fit."""
@@ -69,7 +69,7 @@ class Scoreboard:
             begun = self._retirements()
             total = Totals()
             total.merge(own_totals)
-            for segment in range(SEGMENTS):
+            for segment in range(self.segments):
                 if segment != own and (totals := self.read(segment)) is not None:
                     total.merge(totals)
             if begun % 2 == 0 and self._retirements() == begun:
@@ -77,20 +77,20 @@ class Scoreboard:
         return total
 
     def _retirements(self) -> int:
-        count: int = _VERSION.unpack_from(self._memory, _RETIREMENTS)[0]
+        count: int = _VERSION.unpack_from(self._memory, self._retirements_at)[0]
         return count
 
     def retire(self, segment: int) -> None:
         """Add a dead worker's counts to the retired sum and clear its segment."""
         totals = self.read(segment)
-        self._set(_RETIREMENTS, self._retirements() + 1)
+        self._set(self._retirements_at, self._retirements() + 1)
         if totals is not None:
             totals.gauges = {}
             retired = self.read(RETIRED) or Totals()
             retired.merge(totals)
             self.publish(RETIRED, retired)
         self.clear(segment)
-        self._set(_RETIREMENTS, self._retirements() + 1)
+        self._set(self._retirements_at, self._retirements() + 1)
 
     def clear(self, segment: int) -> None:
         """Empty a segment."""

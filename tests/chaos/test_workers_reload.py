@@ -2,17 +2,23 @@
 
 import asyncio
 import json
+import os
+import resource
 import signal
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
+
 from tests.integration.conftest import unused_port
 from tests.support.config import KEY, chat, config, digest
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, once, steady
 from tests.support.upstream import Exchange, Upstream, delta, like_openai, usage
+from workers.supervisor import MAX_DRAINING_GENERATIONS
 
 RELOADS = 20
 OTHER_KEY = "sk-other-0123456789"
@@ -173,6 +179,113 @@ async def test_a_reload_that_changes_the_store_is_refused(upstream: Upstream) ->
         assert "reload refused" in gateway.errors
         assert "redis: changes of redis need a restart" in gateway.errors
         assert (await once(gateway.port)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ('ledger: {directory: "~no-such-user/x"}', "ledger.directory"),
+        ('tracing: {enabled: true, endpoint: "http://[::1:4318"}', "tracing.endpoint"),
+        ('auth: {keys: [{name: a, key: "abcdefgh\\ud800"}]}', "auth.keys[0].key"),
+        ("metrics: {enabled: !!bool foo}", "metrics.enabled"),
+        ("server: {workers: 2000000}", "server.workers"),
+    ],
+)
+async def test_no_file_ends_a_gateway_that_serves(bad: str, field: str) -> None:
+    with running("log: {requests: false}", workers=None) as gateway:
+        before = gateway.worker_pids
+        rewrite(gateway, bad)
+        await reload(gateway)
+        assert f"reload refused, the old configuration goes on: {gateway.config_file}" in (
+            gateway.errors
+        )
+        assert f": {field}: " in gateway.errors
+        assert gateway.worker_pids == before
+        assert gateway.get("/health/live")[0] == 200
+
+
+async def test_more_workers_than_there_is_room_for_are_refused(upstream: Upstream) -> None:
+    """More descriptors than this process may have, and more segments than there are."""
+    with running(config(upstream.url), workers=None) as gateway:
+        resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE, (64, 64))
+        for workers, why in ((100, "too many open files"), (500, "a restart makes some for 500")):
+            rewrite(gateway, config(upstream.url, server={"workers": workers}))
+            await reload(gateway)
+            assert why in gateway.errors
+            answers = await asyncio.gather(*(once(gateway.port) for _ in range(20)))
+            assert [(o.status, o.failure) for o in answers] == [(200, "")] * 20
+
+
+async def test_the_first_key_opens_the_port_to_others(upstream: Upstream) -> None:
+    """Without an address the default one changes with it, and the port stays."""
+    port = unused_port()
+    with running(config(upstream.url, auth=None), host=None, port=port) as gateway:
+        assert f"http://127.0.0.1:{port} " in gateway.errors
+        rewrite(gateway, config(upstream.url))
+        await reload(gateway)
+        assert f"http://0.0.0.0:{port} " in gateway.errors
+        assert (await once(port, Ask(key=OTHER_KEY))).status == 401
+        assert (await once(port)).status == 200
+
+
+async def test_a_worker_that_ends_amid_a_reload_comes_back_as_it_was(upstream: Upstream) -> None:
+    """The reload is to another address, and fails after that."""
+    old, new = unused_port(), unused_port()
+
+    def at(port: int) -> str:
+        return config(upstream.url, server={"address": f"127.0.0.1:{port}"})
+
+    with running(at(old), workers=2, host=None, port=None) as gateway:
+        supervisor = psutil.Process(gateway.process.pid)
+        known = {child.pid for child in supervisor.children()}
+        before = gateway.worker_pids
+        rewrite(gateway, at(new))
+        gateway.signal(signal.SIGHUP)
+        fresh: set[int] = set()
+        async with asyncio.timeout(20):
+            while not fresh:
+                fresh = {child.pid for child in supervisor.children()} - known
+        for pid in fresh:
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(before[0], signal.SIGKILL)
+        async with asyncio.timeout(20):  # two new ones and the successor
+            while len({child.pid for child in supervisor.children()} - known) < 3:
+                await asyncio.sleep(0.02)
+        os.kill(fresh.pop(), signal.SIGKILL)
+        gateway.wait_for("reload failed, the old workers go on")
+        async with asyncio.timeout(20):
+            while len(gateway.worker_pids) != 2:
+                await asyncio.sleep(0.02)
+            answers = await asyncio.gather(*(once(old) for _ in range(40)))
+        assert [(o.status, o.failure) for o in answers] == [(200, "")] * 40
+        assert (await once(new)).failure.startswith("ConnectionRefused")
+
+
+async def test_a_reload_that_has_to_wait_says_so(upstream: Upstream) -> None:
+    go_on = asyncio.Event()
+
+    async def held(exchange: Exchange) -> None:
+        await go_on.wait()
+        await like_openai(exchange)
+
+    upstream.behaviour = held
+    with running(config(upstream.url)) as gateway:
+        asks = []
+        for _ in range(MAX_DRAINING_GENERATIONS):
+            asks.append(asyncio.create_task(once(gateway.port)))
+            async with asyncio.timeout(20):
+                while len(upstream.received) < len(asks):
+                    await asyncio.sleep(0.02)
+            await reload(gateway)
+        served = served_count(gateway)
+        gateway.signal(signal.SIGHUP)
+        await asyncio.to_thread(gateway.wait_for, "a reload waits until old workers have ended")
+        assert served_count(gateway) == served
+        go_on.set()
+        assert [(await ask).status for ask in asks] == [200] * len(asks)
+        async with asyncio.timeout(40):
+            while served_count(gateway) == served:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_reload_moves_to_another_address_and_back(upstream: Upstream) -> None:

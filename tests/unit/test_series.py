@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.observe.exposition import COUNTERS, GAUGES, HISTOGRAMS, exposition
-from gateway.observe.scoreboard import RETIRED, SEGMENT_BYTES, SEGMENTS, Scoreboard
+from gateway.observe.scoreboard import RETIRED, SEGMENT_BYTES, Scoreboard
 from gateway.observe.series import BOUNDS, MAX_SERIES, SECONDS, SEPARATOR, Totals, decode, encode
 
 DURATION = "gen_ai_server_request_duration_seconds"
 REQUESTS = "sluice_requests"
+SEGMENTS = 128
 
 
 def totals(requests: float = 0, *seconds: float, labels: str = "a", **gauges: float) -> Totals:
@@ -99,7 +100,7 @@ def test_a_merge_is_bounded_like_what_it_is_made_of() -> None:
 
 
 def test_what_one_process_publishes_another_reads() -> None:
-    board = Scoreboard()
+    board = Scoreboard(SEGMENTS)
     assert [board.read(segment) for segment in range(SEGMENTS)] == [None] * SEGMENTS
     for number in (1, 2, SEGMENTS - 1):
         in_child(lambda number=number: _publish(board, number))  # type: ignore[misc]
@@ -115,7 +116,7 @@ def _publish(board: Scoreboard, number: int) -> None:
 
 
 def test_a_dead_workers_counts_stay_and_its_gauges_go() -> None:
-    board = Scoreboard()
+    board = Scoreboard(SEGMENTS)
     for life in (1, 2):
         in_child(lambda: _publish(board, 3))
         board.retire(3)
@@ -129,7 +130,7 @@ def test_a_dead_workers_counts_stay_and_its_gauges_go() -> None:
 
 
 def test_a_reader_never_sees_half_of_what_a_writer_writes() -> None:
-    board = Scoreboard()
+    board = Scoreboard(SEGMENTS)
     sizes = (1, 400)
     board.publish(1, _many(1))
     pid = os.fork()
@@ -156,7 +157,7 @@ def _many(size: int) -> Totals:
 
 
 def test_what_does_not_fit_leaves_the_segment_as_it_was() -> None:
-    board = Scoreboard()
+    board = Scoreboard(SEGMENTS)
     board.publish(1, totals(1))
     assert not board.publish(1, totals(2, labels="x" * SEGMENT_BYTES))
     assert board.read(1) == totals(1)
@@ -165,7 +166,7 @@ def test_what_does_not_fit_leaves_the_segment_as_it_was() -> None:
 
 
 def test_a_sum_never_goes_backwards_while_workers_are_retired() -> None:
-    board = Scoreboard()
+    board = Scoreboard(SEGMENTS)
     for segment in range(1, SEGMENTS):
         board.publish(segment, totals(1))
     pid = os.fork()
@@ -181,7 +182,7 @@ def test_a_sum_never_goes_backwards_while_workers_are_retired() -> None:
 
 
 def test_thousands_of_models_fit() -> None:
-    assert Scoreboard().publish(1, _many(20_000))
+    assert Scoreboard(SEGMENTS).publish(1, _many(20_000))
 
 
 # --- The exposition ------------------------------------------------------------------------------
