@@ -365,7 +365,7 @@ class Supervisor:
 
     def _on_worker_end(self, process: Process, status: int) -> None:
         process.channel.close()
-        self._scoreboard.retire(process.segment)
+        self._scoreboard.retire(process.segment, self._served.config.models)
         self._segments.add(process.segment)
         path = self._state.socket_path("demo-0000000.sock").replace("0000000", str(process.pid))
         with contextlib.suppress(OSError):  # it is gone, or this disk takes no change any more

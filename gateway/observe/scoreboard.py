@@ -6,7 +6,9 @@ supervisor retires it into the common sum, so a scrape never goes backwards when
 
 import mmap
 import struct
+from collections.abc import Collection
 
+from gateway.observe.folding import add_ended
 from gateway.observe.series import Totals, decode, encode
 
 SEGMENT_BYTES = 4 * 1024 * 1024  # untouched pages cost nothing; a model's labels take 730 bytes
@@ -80,15 +82,17 @@ class Scoreboard:
         count: int = _VERSION.unpack_from(self._memory, self._retirements_at)[0]
         return count
 
-    def retire(self, segment: int) -> None:
-        """Add a dead worker's counts to the retired sum and clear its segment."""
+    def retire(self, segment: int, configured: Collection[str] = ()) -> None:
+        """Add a dead worker's counts to the retired sum and clear its segment.
+
+        `configured`: the models whose names nobody made up.
+        """
         totals = self.read(segment)
         self._set(self._retirements_at, self._retirements() + 1)
         if totals is not None:
             totals.gauges = {}
             retired = self.read(RETIRED) or Totals()
-            retired.merge(totals)
-            self.publish(RETIRED, retired)
+            self.publish(RETIRED, add_ended(retired, totals, configured))
         self.clear(segment)
         self._set(self._retirements_at, self._retirements() + 1)
 

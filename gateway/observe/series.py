@@ -22,7 +22,8 @@ BOUNDS: dict[str, tuple[float, ...]] = {
 
 # Label values are joined by a character that no name may hold.
 SEPARATOR = "\x1f"
-# Labels are names from the configuration, so this many appear only where something is wrong.
+# Of one worker. Labels are names from the configuration, and some that clients make up, so this
+# many appear only where something is wrong.
 MAX_SERIES = 4000
 
 
@@ -62,17 +63,22 @@ class Totals(msgspec.Struct):
         cells[-1] += sum(values)
 
     def merge(self, other: "Totals") -> None:
-        """Add another worker's totals to these."""
+        """Add another worker's totals to these. They are bounded, so their sum is."""
         for name, family in other.counters.items():
+            sums = self.counters.setdefault(name, {})
             for labels, amount in family.items():
-                self.add(name, labels, amount)
+                known = sums.get(labels)
+                if known is None:
+                    self.size += 1
+                    known = 0
+                sums[labels] = known + amount
         for name, histogram in other.histograms.items():
             mine = self.histograms.setdefault(name, {})
             for labels, cells in histogram.items():
                 own = mine.get(labels)
                 if own is not None:
                     mine[labels] = [a + b for a, b in zip(own, cells, strict=True)]
-                elif self.size < MAX_SERIES:
+                else:
                     self.size += 1
                     mine[labels] = cells[:]
         for name, value in other.gauges.items():

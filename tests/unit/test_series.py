@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.observe.exposition import COUNTERS, GAUGES, HISTOGRAMS, exposition
+from gateway.observe.folding import MAX_NAMES
 from gateway.observe.scoreboard import RETIRED, SEGMENT_BYTES, Scoreboard
 from gateway.observe.series import BOUNDS, MAX_SERIES, SECONDS, SEPARATOR, Totals, decode, encode
 
@@ -86,14 +87,16 @@ def test_series_are_bounded_but_those_that_exist_go_on() -> None:
     assert made.counters[REQUESTS]["0"] == 2
 
 
-def test_a_merge_is_bounded_like_what_it_is_made_of() -> None:
+def test_a_merge_loses_nothing_of_what_it_is_made_of() -> None:
     merged = Totals()
     for worker in range(3):
         part = Totals()
         for number in range(MAX_SERIES // 2):
             part.observe(DURATION, f"{worker}-{number}", [1])
+            part.add(REQUESTS, f"{worker}-{number}", 1)
         merged.merge(part)
-    assert len(merged.histograms[DURATION]) == MAX_SERIES
+    assert len(merged.histograms[DURATION]) + len(merged.counters[REQUESTS]) == 3 * MAX_SERIES
+    assert merged.size == 3 * MAX_SERIES
 
 
 # --- The scoreboard ------------------------------------------------------------------------------
@@ -127,6 +130,36 @@ def test_a_dead_workers_counts_stay_and_its_gauges_go() -> None:
         assert kept.histograms[DURATION]["a"][-1] == 0.5 * life
     board.retire(3)
     assert board.sum(1, Totals()).counters == {REQUESTS: {"a": 6}}
+
+
+def test_names_that_clients_made_up_are_bounded_in_the_sum_of_dead_workers() -> None:
+    board, lives = Scoreboard(SEGMENTS), 2 * MAX_SERIES // MAX_NAMES
+    last: dict[str, float] = {}
+    kept: Totals | None = None
+    for life in range(lives):
+        made = Totals()
+        for name in ("house", *(f"made-up-{life}-{n}" for n in range(MAX_NAMES))):
+            served = SEPARATOR.join(("chat", "openai", name))
+            made.add(REQUESTS, SEPARATOR.join((served, "200", "ok")), 1)
+            made.observe(DURATION, served, [1.0])
+        made.add("sluice_errors", "overloaded", 1)
+        board.publish(1, made)
+        board.retire(1, {"house"})
+        kept = board.read(RETIRED)
+        assert kept is not None
+        counted = kept.counters[REQUESTS]
+        assert all(counted[labels] >= amount for labels, amount in last.items())
+        last = counted
+        assert sum(counted.values()) == (life + 1) * (MAX_NAMES + 1)
+        assert sum(cells[-1] for cells in kept.histograms[DURATION].values()) == sum(
+            counted.values()
+        )
+    assert kept is not None
+    assert len(last) == len(kept.histograms[DURATION]) == MAX_NAMES + 2
+    amounts = {labels.split(SEPARATOR)[2]: amount for labels, amount in last.items()}
+    assert (amounts["house"], amounts["made-up-0-0"]) == (lives, 1)
+    assert amounts["other"] == (lives - 1) * MAX_NAMES
+    assert kept.counters["sluice_errors"] == {"overloaded": lives}
 
 
 def test_a_reader_never_sees_half_of_what_a_writer_writes() -> None:
