@@ -85,18 +85,24 @@ class TraceExporter:
     async def _post(self, session: aiohttp.ClientSession) -> bool:
         """Send one batch; False if the collector did not take it and it should be sent again."""
         batch = [self._queue[i] for i in range(min(len(self._queue), MAX_BATCH))]
-        body = _encode(self._document(batch))
         try:
-            async with session.post(self._url, data=body, headers=self._headers) as response:
+            body = _encode(self._document(batch))
+            async with session.post(
+                self._url, data=body, headers=self._headers, allow_redirects=False
+            ) as response:
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             logger.warning("traces cannot be exported to %s: %s", self._url, type(error).__name__)
             return False
-        if status in (429, 502, 503, 504):  # the ones OTLP calls retryable
-            return False
-        if status >= 300:
-            logger.warning("the trace collector refused %d spans: %d", len(batch), status)
+        except Exception:  # what cannot be written or sent now never can
+            logger.exception("%d spans cannot be exported", len(batch))
             self.dropped += len(batch)
+        else:
+            if status in (429, 502, 503, 504):  # the ones OTLP calls retryable
+                return False
+            if status >= 300:
+                logger.warning("the trace collector refused %d spans: %d", len(batch), status)
+                self.dropped += len(batch)
         for _ in batch:
             self._queue.popleft()
         return True

@@ -72,7 +72,11 @@ class WebhookPoster:
                 if self._written:
                     self._written = False
                     self._spool.leave()
-                taken = await self._post_all(session)
+                try:
+                    taken = await self._post_all(session)
+                except Exception:  # the spool's disk, or what nobody foresaw: later it may do
+                    logger.exception("what waits for the webhook cannot be posted")
+                    taken = False
                 backoff = PAUSE_SECONDS if taken else min(backoff * 2, LAST_BACKOFF_SECONDS)
 
     async def _post_all(self, session: aiohttp.ClientSession) -> bool:

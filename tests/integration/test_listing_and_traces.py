@@ -5,6 +5,10 @@ from typing import Any
 
 import aiohttp
 
+from gateway.config.schema import Tracing
+from gateway.core.record import RequestRecord
+from gateway.core.usage import Usage
+from gateway.observe.traces import TraceExporter
 from tests.support.config import bearer, chat, config
 from tests.support.gateway import running
 from tests.support.upstream import Exchange, Upstream
@@ -121,6 +125,39 @@ async def test_spans_wait_for_a_collector_that_is_away(upstream: Upstream) -> No
         with running(config(upstream.url), environ=traced(server)) as gateway:
             assert await ask(gateway.url) == 200
             await collector.wait(1)
+
+
+async def test_no_span_goes_where_a_collector_points(upstream: Upstream) -> None:
+    elsewhere = Collector()
+
+    async with Upstream(behaviour=elsewhere) as other:
+
+        async def points(exchange: Exchange) -> None:
+            place = f"http://127.0.0.1:{other.port}/v1/traces"
+            await exchange.reply({}, status=307, headers={"Location": place})
+
+        async with Upstream(behaviour=points) as server:
+            with running(config(upstream.url), environ=traced(server)) as gateway:
+                assert await ask(gateway.url) == 200
+                async with asyncio.timeout(15):
+                    while not server.received:
+                        await asyncio.sleep(0.05)
+                await asyncio.to_thread(gateway.stop)
+                assert "refused 1 spans: 307" in gateway.log_file.read_text()
+        assert other.received == []
+
+
+async def test_spans_that_cannot_be_written_are_counted_and_gone() -> None:
+    exporter = TraceExporter(Tracing())
+    exporter.start()
+    exporter.emit(
+        RequestRecord(
+            *("req_1", 0.0, "acme", "k", "chat", "half a \ud800", "p0", "m", 200, "ok", "", False),
+            *(Usage(), "none", 0, "", 1, 1, 1, 1),
+        )
+    )
+    await exporter.aclose()
+    assert exporter.dropped == 1
 
 
 async def test_the_last_spans_are_sent_before_a_worker_ends(upstream: Upstream) -> None:

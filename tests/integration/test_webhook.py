@@ -161,3 +161,26 @@ async def test_a_receiver_that_refuses_now_and_then_gets_to_the_end(tmp_path: Pa
     assert len(set(posted)) == 10
     assert len(posted) == 10 + rounds
     assert not list(tmp_path.iterdir())
+
+
+async def test_posting_goes_on_after_what_nobody_foresaw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.observe.webhook.PAUSE_SECONDS", 0.01)
+    poster = WebhookPoster(Webhook(url="http://127.0.0.1:9/hook"), Spool(tmp_path, "w", 10**7))
+    posted: list[bytes] = []
+
+    async def post(session: Any, post_id: str, body: bytes) -> bool:
+        posted.append(body)
+        if len(posted) == 1:
+            raise ValueError("nobody thought of this")
+        return True
+
+    poster._post = post  # type: ignore[method-assign]
+    poster.start()
+    poster.write(b'{"id":"1"}\n')
+    async with asyncio.timeout(20):
+        while len(posted) < 2:
+            await asyncio.sleep(0.01)
+    await poster.aclose()
+    assert posted == [b'{"id":"1"}\n'] * 2
