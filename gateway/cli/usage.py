@@ -23,6 +23,7 @@ _TITLES = {
     "cost_microusd": "USD",
     "saved_microusd": "SAVED",
 }
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what OWASP names under CSV injection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +59,15 @@ def run(url: str, arguments: argparse.Namespace) -> int:
     elif arguments.format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(Row.__struct_fields__)
-        writer.writerows(msgspec.structs.astuple(row) for row in rows)
+        writer.writerows(map(_plain, msgspec.structs.astuple(row)) for row in rows)
     else:
         _print_table(rows, arguments.by)
     return 0
+
+
+def _plain(cell: str | int) -> str | int:
+    """Return a cell that no spreadsheet takes for a formula: clients choose some of these names."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def _print_table(rows: list[Row], by: str) -> None:

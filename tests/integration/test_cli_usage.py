@@ -240,3 +240,13 @@ async def test_a_client_that_leaves_is_counted_under_the_model_it_asked(
         await once(gateway.port, ask)
         (record,) = await asyncio.to_thread(gateway.records, 1)
     assert (record["model"], record["outcome"]) == ("p0/gpt-4o", "disconnected")
+
+
+def test_no_cell_is_a_formula(gateway: Gateway) -> None:
+    key = f"sluice:usage:{{acme}}:{DAYS[0]}:model:=HYPERLINK()"
+    with contextlib.closing(gateway.store) as store:
+        store.hset(key, mapping={"requests": 1})
+        words = ("--by", "model", "--from", DAYS[0], "--to", DAYS[0], "--format", "csv")
+        rows = list(csv.DictReader(io.StringIO(run(gateway, "usage", *words))))
+        store.delete(key)
+    assert [row["group"] for row in rows if row["requests"] == "1"].count("'=HYPERLINK()") == 1
