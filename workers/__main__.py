@@ -1,6 +1,7 @@
 """The `sluice` command."""
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gateway import __version__
 from gateway.core.errors import ConfigError
+from workers.kernel import catch_signals
 
 if TYPE_CHECKING:
     from gateway.config.schema import Config
@@ -16,11 +18,19 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    # Before all that takes long: in a container, the first process has no default actions.
+    wake = catch_signals() if words[:1] == ["serve"] else None
     try:
-        code: int = arguments.run(arguments)
+        try:
+            arguments = _parser().parse_args(words, argparse.Namespace(wake=wake))
+            code: int = arguments.run(arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # while somebody can say that it failed
     except ConfigError as error:
-        print(f"sluice: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"sluice: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever reads has enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -33,7 +43,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from workers.supervisor import Supervisor
 
     flags = Flags(arguments.config, arguments.host, arguments.port, arguments.workers)
-    return Supervisor(flags, os.environ).run()
+    return Supervisor(flags, os.environ, arguments.wake).run()
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -44,8 +54,8 @@ def _check(arguments: argparse.Namespace) -> int:
     loaded = settings.read(settings.Flags(arguments.config), os.environ)
     directory = state_directory(loaded.config, os.environ)
     with tempfile.TemporaryDirectory() as elsewhere:
-        writable = os.access(directory, os.W_OK)  # it is the gateway's to make
-        settings.verify(loaded, load_prices(directory if writable else Path(elsewhere)))
+        # The state directory, and what is in it, is the gateway's to make.
+        settings.verify(loaded, load_prices(directory, Path(elsewhere)))
     print(f"{arguments.config or 'the environment'}: valid")
     return 0
 
@@ -98,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     configured.add_argument(
         "--config",
         metavar="FILE",
-        default=os.environ.get("SLUICE_CONFIG"),
+        default=os.environ.get("SLUICE_CONFIG") or None,
         help="sluice.yaml; without it the environment alone configures",
     )
 

@@ -11,17 +11,17 @@ from gateway.policy.pricing import PriceDataError, PriceTable
 COMPILE_SECONDS = 60
 
 
-def load_prices(directory: Path) -> PriceTable:
+def load_prices(directory: Path, written: Path | None = None) -> PriceTable:
     """Return the table of the installed data set. Raises ConfigError if it cannot be compiled.
 
-    Compiling imports the data set's library (32 MB): in a process of its own, so that no worker
-    inherits it.
+    It is kept in the directory, or in `written`, which is then all that is changed. Compiling
+    imports the data set's library (32 MB): in a process of its own, so that no worker inherits it.
     """
-    path = directory / f"prices-{source_version().replace('/', '-')}.bin"
+    name = f"prices-{source_version().replace('/', '-')}.bin"
     try:
-        return PriceTable.decode(path.read_bytes())
+        return PriceTable.decode((directory / name).read_bytes())
     except (OSError, PriceDataError):
-        pass
+        path = (written or directory) / name
     command = [sys.executable, "-m", "gateway.policy.price_data", str(path)]
     done = subprocess.run(  # noqa: S603  our own interpreter and module
         command, capture_output=True, timeout=COMPILE_SECONDS, check=False

@@ -22,7 +22,7 @@ from gateway.policy.tokens import preload
 from gateway.store.location import Location, parse_url
 from workers import settings
 from workers.backoff import LEAST_SECONDS, MOST_SECONDS, Backoff
-from workers.kernel import catch_signals, how_it_ended, raise_file_limit
+from workers.kernel import how_it_ended, raise_file_limit
 from workers.plan import Plan
 from workers.prices import load_prices
 from workers.process import Phase, Process, Turns
@@ -48,10 +48,13 @@ MAX_DRAINING_GENERATIONS = 3
 
 
 class Supervisor:
-    """Runs the gateway until it is told to stop; `run` returns the exit code."""
+    """Runs the gateway until it is told to stop; `run` returns the exit code.
 
-    def __init__(self, flags: Flags, environ: Mapping[str, str]) -> None:
-        self._flags, self._environ = flags, environ
+    `wake`: the pipe in which signals are numbers, for this process to read and to close.
+    """
+
+    def __init__(self, flags: Flags, environ: Mapping[str, str], wake: tuple[int, int]) -> None:
+        self._flags, self._environ, self._wake = flags, environ, wake
         self._notifier = Notifier(environ)
         self._plan = Plan.first(settings.read(flags, environ))  # the newest generation's
         self._served = self._plan  # that of the one that serves
@@ -82,7 +85,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until told to stop; return the exit code. Raises ConfigError before serving."""
-        wake_read, wake_write = catch_signals()
+        wake_read, wake_write = self._wake
         raise_file_limit()
         location = self._open_store()
         try:

@@ -23,3 +23,8 @@ def test_a_configuration_may_be_named_before_an_action_and_behind_it(words: list
 def test_without_one_the_environments_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_CONFIG", "g.yaml")
     assert _parser().parse_args(["cache", "stats"]).config == "g.yaml"
+
+
+def test_an_empty_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_CONFIG", "")
+    assert _parser().parse_args(["cache", "stats"]).config is None

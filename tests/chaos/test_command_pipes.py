@@ -1,0 +1,71 @@
+"""The command where nobody reads what it prints, where signals come early, and what it makes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.config import config
+from tests.support.gateway import PASSED_ON, ROOT, Gateway
+
+
+def environ(state: Path, **more: str) -> dict[str, str]:
+    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return passed | {"SLUICE_STATE_DIR": str(state)} | more
+
+
+@pytest.mark.parametrize("words", [["check"], ["--help"], ["check", "--config", "/nonexistent"]])
+def test_a_reader_that_is_gone_is_no_error(tmp_path: Path, words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "workers", *words],
+        cwd=ROOT,
+        env=environ(tmp_path / "state"),
+        stdin=subprocess.DEVNULL,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writing)
+    said = done.stderr.decode()
+    if words[-1] == "/nonexistent":
+        assert (done.returncode, said.count("\n")) == (2, 1)
+    else:
+        assert (done.returncode, said) == (1, "")
+
+
+def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
+    state, ledger = tmp_path / "state", tmp_path / "ledger"
+    state.mkdir()
+    file = tmp_path / "sluice.yaml"
+    file.write_text(config("http://127.0.0.1:9/v1", ledger={"directory": str(ledger)}))
+    done = subprocess.run(
+        [sys.executable, "-m", "workers", "check"],
+        cwd=ROOT,
+        env=environ(state, SLUICE_CONFIG=str(file)),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{file}: valid\n", "")
+    assert list(state.iterdir()) == []
+    assert not ledger.exists()
+
+
+def test_a_signal_during_the_start_ends_it_in_order(tmp_path: Path) -> None:
+    """As early as the state directory is there, which is long before anybody waits for signals."""
+    gateway = Gateway(tmp_path, config("http://127.0.0.1:9/v1"), wait=False)
+    try:
+        deadline = time.monotonic() + 30
+        while not (gateway.state / "lock").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        gateway.signal(signal.SIGTERM)
+        assert gateway.process.wait(30) == 0
+        assert "stopping" in gateway.errors
+        assert gateway.gone(5)
+    finally:
+        gateway.kill()
