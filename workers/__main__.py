@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gateway import __version__
 from gateway.core.errors import ConfigError
-from workers.kernel import catch_signals
+from workers.kernel import catch_signals, open_standard_files
 
 if TYPE_CHECKING:
     from gateway.config.schema import Config
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     words = sys.argv[1:] if argv is None else argv
-    # Before all that takes long: in a container, the first process has no default actions.
-    wake = catch_signals() if words[:1] == ["serve"] else None
+    wake = None
+    if words[:1] == ["serve"]:
+        open_standard_files()
+        # Before all that takes long: in a container, the first process has no default actions.
+        wake = catch_signals()
     try:
         try:
             arguments = _parser().parse_args(words, argparse.Namespace(wake=wake))

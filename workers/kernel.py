@@ -4,8 +4,16 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+
+
+def open_standard_files() -> None:
+    """Open those that are closed on nothing: or sockets would get their numbers, and their text."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed; its own number is the lowest that is free
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  as long as the process
 
 
 def catch_signals() -> tuple[int, int]:

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import unused_port
 from tests.support.config import config
 from tests.support.gateway import PASSED_ON, ROOT, Gateway
 
@@ -36,6 +38,35 @@ def test_a_reader_that_is_gone_is_no_error(tmp_path: Path, words: list[str]) -> 
         assert (done.returncode, said.count("\n")) == (2, 1)
     else:
         assert (done.returncode, said) == (1, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_gateway_without_standard_files_serves(tmp_path: Path, closed: str) -> None:
+    port = unused_port()
+    served = subprocess.Popen(
+        ["sh", "-c", f"exec {sys.executable} -m workers serve --port {port} --workers 1 {closed}"],
+        cwd=ROOT,
+        env=environ(tmp_path / "state"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live", timeout=5) as r:
+                    assert r.status == 200
+                break
+            except OSError:  # not yet
+                assert time.monotonic() < deadline
+                assert served.poll() is None
+                time.sleep(0.05)
+        served.terminate()
+        assert served.wait(30) == 0
+    finally:
+        served.kill()
+        served.wait()
 
 
 def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
