@@ -5,6 +5,7 @@ Off the hot path: aiohttp's client carries it. What the gateway counts, `pipelin
 
 import asyncio
 import logging
+import re
 import socket
 import ssl
 import struct
@@ -25,6 +26,7 @@ from gateway.http.protocol import SERVER, STALLED_SECONDS
 from gateway.http.request_head import MAX_TRACE_CHARS
 from gateway.http.upload import Upload
 from gateway.pipeline.answer import common_headers, error_headers
+from gateway.pipeline.named_models import in_path
 from gateway.pipeline.passthrough import Passage, begin, new_call
 from gateway.pipeline.services import Services
 from gateway.policy.retry import client_error
@@ -55,6 +57,9 @@ _NOT_SENT = _HOP_BY_HOP | {
 _NOT_SHOWN = _HOP_BY_HOP | {
     *("set-cookie", "server", "date", "alt-svc", "strict-transport-security")
 }
+# Google's uploads and downloads stand before the version.
+_VERSION = re.compile(r"v[0-9]\w*", re.ASCII)
+_VERSIONED = re.compile(rf"(?:(?:up|down)load/)?{_VERSION.pattern}(?=[/?]|\Z)", re.ASCII)
 _OURS = ("x-forwarded-", "x-sluice-")
 # What a handler has of the request's id, and gives for the head of an error.
 REQUEST_ID, OUR_HEADERS = "sluice.request_id", "sluice.headers"
@@ -308,11 +313,16 @@ def _rest(request: web.Request) -> str:
 
 
 def _full_path(target: Target, path: str) -> str:
-    """Join the provider's base path and the rest; a version that stands in both counts once."""
+    """Join the provider's base path and the rest, whose version stands for the base's own.
+
+    What authorises reads the rest alone: no name of a model may come about where both meet.
+    """
     base = target.base_path
-    version = base.rpartition("/")[2]
-    if version and path.startswith(f"{version}/"):
-        path = path.removeprefix(f"{version}/")
+    root, _, last = base.rpartition("/")
+    if _VERSION.fullmatch(last) and _VERSIONED.match(path) and not in_path(base.split("/")[-2:]):
+        return f"{root}/{path}"
+    if last:  # what stands in both counts once
+        path = path.removeprefix(f"{last}/")
     return f"{base}/{path}"
 
 

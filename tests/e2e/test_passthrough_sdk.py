@@ -69,6 +69,7 @@ GOOGLE = {
     "candidates": [{"content": {"role": "model", "parts": [{"text": "one"}]}, "index": 0}],
     "usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 5, "totalTokenCount": 12},
 }
+GENERATE = "models/gemini-2.0-flash:generateContent"
 REPLIES: dict[str, Any] = {
     "/v1/images/generations": {"created": 1, "data": [{"b64_json": "AAAA"}], "usage": TOKENS},
     "/v1/audio/transcriptions": {"text": "hello", "usage": {"type": "tokens", **TOKENS}},
@@ -76,7 +77,7 @@ REPLIES: dict[str, Any] = {
     "/v1/batches": BATCH,
     "/v1/messages": MESSAGE,
     "/v1/messages/batches": {"id": "msgbatch_1", "type": "message_batch"},
-    "/v1beta/models/gemini-2.0-flash:generateContent": GOOGLE,
+    **{f"/{version}/{GENERATE}": GOOGLE for version in ("v1", "v1alpha", "v1beta")},
 }
 
 
@@ -350,9 +351,11 @@ def test_what_else_there_is_of_anthropics(
     assert "of-the-day" in message.headers["anthropic-beta"]
 
 
-def test_google(gateway: Gateway, provider: UpstreamThread) -> None:
+@pytest.mark.parametrize("version", [None, "v1beta", "v1alpha"])
+def test_google(gateway: Gateway, provider: UpstreamThread, version: str | None) -> None:
+    """By any version, also by the SDK's own."""
     options = types.HttpOptions(
-        base_url=f"{gateway.url}/providers/gemini", api_version="v1beta", timeout=30_000
+        base_url=f"{gateway.url}/providers/gemini", api_version=version, timeout=30_000
     )
     with (
         counted(gateway, "gemini/gemini-2.0-flash"),
@@ -361,6 +364,7 @@ def test_google(gateway: Gateway, provider: UpstreamThread) -> None:
         made = client.models.generate_content(model="gemini-2.0-flash", contents="hello")
         assert made.text == "one"
     (received,) = provider.received
+    assert re.fullmatch(f"/{version or 'v1(beta)?'}/{GENERATE}", received.path)
     assert received.headers["x-goog-api-key"] == OWN
     assert KEY not in json.dumps(received.headers)
 
