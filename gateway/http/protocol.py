@@ -327,7 +327,8 @@ class GatewayProtocol(RequestHandler):
             return
         needed = end + head.length
         if len(data) == needed and head.length <= self._lane.max_body_bytes:
-            self._keep([], 0, 0)
+            if self._parts:
+                self._keep([], 0, 0)
             self._serving = True  # until then no deadline counts
             self._task = self._loop.create_task(self._lane.serve(self, head, data[end:]))
         elif (
