@@ -241,6 +241,8 @@ class Supervisor:
                     channel=channel,
                     demo_directory=os.path.dirname(self._state.socket_path("demo-0000000.sock")),
                     state=self._state.path,
+                    workers=plan.slots,
+                    replaces=self._booted and generation == self._serving,
                 )
             )
 

@@ -47,7 +47,7 @@ logger = logging.getLogger("sluice.worker")
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """What a worker is forked with."""
+    """What a worker is forked with. `workers` and `replaces` are those of `gateway.app`."""
 
     config: Config
     location: Location
@@ -60,6 +60,8 @@ class Assignment(msgspec.Struct, frozen=True):
     channel: socket.socket
     demo_directory: str
     state: Path
+    workers: int
+    replaces: bool
 
 
 def run(assignment: Assignment) -> NoReturn:
@@ -123,6 +125,8 @@ class _Worker:
                 demo_socket=demo,
                 name=name,
                 state=given.state,
+                workers=given.workers,
+                replaces=given.replaces,
             ),
         )
         try:

@@ -126,7 +126,11 @@ class Answers:
         """Look into Redis, once for all who look for the same."""
         redis, name = self.redis, plan.place.name
         future: asyncio.Future[Looked] = self._loop.create_future()
-        if redis is None or not plan.wishes.reads or services.admission.degraded:
+        if (
+            redis is None
+            or not plan.wishes.reads
+            or services.admission.does_without(plan.place.tenant)
+        ):
             future.set_result(UNSEEN)
             return future
         waiting = self._looking.get(name)
@@ -180,7 +184,7 @@ class Answers:
         """
         redis, seconds, token = self.redis, FIRST_WAIT_SECONDS, self.token()
         assert redis is not None
-        while not services.admission.degraded:
+        while not services.admission.does_without(plan.place.tenant):
             await asyncio.sleep(seconds)
             seconds = min(seconds * 2, LAST_WAIT_SECONDS)
             try:

@@ -20,7 +20,6 @@ from gateway.config.caching import Semantic as Settings
 from gateway.core.errors import ApiError, StoreError
 from gateway.core.ids import request_id
 from gateway.core.operations import Operation
-from gateway.core.usage import Usage
 from gateway.formats.body import decode
 from gateway.pipeline.admit import DEFAULT_OUTPUT_TOKENS
 from gateway.pipeline.allowance import SLICE_TOKENS, price_of
@@ -267,7 +266,7 @@ async def _has_room(services: Services, call: Call) -> bool:
     assert principal is not None
     assert request is not None
     limits = principal.limits_for(request.model)
-    if not limits or admission.degraded:
+    if not limits or admission.does_without(principal.tenant):
         return True
     now = admission.now()
     try:
@@ -291,8 +290,8 @@ def _needs(call: Call, budgeted: bool) -> tuple[int, int]:
         output = served.max_output or DEFAULT_OUTPUT_TOKENS
     output *= request.texts
     first = min(output, SLICE_TOKENS) if request.stream else output
-    usage = Usage(request.prompt_estimate, completion_tokens=first)
-    return request.prompt_estimate + output, price_of(served, usage) if budgeted else 0
+    prompt = request.prompt_estimate
+    return prompt + output, price_of(served, request, prompt, first) if budgeted else 0
 
 
 async def semantic_of(

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -212,3 +213,24 @@ async def test_a_fallback_is_asked_though_redis_is_away(upstream: Upstream) -> N
         finally:
             os.kill(gateway.store_pid, signal.SIGCONT)
     assert found == [200] * 3
+
+
+async def test_a_worker_that_is_replaced_while_redis_is_away_serves(upstream: Upstream) -> None:
+    """Else the connections of its listener would hang until Redis is back."""
+    with running(config(upstream.url), workers=2) as gateway:
+        assert (await once(gateway.port, Ask(chat()))).status == 200
+        os.kill(gateway.store_pid, signal.SIGSTOP)
+        try:
+            before = gateway.worker_pids
+            os.kill(before[0], signal.SIGKILL)
+            deadline = time.monotonic() + 30
+            while len(gateway.worker_pids) < 2 or gateway.worker_pids == before:
+                assert time.monotonic() < deadline, "nobody takes its place"
+                await asyncio.sleep(0.05)
+            asks = [once(gateway.port, Ask(chat())) for _ in range(24)]
+            assert {one.status for one in await asyncio.gather(*asks)} == {200}
+        finally:
+            os.kill(gateway.store_pid, signal.SIGCONT)
+        await asyncio.sleep(1)
+        await asyncio.to_thread(gateway.settled)
+        assert gateway.usage("acme")["requests"] == 25
