@@ -325,7 +325,7 @@ class Supervisor:
             settings.refuse_what_cannot_change(self._config, loaded.config)
             self._plan = self._served.next(loaded, self._room)
         except Exception as error:  # whatever it is: the old one can go on
-            why = str(error) if isinstance(error, ConfigError) else repr(error)
+            why = str(error) if isinstance(error, ConfigError) else type(error).__name__
             report(f"reload refused, the old configuration goes on: {why}")
             self._announce()
             return

@@ -207,7 +207,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two lines": ({"api_keys": ["k1", "secret\r\nX: y"]}, "2: providers.p: "),
     "end of line": ({"api_keys": ["k1", {"key": "secret\n"}]}, "2: providers.p: "),
     "beyond ASCII": ({"api_keys": ["secrét"]}, "2: providers.p: "),
-    "zero": ({"api_key": "k1", "api_keys": ["secret\0"]}, "2: providers.p: "),
+    "zero": ({"api_key": "k1", "api_keys": ["secret\0"]}, "5: providers.p.api_keys[0]: "),
     "header of two lines": ({"api_key": "k", "headers": {"X": "secret\n"}}, "2: providers.p: "),
 }
 EMPTY: dict[str, dict[str, Any]] = {

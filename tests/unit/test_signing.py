@@ -672,7 +672,7 @@ UNUSABLE: dict[str, tuple[Any, str]] = {
     "folder": ("/", "directory"),
     "empty": ("", "directory"),
     "nobody's home": ("~nobody-of-that-name/x.json", "home"),
-    "zero byte": ("a\0b", "null"),
+    "zero byte": ("a\0b", "a NUL"),
     "empty file": (b"", "truncated"),
     "page": (b"<html>", "JSON"),
     "cut": (b'{"type": "service_account"', "truncated"),
@@ -723,7 +723,8 @@ def test_credentials_of_google_that_cannot_be_used(tmp_path: Path, content: Any,
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         (tmp_path / "account.json").write_bytes(data)
     fields = {"kind": "vertex", "project": "p", "location": "global"}
-    expected = f"7: providers.p.credentials: no Google credentials: *{said}"
+    kind = "" if said == "a NUL" else "no Google credentials: "
+    expected = f"7: providers.p.credentials: {kind}*{said}"
     assert_said(refusal(provider(**fields, credentials=text), tmp_path), expected)
 
 
