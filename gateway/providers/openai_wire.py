@@ -219,8 +219,10 @@ def parse_usage(body: bytes) -> Usage | None:
     """Read a whole reply's usage, that of embeddings too. Raises what decoding raises."""
     try:
         used = _decode_usage(body).usage
-        if used is None or used.whole:
-            return None if used is None else used.counted()
+        if used is None:
+            return None
+        if (used.prompt_tokens is not None and used.completion_tokens is not None) or used.whole:
+            return used.counted()
     except msgspec.ValidationError:
         pass
     try:

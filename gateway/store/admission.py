@@ -56,6 +56,7 @@ class Admission:
         self._client, self._lease_seconds = client, lease_seconds
         self._degrade = degrade
         self._parts = Parts(clustered=client.clustered)
+        self._whole = self._parts.whole
         self.live_workers = 1
         self._lease_ms = int(lease_seconds * 1000)
         self._loop = asyncio.get_running_loop()
@@ -123,7 +124,8 @@ class Admission:
         """
         future = None
         if granted:
-            if self.does_without(tenant):
+            part = self._whole or self._parts.of(tenant)
+            if self._degrade and (part.late or not self._client.reaches(tenant)):
                 return _at_once(self._admit_alone(tenant, lease, holding, granted))
             future = self._loop.create_future()
         if holding is not self._holding:
@@ -151,7 +153,8 @@ class Admission:
     def settle(self, settlement: Settlement, applied: Applied | None = None) -> None:
         """Turn a lease into usage; `applied` learns whether it was this call that counted."""
         lease = settlement.lease
-        opened, part = self._open.pop(lease, None), self._parts.of(settlement.tenant)
+        opened = self._open.pop(lease, None)
+        part = self._whole or self._parts.of(settlement.tenant)
         share = part.share
         if part.alone and share.has(lease):
             share.give_back(lease, {r.key: r.used for r in settlement.returns})

@@ -46,8 +46,9 @@ def pack_settlements(
     limit_numbers: dict[str, int] = {}
     limit_keys, specs = [], []
     usage_numbers: dict[tuple[str, int], int] = {}
-    numbered: dict[tuple[tuple[str, ...], int], list[int]] = {}
+    numbered: dict[object, list[int]] = {}
     today = int(now) // DAY_SECONDS
+    midnight = today * DAY_SECONDS
     entries = []
     marked = False
     for settlement, _ in due:
@@ -59,11 +60,16 @@ def pack_settlements(
                 specs.append(given.spec)
                 number = limit_numbers[given.key] = len(specs)
             gives.append((number, given.reserved, given.used))
-        parts, day = settlement.parts, settlement.at // DAY_SECONDS or today
-        hashes = numbered.get((parts, day))
+        at: object = settlement.parts
+        day = today
+        if 0 < settlement.at < midnight:
+            day = settlement.at // DAY_SECONDS
+            at = at, day
+        hashes = numbered.get(at)
         if hashes is None:
-            hashes = [usage_numbers.setdefault((p, day), len(usage_numbers)) for p in parts]
-            numbered[parts, day] = hashes
+            named = [(part, day) for part in settlement.parts]
+            hashes = [usage_numbers.setdefault(one, len(usage_numbers)) for one in named]
+            numbered[at] = hashes
         entries.append(_entry(settlement, gives, hashes))
         marked = marked or settlement.marked
     keys = [*names.leases(tenant), stream, *limit_keys]

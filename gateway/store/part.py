@@ -28,16 +28,16 @@ class Part:
 
 
 class Parts:
-    """The parts of Redis, by tenant."""
+    """The parts of Redis, by tenant; `whole` is the one there is without a cluster."""
 
     def __init__(self, *, clustered: bool) -> None:
-        self._whole = None if clustered else Part()
+        self.whole = None if clustered else Part()
         self._by_tenant: dict[str, Part] = {}
 
     def of(self, tenant: str) -> Part:
         """Return the part that has a tenant's keys."""
-        if self._whole is not None:
-            return self._whole
+        if self.whole is not None:
+            return self.whole
         part = self._by_tenant.get(tenant)
         if part is None:
             if len(self._by_tenant) >= MAX_PARTS:
@@ -49,4 +49,4 @@ class Parts:
 
     def all(self) -> list[tuple[str, Part]]:
         """Return the parts that are known, each with its tenant; one server has none."""
-        return list(self._by_tenant.items()) if self._whole is None else [("", self._whole)]
+        return list(self._by_tenant.items()) if self.whole is None else [("", self.whole)]
