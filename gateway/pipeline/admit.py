@@ -5,9 +5,11 @@ from functools import lru_cache
 from time import monotonic
 
 from gateway.core.operations import Operation
+from gateway.core.request import Request
 from gateway.pipeline.allowance import SLICE_TOKENS, allowance_for, known_prices, price_of
 from gateway.pipeline.call import Call
 from gateway.pipeline.refusal import limit_error
+from gateway.pipeline.served import Served
 from gateway.pipeline.services import Services
 from gateway.policy.limits import MONEY, Grant, grants, has_budget, taken_of
 from gateway.store.lease import Holding, holds
@@ -15,6 +17,14 @@ from gateway.store.lease import Holding, holds
 # Reserved for the answer where neither the request nor the model's configuration sets a maximum.
 DEFAULT_OUTPUT_TOKENS = 1024
 MAX_KEPT = 256
+
+
+def output_of(request: Request, served: Served) -> int:
+    """Return the output tokens that a request may come to, of all its texts."""
+    output = request.max_output
+    if output is None:
+        output = served.max_output or DEFAULT_OUTPUT_TOKENS
+    return output * request.texts
 
 
 def admit(services: Services, call: Call) -> Awaitable[None]:
@@ -26,10 +36,7 @@ def admit(services: Services, call: Call) -> Awaitable[None]:
     assert request is not None
     assert served is not None
     assert principal is not None
-    output = request.max_output
-    if output is None:
-        output = served.max_output or DEFAULT_OUTPUT_TOKENS
-    output *= request.texts
+    output = output_of(request, served)
     tokens = request.prompt_estimate + output
     now = services.admission.now()
     limits = principal.limits_for(request.model)

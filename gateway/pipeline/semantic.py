@@ -21,7 +21,7 @@ from gateway.core.errors import ApiError, StoreError
 from gateway.core.ids import request_id
 from gateway.core.operations import Operation
 from gateway.formats.body import decode
-from gateway.pipeline.admit import DEFAULT_OUTPUT_TOKENS
+from gateway.pipeline.admit import output_of
 from gateway.pipeline.allowance import SLICE_TOKENS, price_of
 from gateway.pipeline.cached import Serve
 from gateway.pipeline.call import Call
@@ -285,10 +285,7 @@ def _needs(call: Call, budgeted: bool) -> tuple[int, int]:
     request, served = call.request, call.model
     assert request is not None
     assert served is not None
-    output = request.max_output
-    if output is None:
-        output = served.max_output or DEFAULT_OUTPUT_TOKENS
-    output *= request.texts
+    output = output_of(request, served)
     first = min(output, SLICE_TOKENS) if request.stream else output
     prompt = request.prompt_estimate
     return prompt + output, price_of(served, request, prompt, first) if budgeted else 0
