@@ -7,6 +7,7 @@ any of them changes, which is asked twice a second while something is remembered
 import asyncio
 import contextlib
 import hashlib
+import logging
 import time
 from functools import lru_cache
 from hmac import compare_digest
@@ -14,10 +15,12 @@ from hmac import compare_digest
 import msgspec
 
 from gateway.config.schema import Config, Key
-from gateway.core.errors import ApiError, StoreError
+from gateway.core.errors import ApiError, ConfigError, StoreError
 from gateway.pipeline.limiting import LimitBook
 from gateway.policy.access import Principal
-from gateway.store.keys import USED_EVERY_SECONDS, VirtualKeys
+from gateway.store.keys import USED_EVERY_SECONDS, VirtualKey, VirtualKeys
+
+logger = logging.getLogger("sluice.pipeline")
 
 ANONYMOUS = "anonymous"
 WATCH_SECONDS = 0.5
@@ -99,12 +102,19 @@ class Keyring:
         record = await self._virtual.find(digest.hex())
         known = _Known(None, FOREVER)
         if record is not None and (until := record.good_until(digest.hex(), now)):
-            known = _Known(self.book.principal(record.settings, record.id), until)
+            known = self._known(record, until)
         if generation == self._generation:  # else it may be of before the change
             if len(self._remembered) >= MAX_REMEMBERED:
                 self._remembered.clear()
             self._remembered[digest] = known
         return self._opened(known)
+
+    def _known(self, record: VirtualKey, until: float) -> _Known:
+        try:
+            return _Known(self.book.principal(record.settings, record.id), until)
+        except ConfigError as error:  # who wrote it was not the gateway
+            logger.warning("the key %s opens nothing: %s", record.id, error)
+            return _Known(None, FOREVER)
 
     async def watch(self) -> None:
         """Forget what is remembered as soon as any virtual key changes; runs until cancelled."""

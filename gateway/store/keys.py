@@ -6,6 +6,7 @@ that workers watch, so none acts on an old record for longer than a second.
 
 import asyncio
 import hashlib
+import logging
 import secrets
 import time
 from typing import Any
@@ -24,9 +25,13 @@ ID_BYTES = 8
 MAX_LISTED = 10_000
 USED_EVERY_SECONDS = 60
 MAX_TRIES = 5
+PAUSE_SECONDS = 0.2  # between them
+
+logger = logging.getLogger("sluice.store")
 
 _json = msgspec.json.Encoder().encode
 _TEXT = {"name", "tenant"}  # settings kept as they are; the others as JSON
+_TOGETHER = ("rpm", "burst")  # the second means nothing without the first
 
 
 class VirtualKey(msgspec.Struct, frozen=True):
@@ -128,10 +133,11 @@ class VirtualKeys:
         before = _encode_settings(record.settings)
         after = before if settings is None else _encode_settings(settings)
         changes = {name: value for name, value in after.items() if value != before.get(name)}
+        if not changes.keys().isdisjoint(_TOGETHER):
+            changes |= {name: after[name] for name in _TOGETHER}
         if blocked is not None:
             changes["blocked"] = str(int(blocked))
-        if changes:
-            await self._change(record.id, changes)
+        await self._change(record.id, changes)
         return await self.get(record.id)
 
     async def rotate(self, key_id: str, grace_seconds: int) -> tuple[VirtualKey, str]:
@@ -144,18 +150,29 @@ class VirtualKeys:
             await self._client.call("HSET", names.KEYS, digest, key_id)
             args = (record.sha256.encode(), digest.encode(), b"%d" % until)
             if await ran(self._client, scripts.ROTATE, [names.key(key_id)], *args):
-                gone = record.previous_sha256
-                await self._client.call("HDEL", names.KEYS, gone or "-")
-                await self._client.call("INCR", names.KEYS_VERSION)
-                return await self.get(key_id), secret
+                return await self._rotated(key_id, record, digest, until), secret
             await self._client.call("HDEL", names.KEYS, digest)
         raise StoreError(f"the key {key_id!r} is being changed by others")
+
+    async def _rotated(
+        self, key_id: str, before: VirtualKey, digest: str, until: int
+    ) -> VirtualKey:
+        """Let it be known of a rotation, and return the record: it is done, whatever fails now."""
+        try:
+            await self._tell()
+            await self._client.call("HDEL", names.KEYS, before.previous_sha256 or "-")
+            return await self.get(key_id)
+        except StoreError as error:
+            logger.warning("the key %s is rotated; not all workers may know: %s", key_id, error)
+        return msgspec.structs.replace(
+            before, sha256=digest, previous_sha256=before.sha256, previous_until=until
+        )
 
     async def revoke(self, key_id: str) -> VirtualKey:
         """Make a key's secrets worthless for good; the record stays. Raises NoSuchKey."""
         record = await self.get(key_id)
-        if not record.revoked:
-            await self._change(key_id, {"revoked": str(int(time.time()))})
+        revoked = record.revoked or int(time.time())
+        await self._change(key_id, {"revoked": str(revoked)})
         return await self.get(key_id)
 
     async def version(self) -> int:
@@ -171,11 +188,25 @@ class VirtualKeys:
         return decode(dict(zip(flat[::2], flat[1::2], strict=True))) if flat else None
 
     async def _change(self, key_id: str, changes: dict[str, str]) -> None:
-        pairs = [part for pair in changes.items() for part in pair]
-        await asyncio.gather(
-            self._client.call("HSET", names.key(key_id), *pairs),
-            self._client.call("INCR", names.KEYS_VERSION),
-        )
+        """Write what is to change, and then let it be known.
+
+        Also where nothing is: somebody who asks again may have failed in between.
+        """
+        if changes:
+            pairs = [part for pair in changes.items() for part in pair]
+            await self._client.call("HSET", names.key(key_id), *pairs)
+        await self._tell()
+
+    async def _tell(self) -> None:
+        """Let workers know that a key has changed."""
+        for tried in range(1, MAX_TRIES + 1):
+            try:
+                await self._client.call("INCR", names.KEYS_VERSION)
+                return
+            except StoreError:
+                if tried == MAX_TRIES:
+                    raise
+            await asyncio.sleep(PAUSE_SECONDS)
 
 
 def _age(record: VirtualKey) -> tuple[int, str]:

@@ -70,6 +70,22 @@ async def test_two_rotations_at_once_lose_no_secret(upstream: Upstream) -> None:
             assert statuses == [200, 200]
 
 
+async def test_no_two_changes_leave_a_burst_without_its_rate(upstream: Upstream) -> None:
+    with running(governed(upstream.url), workers=2) as gateway:
+        for number in range(TRIES):
+            _, made = await admin(
+                gateway, "POST", "/admin/keys", {"name": f"k{number}", "rpm": 100}
+            )
+            path = f"/admin/keys/{made['id']}"
+            await asyncio.gather(
+                admin(gateway, "PATCH", path, {"rpm": None}),
+                admin(gateway, "PATCH", path, {"burst": 5}),
+            )
+            _, shown = await admin(gateway, "GET", path)
+            assert (shown["rpm"], shown["burst"]) in ((None, None), (100, 5))
+            assert await opens(gateway, made["key"]) == 200
+
+
 async def test_a_limit_that_lua_could_not_count_is_refused(upstream: Upstream) -> None:
     with running(governed(upstream.url)) as gateway:
         for name in ("rpm", "tpm", "concurrency"):

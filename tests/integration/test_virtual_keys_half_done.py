@@ -1,0 +1,95 @@
+"""Changes of virtual keys that fail half-way, as where Redis goes at that moment."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config.schema import Auth, Config, KeySettings
+from gateway.core.errors import ApiError, StoreError
+from gateway.pipeline.keyring import Keyring
+from gateway.store import names
+from gateway.store.keys import MAX_TRIES, VirtualKeys
+from gateway.store.link import Link
+from gateway.store.location import Location
+from tests.support.store import store_server
+
+
+class Cut:
+    """A connection that loses one command, so many times."""
+
+    def __init__(self, link: Link) -> None:
+        self._link, self.command, self.times = link, "", 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._link, name)
+
+    def call(self, *command: Any) -> Any:
+        if command[0] == self.command and self.times:
+            self.times -= 1
+            raise StoreError("the connection to Redis was lost")
+        return self._link.call(*command)
+
+    def lose(self, command: str, times: int) -> None:
+        self.command, self.times = command, times
+
+
+@pytest.fixture
+async def cut(tmp_path: Path) -> AsyncIterator[Cut]:
+    with store_server(tmp_path) as server:
+        link = Link(Location(unix_path=server.socket), 5, "test")
+        await link.start()
+        yield Cut(link)
+        await link.aclose()
+
+
+async def opens(keys: VirtualKeys, secret: str) -> bool:
+    ring = Keyring(Config(auth=Auth(enabled=True)), keys)
+    try:
+        await ring.authenticate(secret)
+    except ApiError as error:
+        assert error.code == "invalid_api_key"
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("command", "times"), [("INCR", 1), ("INCR", MAX_TRIES), ("HDEL", 1)])
+async def test_a_rotation_that_is_done_tells_its_secret(cut: Cut, command: str, times: int) -> None:
+    keys = VirtualKeys(cut)  # type: ignore[arg-type]
+    record, first = await keys.create(KeySettings(name="a"))
+    version = await keys.version()
+    cut.lose(command, times)
+    rotated, second = await keys.rotate(record.id, 86400)
+    assert cut.times == 0
+    assert rotated.previous_sha256 == record.sha256
+    assert await opens(keys, first)
+    assert await opens(keys, second)
+    if times < MAX_TRIES:
+        assert await keys.version() > version
+
+
+async def test_a_change_that_was_half_done_is_told_when_it_is_asked_for_again(cut: Cut) -> None:
+    keys = VirtualKeys(cut)  # type: ignore[arg-type]
+    record, _ = await keys.create(KeySettings(name="a"))
+    version = await keys.version()
+    for change in (
+        lambda: keys.revoke(record.id),
+        lambda: keys.update(record, blocked=True),
+        lambda: keys.update(record, KeySettings(name="b")),
+    ):
+        cut.lose("INCR", MAX_TRIES)
+        with pytest.raises(StoreError):
+            await change()
+        assert await keys.version() == version
+        await change()
+        assert await keys.version() > version
+        version = await keys.version()
+        record = await keys.get(record.id)
+
+
+async def test_a_record_that_no_gateway_wrote_opens_nothing(cut: Cut) -> None:
+    keys = VirtualKeys(cut)  # type: ignore[arg-type]
+    record, secret = await keys.create(KeySettings(name="a"))
+    await cut.call("HSET", names.key(record.id), "burst", "5")
+    assert not await opens(keys, secret)
