@@ -1,6 +1,7 @@
 """Changes of virtual keys that fail half-way, as where Redis goes at that moment."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,14 @@ async def opens(keys: VirtualKeys, secret: str) -> bool:
     ring = Keyring(Config(auth=Auth(enabled=True)), keys)
     try:
         await ring.authenticate(secret)
-    except ApiError as error:
-        assert error.code == "invalid_api_key"
+    except ApiError:
         return False
     return True
 
 
 @pytest.mark.parametrize(("command", "times"), [("INCR", 1), ("INCR", MAX_TRIES), ("HDEL", 1)])
 async def test_a_rotation_that_is_done_tells_its_secret(cut: Cut, command: str, times: int) -> None:
-    keys = VirtualKeys(cut)  # type: ignore[arg-type]
+    keys = VirtualKeys(cut)
     record, first = await keys.create(KeySettings(name="a"))
     version = await keys.version()
     cut.lose(command, times)
@@ -70,14 +70,15 @@ async def test_a_rotation_that_is_done_tells_its_secret(cut: Cut, command: str, 
 
 
 async def test_a_change_that_was_half_done_is_told_when_it_is_asked_for_again(cut: Cut) -> None:
-    keys = VirtualKeys(cut)  # type: ignore[arg-type]
+    keys = VirtualKeys(cut)
     record, _ = await keys.create(KeySettings(name="a"))
     version = await keys.version()
-    for change in (
-        lambda: keys.revoke(record.id),
-        lambda: keys.update(record, blocked=True),
-        lambda: keys.update(record, KeySettings(name="b")),
-    ):
+    changes: list[Callable[[], Awaitable[VirtualKey]]] = [
+        partial(keys.revoke, record.id),
+        partial(keys.update, record, blocked=True),
+        partial(keys.update, record, KeySettings(name="b")),
+    ]
+    for change in changes:
         cut.lose("INCR", MAX_TRIES)
         with pytest.raises(StoreError):
             await change()
@@ -85,11 +86,10 @@ async def test_a_change_that_was_half_done_is_told_when_it_is_asked_for_again(cu
         await change()
         assert await keys.version() > version
         version = await keys.version()
-        record = await keys.get(record.id)
 
 
 async def test_a_record_that_no_gateway_wrote_opens_nothing(cut: Cut) -> None:
-    keys = VirtualKeys(cut)  # type: ignore[arg-type]
+    keys = VirtualKeys(cut)
     record, secret = await keys.create(KeySettings(name="a"))
     await cut.call("HSET", names.key(record.id), "burst", "5")
     assert not await opens(keys, secret)
