@@ -11,7 +11,7 @@ from gateway.config.schema import Auth, Config, KeySettings
 from gateway.core.errors import ApiError, StoreError
 from gateway.pipeline.keyring import Keyring
 from gateway.store import names
-from gateway.store.keys import MAX_TRIES, VirtualKeys
+from gateway.store.keys import MAX_TRIES, VirtualKey, VirtualKeys
 from gateway.store.link import Link
 from gateway.store.location import Location
 from tests.support.store import store_server
