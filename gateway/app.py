@@ -155,7 +155,7 @@ class Gateway:
         """Connect to the store, open the demo upstream, build the server. Raises StoreError."""
         await self._connect()
         with contextlib.suppress(StoreError):
-            await self._admission.count_workers(self._name, self._upkeep_seconds)
+            await self._admission.roster.count(self._name, self._upkeep_seconds)
         if self._traces is not None:
             self._traces.start()
         if self._webhook is not None:
@@ -198,7 +198,7 @@ class Gateway:
 
     async def _connect(self) -> None:
         """Connect to the store. Raises StoreError where nobody has before."""
-        self._admission.live_workers = self._resources.workers
+        self._admission.roster.live = self._resources.workers
         try:
             await self._client.start()
         except StoreError as error:
@@ -331,7 +331,7 @@ class Gateway:
             self._admission.extend_open()
             self._admission.retry_unsettled()
             with contextlib.suppress(StoreError):  # it is away: its leases wait for it
-                await self._admission.count_workers(self._name, self._upkeep_seconds)
+                await self._admission.roster.count(self._name, self._upkeep_seconds)
             if self._journal is not None:
                 with contextlib.suppress(StoreError):
                     await replay(self._admission.orphans, self._journal)

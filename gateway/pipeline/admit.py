@@ -17,6 +17,7 @@ from gateway.store.lease import Holding, holds
 # Reserved for the answer where neither the request nor the model's configuration sets a maximum.
 DEFAULT_OUTPUT_TOKENS = 1024
 MAX_KEPT = 256
+MOST_OUTPUT = 2**52  # tokens: no limit is larger, and Lua counts them exactly
 
 
 def output_of(request: Request, served: Served) -> int:
@@ -24,7 +25,7 @@ def output_of(request: Request, served: Served) -> int:
     output = request.max_output
     if output is None:
         output = served.max_output or DEFAULT_OUTPUT_TOKENS
-    return output * request.texts
+    return min(output * request.texts, MOST_OUTPUT)
 
 
 def admit(services: Services, call: Call) -> Awaitable[None]:
@@ -62,6 +63,7 @@ def admit(services: Services, call: Call) -> Awaitable[None]:
         int(now),
         () if principal.only_rates else holds(granted),
         principal.labels,
+        "" if served.name == request.model else served.name,
     )
     if request.stream and money:
         call.holding = holding

@@ -162,6 +162,11 @@ async def reserve(
         ]
     )
     wanted = msgspec.structs.replace(holding, output=output, holds=holds(grown))
+    if served is not call.model:
+        target = served.routes[0].target
+        wanted = msgspec.structs.replace(
+            wanted, priced=served.name, provider=target.provider, served=target.model
+        )
     if budgets and more:
         admission = services.admission
         try:

@@ -102,7 +102,7 @@ class Answers:
             with contextlib.suppress(StoreError):
                 self._purged(await purge_count(self._client))
                 if self.redis is not None:
-                    await self.redis.look(services.admission.live_workers)
+                    await self.redis.look(services.admission.roster.live)
             await asyncio.sleep(LOOK_SECONDS)
 
     def _purged(self, times: int) -> None:

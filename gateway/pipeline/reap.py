@@ -36,7 +36,16 @@ async def reap(services: Services) -> None:
 
 
 async def _reap(services: Services, tenant: str) -> None:
-    for lease, holding in await services.admission.orphans.expired(tenant):
+    admission = services.admission
+    try:
+        expired = await admission.orphans.expired(tenant)
+    except StoreError:
+        admission.unsteady(tenant)
+        raise
+    own = admission.own_leases() if expired else frozenset[str]()
+    for lease, holding in expired:
+        if lease in own:
+            continue  # it could not be extended, or is about to be settled
         if tenant == names.TARGETS_TENANT:
             _free(services, lease, holding or _NOTHING)
         else:
@@ -57,7 +66,7 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
     if holding.operation == Operation.COUNT_TOKENS.label:
         usage = Usage()
     served = services.catalogue.resolve(holding.model)
-    price = served.routes[0].price_now() if served is not None else None
+    price = _price_of(services, tenant, holding)
     if usage == Usage():  # an answer that was kept, or counting: free, whatever a request costs
         price = _FREE if price is not None else None
     cost = cost_microusd(price, usage) if price is not None else 0
@@ -101,6 +110,18 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
         marked=True,  # a worker may have it in its journal
     )
     services.admission.settle(settlement, partial(_emit_once, services, finished))
+
+
+def _price_of(services: Services, tenant: str, holding: Holding) -> Price | None:
+    """Return the price of the target that was to be asked first, where it is known by now."""
+    served = services.catalogue.resolve(holding.priced or holding.model)
+    if served is not None and served.shadow is not None and tenant == names.SHADOW_TENANT:
+        served = served.shadow.served
+    if served is None:
+        return None
+    wanted = (holding.provider, holding.served)
+    routes = [r for r in served.routes if (r.target.provider, r.target.model) == wanted]
+    return (*routes, served.routes[0])[0].price_now()
 
 
 def _emit_once(services: Services, finished: RequestRecord, counted: bool) -> None:

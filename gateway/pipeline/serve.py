@@ -97,7 +97,8 @@ async def _answer(services: Services, call: Call) -> Deliver:
         logger.warning("admission failed: %s", error)
         message = "The store that decides over limits cannot be reached."
         deliver = _refuse(call, ApiError("store_unavailable", message, retry_after=1))
-        call.outcome = record.REFUSED  # though it is settled: the lease may have been taken
+        # Though it is settled: the lease may have been taken.
+        call.outcome, call.unsure = record.REFUSED, True
         return deliver
     except Exception:
         logger.exception("request %s failed inside the gateway", call.id)

@@ -17,7 +17,7 @@ from gateway.policy.caching import COALESCED, HIT, STALE, shares
 from gateway.policy.limits import CONCURRENCY, MONEY, REQUESTS, TOKENS
 from gateway.policy.pricing import cost_components, in_microusd, rounded
 from gateway.policy.tokens import count_tokens
-from gateway.store.lease import Return, Settlement
+from gateway.store.lease import Applied, Return, Settlement
 from gateway.store.requests import values
 
 MICROSECONDS = 1_000_000
@@ -131,11 +131,19 @@ def settle(services: Services, call: Call) -> None:
     if call.flight is not None:
         _share(call, call.flight)
     finished = _record(services, call)
-    if call.leased:
-        _close_lease(services, call, finished)
-    else:
+    if not call.leased:
         services.append(finished)
+    elif services.admission.may_be_gone(call.id):
+        _close_lease(services, call, finished, partial(_emit_once, services, finished))
+        return
+    else:
+        _close_lease(services, call, finished)
     services.emit(finished)
+
+
+def _emit_once(services: Services, finished: RequestRecord, counted: bool) -> None:
+    if counted:  # else another worker has taken this one for dead, and has emitted one
+        services.emit(finished)
 
 
 def _between_attempts(call: Call) -> bool:
@@ -165,7 +173,9 @@ def _share(call: Call, flight: Flight) -> None:
         call.usage_source = "none"
 
 
-def _close_lease(services: Services, call: Call, finished: RequestRecord) -> None:
+def _close_lease(
+    services: Services, call: Call, finished: RequestRecord, applied: Applied | None = None
+) -> None:
     principal = call.principal
     assert principal is not None
     usage = call.usage
@@ -182,7 +192,8 @@ def _close_lease(services: Services, call: Call, finished: RequestRecord) -> Non
             values(finished),
             False,
             int(finished.time),
-        )
+        ),
+        applied,
     )
 
 

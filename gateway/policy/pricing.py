@@ -20,6 +20,7 @@ Usd = str | float | Decimal  # a configured amount in US dollars
 
 FEMTO_PER_NANO = 10**6
 FEMTO_PER_MICRO = 10**9
+MOST_RESERVED = 2**52  # micro-dollars: no budget is larger, and Lua counts them exactly
 # Refuses an amount that it would have to round, and one too long to be a price.
 _EXACT = Context(prec=40, traps=[InvalidOperation, Inexact])
 
@@ -185,7 +186,7 @@ def most_microusd(
     if sound:
         given, made = max(given, rates.audio_input), max(made, rates.audio_output)
     femto = prompt * given + output * made + price.request * FEMTO_PER_NANO
-    return (femto + FEMTO_PER_MICRO - 1) // FEMTO_PER_MICRO
+    return min((femto + FEMTO_PER_MICRO - 1) // FEMTO_PER_MICRO, MOST_RESERVED)
 
 
 def rounded(components: CostComponents) -> int:

@@ -1,7 +1,7 @@
 """What one worker may admit by itself while the store that limits are in is away. Pure.
 
 A worker enforces its share: a limit divided by the workers there are, and of what was left when
-last heard no more than that part. Nothing of it is kept when the store is back.
+last heard no more than that part. It stands until the store has taken what was admitted by it.
 """
 
 from math import inf
@@ -85,6 +85,13 @@ class LocalShare:
             level, at = self.known[key]
             self.known[key] = min(capacity, level + amount), at
 
+    def took(self, granted: tuple[Grant, ...]) -> None:
+        """Know what the store has given meanwhile of what is also taken here."""
+        for grant in granted:
+            if grant.key in self._left:
+                left, at = self._left[grant.key]
+                self._left[grant.key] = left - grant.amount, at
+
     def has(self, lease: str) -> bool:
         """Tell whether a lease was taken here."""
         return lease in self._taken
@@ -96,18 +103,29 @@ class LocalShare:
                 left, at = self._left[grant.key]
                 self._left[grant.key] = left + grant.amount - used[grant.key], at
 
-    def reset(self) -> None:
-        """Forget all of it but what the store says: it is back."""
+    def reset(self, workers: int) -> None:
+        """Go by what the store says next: it is back, and is told of what was taken here.
+
+        What it has said before may be of before that, so no more is left than is left here.
+        """
+        for key, (left, at) in self._left.items():
+            level = int(left * workers)
+            if key in self.known:
+                level = min(level, self.known[key][0])
+            self.known[key] = level, at
         self._left.clear()
         self._taken.clear()
 
     def _current(self, grant: Grant, workers: int, now: float) -> float:
         limit = grant.limit
         share = _share(limit, workers)
+        known = self.known.get(grant.key)
         if grant.key in self._left:
             left, at = self._left[grant.key]
-        elif grant.key in self.known:
-            level, at = self.known[grant.key]
+            if known is not None and known[1] > at:  # others have taken of it too
+                left = min(left, max(known[0], 0) / workers)
+        elif known is not None:
+            level, at = known
             left = max(level, 0) / workers
         else:
             return share

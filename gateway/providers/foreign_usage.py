@@ -74,6 +74,7 @@ _SHAPES: tuple[tuple[str, Any], ...] = (
     ("prompt_tokens", openai_wire.WireUsage),
     ("cache_read_input_tokens", anthropic_wire.WireUsage),
     ("cache_creation_input_tokens", anthropic_wire.WireUsage),
+    ("server_tool_use", anthropic_wire.WireUsage),
     ("input_tokens", responses_wire.WireUsage),
     ("output_tokens", responses_wire.WireUsage),
     ("inputTokens", converse_wire.WireUsage),

@@ -7,7 +7,6 @@ wait for `after_settled`: they leave when the settlement that pays for them has 
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
@@ -23,10 +22,12 @@ from gateway.store.client import Client, ran
 from gateway.store.connection import Reply
 from gateway.store.journal import Journal
 from gateway.store.lease import Applied, Ask, Due, Holding, Settlement, Verdict, batches
+from gateway.store.open_leases import OpenLeases
 from gateway.store.orphans import Orphans
 from gateway.store.packing import pack_asks, pack_settlements, unpack_counted, unpack_verdicts
-from gateway.store.part import Parts
+from gateway.store.part import Part, Parts
 from gateway.store.patience import Patience
+from gateway.store.roster import Roster
 
 NO_LEASE = ""  # asks how the limits stand
 
@@ -57,7 +58,7 @@ class Admission:
         self._degrade = degrade
         self._parts = Parts(clustered=client.clustered)
         self._whole = self._parts.whole
-        self.live_workers = 1
+        self.roster = Roster(client)
         self._lease_ms = int(lease_seconds * 1000)
         self._loop = asyncio.get_running_loop()
         self._asks: dict[str, list[Ask]] = {}
@@ -67,12 +68,12 @@ class Admission:
         self._holding: Holding | None = None
         self._held = b""
         self._backlog = Backlog(journal)
-        self._open: dict[str, tuple[str, float]] = {}
+        self._leases = OpenLeases(client, lease_seconds, self.unsteady)
+        self._open = self._leases.by_id
         self._unheard: set[str] = set()  # leases that Redis may have given, and has not said so
         self._tenants: set[str] = set()
         self._scheduled = False
         self._patience = Patience()
-        self._clock_offset = 0.0
         self.orphans = Orphans(client, self._lease_ms, self.now)
         client.on_connect = self._reconnected
 
@@ -109,6 +110,18 @@ class Admission:
         part = self._parts.of(tenant)
         steady = monotonic() - part.steady_since >= self._lease_seconds
         return steady and not part.late and self._client.reaches(tenant)
+
+    def unsteady(self, tenant: str) -> None:
+        """Know that leases that have expired may be of workers that could not extend them."""
+        self._parts.of(tenant).refuses()
+
+    def own_leases(self) -> frozenset[str]:
+        """Return the leases that this worker holds, or has yet to tell Redis something of."""
+        return frozenset(self._open).union(self._backlog.leases())
+
+    def may_be_gone(self, lease: str) -> bool:
+        """Tell whether a lease may have been taken for a dead worker's."""
+        return self._leases.may_be_gone(lease)
 
     def tenants_seen(self) -> set[str]:
         """Return the tenants of a cluster that this worker has had to do with."""
@@ -154,6 +167,7 @@ class Admission:
         """Turn a lease into usage; `applied` learns whether it was this call that counted."""
         lease = settlement.lease
         opened = self._open.pop(lease, None)
+        self._leases.missing.discard(lease)
         part = self._whole or self._parts.of(settlement.tenant)
         share = part.share
         if part.alone and share.has(lease):
@@ -162,6 +176,10 @@ class Admission:
             for back in settlement.returns:
                 if back.spec[0] != RATE:
                     share.came_back(back.key, back.reserved - back.used, back.spec[1])
+        if lease in self._unheard:  # or its lease could be opened after it was settled
+            self._backlog.expect(lease)
+        if part.late:  # what is on its way may be lost with this worker
+            self._backlog.doubt(lease)
         held = self._backlog.hold(settlement, applied)
         if held is not None:
             self._settlements.setdefault(settlement.tenant, []).append(held)
@@ -178,15 +196,7 @@ class Admission:
         """Move the deadlines of this worker's leases that are not brand new."""
         for _, part in self._parts.all():
             part.share.forget_some()
-        old = monotonic() - self._lease_seconds / 3
-        by_tenant: dict[str, list[bytes]] = {}
-        for lease, (tenant, since) in self._open.items():
-            if since < old:
-                by_tenant.setdefault(tenant, []).append(lease.encode())
-        for tenant, leases in by_tenant.items():
-            for some in batches(leases):
-                args = (b"%d" % self._lease_ms, *some)
-                self._client.run(scripts.EXTEND, [names.leases(tenant)[0]], args, lambda _: None)
+        self._leases.extend()
 
     async def grow(
         self, tenant: str, lease: str, holding: Holding, budgets: tuple[Grant, ...], amount: int
@@ -216,22 +226,11 @@ class Admission:
         """Reserve more of this worker's share, while Redis is away; return what refuses."""
         part = self._parts.of(tenant)
         part.alone = True
-        return part.share.grow(lease, budgets, amount, self.live_workers, monotonic())
-
-    async def count_workers(self, name: str, every_seconds: float) -> None:
-        """Be counted among the live workers of all machines, and count them. Raises StoreError."""
-        now = self.now()
-        call = self._client.call
-        _, _, _, count = await asyncio.gather(
-            call("ZADD", names.WORKERS, int(now), name),
-            call("ZREMRANGEBYSCORE", names.WORKERS, "-inf", int(now - 3 * every_seconds - 1)),
-            call("EXPIRE", names.WORKERS, 3600),
-            call("ZCARD", names.WORKERS),
-        )
-        self.live_workers = max(1, count)
+        return part.share.grow(lease, budgets, amount, self.roster.live, monotonic())
 
     def retry_unsettled(self) -> None:
-        """Send again what Redis refused while it was reachable."""
+        """Send again what Redis refused while it was reachable, and what it may have forgotten."""
+        self._tenants.clear()  # what Redis knew of them may have been deleted
         if self._backlog and (self._client.clustered or self._client.connected):
             self._resend()
 
@@ -249,7 +248,7 @@ class Admission:
 
     def now(self) -> float:
         """Return Unix seconds by Redis's clock, as far as this worker knows it."""
-        return time.time() + self._clock_offset
+        return self.roster.now()
 
     def _serves(self, tenant: str) -> bool:
         """Tell whether the part of a cluster that has a tenant is there; one server is one part."""
@@ -268,11 +267,17 @@ class Admission:
                 self._tenants.add(tenant)
                 self._client.post("SADD", names.TENANTS, tenant)
             for part in batches(waiting):
-                self._send_asks(tenant, part)
+                try:
+                    self._send_asks(tenant, part)
+                except Exception as error:
+                    _give_up(tenant, part, error)
         settlements, self._settlements = self._settlements, {}
         for tenant, due in settlements.items():
             for batch in batches(due):
-                self._send_settlements(tenant, batch)
+                try:
+                    self._send_settlements(tenant, batch)
+                except Exception as error:
+                    _give_up(tenant, [], error)
         self._client.flush()
         after, self._after = self._after, []
         for deliver in after:
@@ -281,7 +286,9 @@ class Admission:
     def _send_asks(self, tenant: str, asks: list[Ask]) -> None:
         keys, data, limits = pack_asks(tenant, asks, self._lease_ms)
         number = 0
-        if self._degrade and not self._parts.of(tenant).late:
+        if self._parts.of(tenant).late:
+            self._note(tenant, asks)
+        elif self._degrade:
             number = self._patience.begin(partial(self._lose_patience, tenant, asks))
 
         def done(reply: Reply | Exception) -> None:
@@ -297,11 +304,12 @@ class Admission:
             self._unheard.discard(ask.lease)
         if not isinstance(reply, bytes):
             error = reply if isinstance(reply, StoreError) else StoreError(f"Redis: {reply}")
+            self._parts.of(tenant).refuses()
             for ask in asks:
                 if ask.future is None:
-                    self._backlog.postpone(tenant, ask)
+                    self._postpone(tenant, ask)
                 elif ask.future.done():
-                    continue
+                    self._release(tenant, ask)
                 elif self._degrade and ask.lease != NO_LEASE:
                     self._answer_alone(tenant, ask)
                 else:
@@ -310,26 +318,26 @@ class Admission:
                     ask.future.set_exception(error)
             return
         part = self._parts.of(tenant)
-        if part.alone:
-            part.is_back()
-            self._resend(tenant)
         try:
             now_us, verdicts = unpack_verdicts(reply)
         except msgspec.DecodeError as error:
             self._answer(tenant, asks, limits, StoreError(f"Redis answered nonsense: {error}"))
             return
         known, heard_at = part.share.known, monotonic()
-        self._clock_offset = now_us / 1e6 - time.time()
+        self.roster.heard(now_us)
         shadows = any(limit.shadow for limit in limits)
         for ask, (refusing, wait_us, *levels) in zip(asks, verdicts, strict=True):
+            granted = ask.grants
+            for grant, level in zip(granted, levels, strict=True):
+                known[grant.key] = level, heard_at
             if ask.future is None:
                 self._opened(tenant, ask)
                 continue
             if ask.future.done():
+                self._release(tenant, ask)
                 continue
-            granted = ask.grants
-            for grant, level in zip(granted, levels, strict=True):
-                known[grant.key] = level, heard_at
+            if part.alone and not refusing:
+                part.share.took(granted)
             if refusing:
                 self._open.pop(ask.lease, None)
                 wait = None if wait_us < 0 else wait_us / 1e6
@@ -339,6 +347,22 @@ class Admission:
                 ask.future.set_result(Verdict(granted, levels, overdrawn=overdrawn))
             else:
                 ask.future.set_result(Verdict(granted, levels))
+        if part.alone or part.late:
+            self._heard(tenant, part)
+
+    def _heard(self, tenant: str, part: Part) -> None:
+        """Know that a part answers; once it has what was decided without it, it alone decides."""
+        part.answers()
+        one = None if part is self._whole else tenant
+        if part.takes:
+            self._resend(one)
+        if part.alone and not self._backlog.owes(one):
+            part.is_back(self.roster.live)
+
+    def _postpone(self, tenant: str, ask: Ask) -> None:
+        """Keep a lease that Redis is to have later."""
+        self._parts.of(tenant).untold = True
+        self._backlog.postpone(tenant, ask)
 
     def _stream(self, tenant: str) -> str:
         return names.requests(tenant, clustered=self._client.clustered)
@@ -351,14 +375,14 @@ class Admission:
         if refused is not None:
             return refused
         self._open[lease] = (tenant, monotonic())
-        self._backlog.postpone(tenant, Ask(lease, _to_json(holding), granted, None, forced=True))
+        self._postpone(tenant, Ask(lease, _to_json(holding), granted, None, forced=True))
         return Verdict()
 
     def _decide_alone(self, tenant: str, lease: str, granted: tuple[Grant, ...]) -> Verdict | None:
         """Return the refusal of this worker's share of the limits, if it refuses."""
         part = self._parts.of(tenant)
         part.alone = True
-        found = part.share.take(lease, granted, self.live_workers, monotonic())
+        found = part.share.take(lease, granted, self.roster.live, monotonic())
         if found is None:
             return None
         limit, wait = found
@@ -373,11 +397,18 @@ class Admission:
             ask.future.set_result(msgspec.structs.replace(refused, unsure=True))
             return
         ask.future.set_result(Verdict())
-        self._backlog.postpone(tenant, msgspec.structs.replace(ask, future=None, forced=True))
+        self._postpone(tenant, msgspec.structs.replace(ask, future=None, forced=True))
+
+    def _note(self, tenant: str, asks: list[Ask]) -> None:
+        """Keep what Redis is asked without anybody waiting: it may be lost with this worker."""
+        for ask in asks:
+            if ask.future is None:
+                self._backlog.note(tenant, ask)
 
     def _lose_patience(self, tenant: str, asks: list[Ask]) -> None:
         """Redis is late: decide over what waits, and wait no more until it answers."""
         self._parts.of(tenant).late = True
+        self._note(tenant, asks)
         for ask in asks:
             if ask.future is None or ask.future.done():
                 continue
@@ -385,6 +416,11 @@ class Admission:
                 ask.future.set_exception(StoreError("Redis is late"))
             else:
                 self._answer_alone(tenant, ask)
+
+    def _release(self, tenant: str, ask: Ask) -> None:
+        """Nobody waits any more for what Redis was asked; its settlement may have waited too."""
+        if not self._backlog.postponed(ask.lease):
+            self._opened(tenant, ask)
 
     def _opened(self, tenant: str, ask: Ask) -> None:
         """Redis has a lease that nobody waited for: settle it if that was asked meanwhile."""
@@ -402,7 +438,11 @@ class Admission:
                 for (_, applied), counted in zip(due, unpack_counted(reply), strict=True):
                     if applied is not None:
                         applied(bool(counted))
+                part = self._parts.of(tenant)
+                if part.alone or part.late:
+                    self._heard(tenant, part)
             else:
+                self._parts.of(tenant).refuses()
                 self._backlog.keep(due)
 
         self._client.run(scripts.SETTLE, keys, (data,), done)
@@ -411,7 +451,7 @@ class Admission:
         """Redis is back, or a part of it: it decides again, and gets what it has missed."""
         for tenant, part in self._parts.all():
             if self._serves(tenant):
-                part.is_back()
+                self._heard(tenant, part)
         self._resend()
 
     def _resend(self, tenant: str | None = None) -> None:
@@ -419,12 +459,23 @@ class Admission:
         asks, due = self._backlog.take(
             lambda one: (tenant is None or one == tenant) and self._serves(one)
         )
-        for tenant, ask in asks:
-            self._asks.setdefault(tenant, []).append(ask)
+        for whose, part in self._parts.all():
+            if part is self._whole or (tenant in (None, whose) and self._serves(whose)):
+                part.untold = False
+        for whose, ask in asks:
+            self._asks.setdefault(whose, []).append(ask)
         for settlement, applied in due:
             self._settlements.setdefault(settlement.tenant, []).append((settlement, applied))
         self._tenants.clear()
         self._schedule()
+
+
+def _give_up(tenant: str, asks: list[Ask], error: Exception) -> None:
+    """Let a tenant's trouble be its own: what others ask in the same turn is sent all the same."""
+    logger.error("what tenant %s asks cannot be put to Redis", tenant, exc_info=error)
+    for ask in asks:
+        if ask.future is not None and not ask.future.done():
+            ask.future.set_exception(StoreError(f"it cannot be put to Redis: {error}"))
 
 
 async def _at_once(verdict: Verdict) -> Verdict:

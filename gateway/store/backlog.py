@@ -4,8 +4,9 @@ Bounded. What waits because Redis is away is on disk as well, where there is a j
 outlives the worker, and what memory cannot hold is not lost.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
+from time import monotonic
 
 import msgspec
 
@@ -13,8 +14,12 @@ from gateway.policy.limits import RATE
 from gateway.store.journal import Journal, Opened, Settled
 from gateway.store.lease import Applied, Ask, Due, Holding, Settlement
 
+# A rate is full again by then, whatever was taken of it.
+REFILL_SECONDS = 60.0
 # Settlements kept in memory while Redis is away: some 50 MB. Beyond it the oldest are on disk only.
 MAX_UNSETTLED = 20_000
+
+_LONG_AGO = ("", 0.0)
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -27,6 +32,9 @@ class Backlog:
         # Leases that Redis has not confirmed: until it does, their settlements are held.
         self._opening: set[str] = set()
         self._unopened: dict[str, tuple[str, Ask]] = {}
+        # What was admitted without Redis, which has not confirmed it: the tenant, and when.
+        self._owed: dict[str, tuple[str, float]] = {}
+        self._owing: Counter[str] = Counter()
         self._held: dict[str, Due] = {}
         self._unsettled: deque[Due] = deque()
         # Leases that Redis may be asked for twice, so that it is to remember how they ended; and
@@ -57,6 +65,14 @@ class Backlog:
         lease = ask.lease
         self._opening.add(lease)
         self._unopened[lease] = (tenant, ask)
+        if ask.forced and lease not in self._owed:
+            self._owed[lease] = (tenant, monotonic())
+            self._owing[tenant] += 1
+        self.note(tenant, ask)
+
+    def note(self, tenant: str, ask: Ask) -> None:
+        """Write down that Redis is to have a lease, as it may be lost with this worker."""
+        lease = ask.lease
         if lease in self._doubtful:
             return
         self._doubtful[lease] = False
@@ -68,6 +84,19 @@ class Backlog:
             self._held[lease] = (settlement, applied)
             self._write(settlement)
 
+    def postponed(self, lease: str) -> bool:
+        """Tell whether Redis is to be asked for a lease, again perhaps."""
+        return lease in self._unopened
+
+    def owes(self, tenant: str | None) -> bool:
+        """Tell whether Redis lacks something admitted without it, of a tenant or at all."""
+        return bool(self._owed) if tenant is None else tenant in self._owing
+
+    def leases(self) -> set[str]:
+        """Return the leases of which Redis has yet to be told something."""
+        waiting = {settlement.lease for settlement, _ in self._unsettled}
+        return waiting.union(self._held, self._unopened)
+
     def doubt(self, lease: str) -> None:
         """Know that a lease was given up, though Redis may yet open it."""
         self._doubtful.setdefault(lease, False)
@@ -78,19 +107,21 @@ class Backlog:
         doubtful = bool(self._doubtful) and lease in self._doubtful
         if doubtful:
             settlement = msgspec.structs.replace(settlement, marked=True)
+            self._write(settlement)
         due = (settlement, applied)
         if lease not in self._opening:
             return due
         self._held[lease] = due
-        if doubtful:
-            self._write(settlement)
         self._evict()
         return None
 
     def opened(self, lease: str) -> Due | None:
         """Know that Redis has a lease; return its settlement, if it was asked for meanwhile."""
         self._opening.discard(lease)
-        return self._held.pop(lease, None)
+        held = self._held.pop(lease, None)
+        if held is None:
+            self._pay(lease)
+        return held
 
     def keep(self, due: list[Due]) -> None:
         """Keep what Redis did not take; settling again is safe, a lease counts once."""
@@ -101,6 +132,9 @@ class Backlog:
 
     def settled(self, due: list[Due]) -> None:
         """Know that Redis has these settlements."""
+        if self._owed:
+            for settlement, _ in due:
+                self._pay(settlement.lease)
         if not self._doubtful:
             return
         for settlement, _ in due:
@@ -115,21 +149,34 @@ class Backlog:
     def take(self, wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Ask]], list[Due]]:
         """Take out all that Redis is to be told now of some tenants: the leases first."""
         asks = []
+        refilled = monotonic() - REFILL_SECONDS
         unopened, self._unopened = self._unopened, {}
         for lease, (tenant, ask) in unopened.items():
             if not wanted(tenant):
                 self._unopened[lease] = (tenant, ask)
                 continue
-            held = self._held.get(ask.lease)
-            if held is not None:
-                self._held[ask.lease] = (_ended(held[0]), held[1])
-                ask = msgspec.structs.replace(ask, grants=(), holding=_bare(ask.holding))
+            held = self._held.get(lease)
+            if held is not None:  # it has ended: of its limits only rates are to know of it
+                recent = self._owed.get(lease, _LONG_AGO)[1] >= refilled
+                if not recent:
+                    self._held[lease] = (_ended(held[0]), held[1])
+                rates = tuple([g for g in ask.grants if recent and g.spec[0] == RATE])
+                ask = msgspec.structs.replace(ask, grants=rates, holding=_bare(ask.holding))
             asks.append((tenant, ask))
         unsettled, self._unsettled = self._unsettled, deque()
         due: list[Due] = []
         for one in unsettled:
             (due if wanted(one[0].tenant) else self._unsettled).append(one)
         return asks, due
+
+    def _pay(self, lease: str) -> None:
+        """Owe a lease no more."""
+        found = self._owed.pop(lease, None)
+        if found is not None:
+            tenant = found[0]
+            self._owing[tenant] -= 1
+            if not self._owing[tenant]:
+                del self._owing[tenant]
 
     def _write(self, settlement: Settlement) -> None:
         if self._journal is None or self._doubtful.get(settlement.lease):
@@ -143,11 +190,13 @@ class Backlog:
         while self.unsettled > MAX_UNSETTLED:
             if self._unsettled:
                 lease = self._unsettled.popleft()[0].lease
+                self._pay(lease)
             else:
                 lease = next(iter(self._held))
                 del self._held[lease]
                 self._opening.discard(lease)
                 self._unopened.pop(lease, None)
+                self._pay(lease)
             if self._doubtful.pop(lease, False):
                 self._evicted = True
             else:
@@ -157,7 +206,7 @@ class Backlog:
 def _ended(settlement: Settlement) -> Settlement:
     """Let a request that ended while Redis was away count as usage, and in budgets, alone.
 
-    Its slot is free again, and what it took of a rate has long been refilled.
+    Its slot is free again, and what it took of a rate has been refilled.
     """
     spent = tuple([one for one in settlement.returns if one.spec[0] != RATE])
     return msgspec.structs.replace(settlement, returns=spent)

@@ -17,7 +17,8 @@ T = TypeVar("T")
 class Holding(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What a lease holds, enough to account for it if its worker dies. Amounts are estimates.
 
-    `holds` are the slots and the money to be given back: limit keys, their sorts, amounts.
+    `holds` are the slots and the money to be given back: limit keys, their sorts, amounts. `priced`
+    names the model whose price counts, where that is not the one that was asked for.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Holding(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     started: int
     holds: tuple[tuple[str, Spec, int], ...] = ()
     labels: tuple[str, ...] = ()
+    priced: str = ""
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):

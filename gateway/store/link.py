@@ -3,6 +3,8 @@
 import asyncio
 import ssl
 from collections.abc import Callable
+from math import inf
+from time import monotonic
 
 import hiredis
 import msgspec
@@ -141,16 +143,23 @@ class Link:
             self.on_lost()
 
     async def _keep_connected(self) -> None:
+        backoff, connected_at = FIRST_BACKOFF_SECONDS, -inf
         while True:
             await self._lost.wait()
             self._lost.clear()
-            backoff = FIRST_BACKOFF_SECONDS
+            # One that is lost at once, as it is no master any more, is as good as none.
+            if monotonic() - connected_at < LAST_BACKOFF_SECONDS:
+                await asyncio.sleep(backoff)
+                backoff = min(backoff * 2, LAST_BACKOFF_SECONDS)
+            else:
+                backoff = FIRST_BACKOFF_SECONDS
             while self._connection is None:
                 try:
                     self._connection = await self._connect()
                 except StoreError:
                     await asyncio.sleep(backoff)
                     backoff = min(backoff * 2, LAST_BACKOFF_SECONDS)
+            connected_at = monotonic()
             self.on_connect()
 
     async def _connect(self) -> Connection:

@@ -3,28 +3,51 @@
 One server is one part. In a cluster each tenant's keys are one, as its master may be away alone.
 """
 
+from math import inf
 from time import monotonic
 
 from gateway.policy.share import LocalShare
 
 MAX_PARTS = 10_000
+# What refuses what it is told may refuse it for long: it is told all of it again now and then.
+REST_SECONDS = 1.0
 
 
 class Part:
-    """`late`: what is asked is not waited for; `alone`: the worker has decided by itself since."""
+    """`late`: what is asked is not waited for; `alone`: the worker has decided by itself, and Redis
+    does not have all of that; `untold`: some of it is not even on its way.
+    """
 
-    __slots__ = ("alone", "late", "share", "steady_since")
+    __slots__ = ("alone", "late", "refused_at", "share", "steady_since", "untold")
 
     def __init__(self) -> None:
-        self.late = self.alone = False
+        self.late = self.alone = self.untold = False
+        self.refused_at = -inf
         self.share = LocalShare()
         self.steady_since = monotonic()
 
-    def is_back(self) -> None:
-        """Let Redis decide again."""
-        self.late = self.alone = False
+    def answers(self) -> None:
+        """Ask Redis again; what was taken of the share stays taken until Redis knows of it."""
+        self.late = False
         self.steady_since = monotonic()
-        self.share.reset()
+
+    @property
+    def takes(self) -> bool:
+        """Tell whether it is worth telling Redis what it does not have."""
+        return self.untold and monotonic() - self.refused_at >= REST_SECONDS
+
+    def refuses(self) -> None:
+        """Know that Redis has not taken what it was told: others may not be able to tell it either.
+
+        So leases that have expired may be of workers that live.
+        """
+        self.refused_at = self.steady_since = monotonic()
+
+    def is_back(self, workers: int) -> None:
+        """Let Redis alone decide: it has what was decided here."""
+        self.answers()
+        self.alone = False
+        self.share.reset(workers)
 
 
 class Parts:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import signal
 import socket
 import subprocess
 import time
@@ -67,6 +68,16 @@ class StoreServer:
         assert self._process is not None
         self._process.kill()
         self._process.wait()
+
+    def stop(self) -> None:
+        """Let it stand still, connections and all, until `go_on`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it run again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def usage(self, tenant: str, part: str = "", period_length: int = 10) -> dict[str, int]:
         """A part's counters, summed over all days (10 characters) or months (7)."""

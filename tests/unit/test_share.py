@@ -26,8 +26,8 @@ def test_a_rate_that_was_empty_fills_again_though_the_store_is_away() -> None:
     assert not admitted(share, "c", wanted, 101.5)
     assert admitted(share, "d", wanted, 102.1)
     # A long time is worth no more than the share itself.
-    share.known[wanted[0].key] = 0, 100.0
-    share.reset()
+    share.reset(1)
+    share.known[wanted[0].key] = 0, 200.0
     assert sum(admitted(share, f"{n}", wanted, 1000.0, 2) for n in range(60)) == 30
 
 
