@@ -156,6 +156,11 @@ class Call(msgspec.Struct, eq=False):
     kept: "Answer | None" = None
     stale: "Answer | None" = None  # may stand in where no other can be had
 
+    @property
+    def spent(self) -> ApiError | None:
+        """Return the error with which a budget has ended it."""
+        return self.allowance.spent if self.allowance is not None else None
+
     def fork(self, client: Client, attempts: int) -> "Call":
         """Return a call for one attempt at the same request, with a client of its own."""
         other = copy(self)

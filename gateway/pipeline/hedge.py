@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from time import monotonic
 
 from gateway.core import record
-from gateway.core.errors import Failure, UpstreamError
+from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.record import AttemptRecord
 from gateway.core.usage import Usage
 from gateway.pipeline.call import Call, Deliver
@@ -37,6 +37,17 @@ class Contender:
     def attempts(self) -> int:
         """Return how often its target was asked: not at all, or once."""
         return self.call.attempts - self._before
+
+    @property
+    def has_failed(self) -> bool:
+        """Tell whether its attempt has failed, and was not cancelled."""
+        task = self.task
+        return (
+            task is not None
+            and task.done()
+            and not task.cancelled()
+            and task.exception() is not None
+        )
 
     @property
     def begun(self) -> bool:
@@ -104,7 +115,12 @@ class Race:
         self._routes, self._seconds = routes, seconds
         self._contenders: list[Contender] = []
         self.winner: Contender | None = None
-        self.failed: Route | None = None
+        self._told: Contender | None = None  # whose failure is the race's
+
+    @property
+    def failed(self) -> Route | None:
+        """Return the target whose failure ended the race."""
+        return self._told.route if self._told is not None else None
 
     @property
     def hedged(self) -> list[Route]:
@@ -119,7 +135,8 @@ class Race:
             raise UpstreamError(Failure.BUSY, "another target was faster")
         self.winner = contender
         # What is asked of the request itself while it runs: where it goes, and since when.
-        self._call.route, self._call.sent_at = contender.call.route, contender.call.sent_at
+        ours, its = self._call, contender.call
+        ours.route, ours.relay, ours.sent_at = its.route, its.relay, its.sent_at
         for other in self._contenders:
             if other is not contender and other.task is not None:
                 other.task.cancel()
@@ -128,7 +145,7 @@ class Race:
     async def run(self) -> Deliver:
         """Ask the first; ask the second where it has not begun in time, or has failed before that.
 
-        Raises what the last one to fail has raised.
+        Raises what the last one to fail has raised, or the first that a budget has ended.
         """
         try:
             return await self._run()
@@ -155,13 +172,16 @@ class Race:
                     continue
                 if self.winner is not None and self.winner.task is not task:
                     continue
-                if task.exception() is None:
-                    winner = next(one for one in self._contenders if one.task is task)
-                    self.claim(winner)
+                contender = next(one for one in self._contenders if one.task is task)
+                error = task.exception()
+                if error is None:
+                    self.claim(contender)
                     return task.result()
-                if not running or (self.winner is not None and self.winner.task is task):
-                    self.failed = next(one.route for one in self._contenders if one.task is task)
-                    return task.result()  # raises
+                # Without money whoever else is asked has none either.
+                spent = self._call.spent is not None and isinstance(error, ApiError)
+                if spent or not running or self.winner is contender:
+                    self._told = contender
+                    raise error
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
 
     def _start(self, route: Route) -> asyncio.Task[Deliver]:
@@ -171,10 +191,14 @@ class Race:
         return contender.task
 
     def _merge(self) -> None:
-        """Let the request have the winner's state, and every attempt in its record."""
-        winner = self.winner or (self._contenders[-1] if self._contenders else None)
-        if winner is None:
+        """Let the request have the winner's state, and every attempt in its record.
+
+        Where nobody has won: that of whose failure counts, or of one that was at work to the end.
+        """
+        if not self._contenders:
             return
+        at_work = [one for one in self._contenders if not one.has_failed]
+        winner = self.winner or self._told or (at_work or self._contenders)[-1]
         for one in self._contenders:
             tries = one.call.tries
             lost = self.winner is not None and one is not self.winner

@@ -147,9 +147,12 @@ def _emit_once(services: Services, finished: RequestRecord, counted: bool) -> No
 
 
 def _between_attempts(call: Call) -> bool:
-    """Tell whether all that were asked have failed: nobody is at work on it."""
-    tries = call.tries
-    return len(tries) >= call.attempts > 0 and tries[-1].failure not in ("", record.CANCELLED)
+    """Tell whether all that were asked have failed: nobody is at work on it.
+
+    Attempts of a race are not in the order in which they ended.
+    """
+    ends = [tried.failure for tried in call.tries]
+    return len(ends) >= call.attempts > 0 and "" not in ends and record.CANCELLED not in ends
 
 
 def _share(call: Call, flight: Flight) -> None:

@@ -169,6 +169,52 @@ async def test_a_client_that_leaves_ends_both(*, stream: bool) -> None:
         assert {tried["failure"] for tried in record["tries"]} == {"cancelled"}
 
 
+def goes_on_and_on(seconds: float) -> Behaviour:
+    """Begin so late, and then stream without an end."""
+
+    async def behave(exchange: Exchange) -> None:
+        await asyncio.sleep(seconds)
+        await exchange.start_stream()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await exchange.event(delta("word after word "))
+                await asyncio.sleep(0.005)
+
+    return behave
+
+
+@pytest.mark.parametrize("second", [says("no", 0, 500), says("late", 30)], ids=["failed", "lost"])
+async def test_who_leaves_a_stream_has_what_came_counted_whatever_the_second_did(
+    second: Behaviour,
+) -> None:
+    async with hedging(goes_on_and_on(AFTER * 3), second) as (gateway, _, _):
+        outcome = await once(gateway.port, Ask(chat(stream=True), leave_after=50))
+        assert len(outcome.events) >= 50
+        await asyncio.to_thread(gateway.settled)
+        (record,) = gateway.records(1)
+        assert (record["outcome"], record["provider"]) == ("disconnected", "p0")
+        assert record["usage"]["completion_tokens"] >= 150
+        assert gateway.usage("acme")["cost_microusd"] == record["cost_microusd"] > 0
+
+
+async def test_who_leaves_while_the_first_is_at_work_is_counted_though_the_second_failed() -> None:
+    gone: list[str] = []
+    long = [{"role": "user", "content": "word " * 5000}]
+    async with hedging(left_by(gone, "a"), says("no", 0, 500)) as (gateway, _, two):
+        async with Client(gateway.port) as client:
+            await client.send(Ask(chat(messages=long)))
+            while not two.received:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)  # it has failed
+        await all_gone(gone, 1)
+        gateway.settled()
+        (record,) = gateway.records(1)
+        assert [tried["failure"] for tried in record["tries"]] == ["cancelled", "status"]
+        assert (record["outcome"], record["provider"]) == ("disconnected", "p0")
+        assert record["usage"]["prompt_tokens"] >= 5000
+        assert record["cost_microusd"] > 0
+
+
 async def test_a_whole_reply_to_a_stream_wins_a_race_as_well() -> None:
     async def whole(exchange: Exchange) -> None:
         await asyncio.sleep(AFTER * 1.2)
