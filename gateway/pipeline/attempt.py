@@ -77,7 +77,7 @@ async def _instead(course: "_Course", call: Call) -> Deliver | None:
         course.served.budget.earn()
         return await course.ask_all() or await course.ask_again()
     except ApiError:
-        if call.client.begun:
+        if call.client.begun or call.spent is not None:
             raise
         return None
 
@@ -253,7 +253,9 @@ class _Course:
             call.tries.append(tried)
             if error.failure is Failure.STREAM_ERROR:
                 error.message = redacted(error.message, route)
-            if call.relay is not None and call.relay.started:
+            # What a budget ends is paid for, also where the client was shown nothing of it.
+            spent = error.failure is Failure.SPENT
+            if call.relay is not None and (call.relay.started or spent):
                 if call.continued == 0 or call.relay.goes_on:
                     measure(call)
                 told = _interrupted(call, error, route)
@@ -390,9 +392,8 @@ def _interrupted(call: Call, error: UpstreamError, route: Route) -> ApiError:
         message = f"{route.target.provider} reported an error: {said}"
         return ApiError("stream_interrupted", message)
     if error.failure is Failure.SPENT:
-        assert call.allowance is not None
-        assert call.allowance.spent is not None
-        return call.allowance.spent
+        assert call.spent is not None
+        return call.spent
     told = client_error(error, route.target.provider)
     if told.code == "upstream_failed":
         return ApiError("stream_interrupted", told.message)

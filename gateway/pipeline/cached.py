@@ -284,7 +284,7 @@ def _is_own(call: Call) -> bool:
 
     Also where no target takes it: that depends on its key's labels, and on whether it streams.
     """
-    if call.allowance is not None and call.allowance.spent is not None:
+    if call.spent is not None:
         return True
     if call.refused is None or call.refused.status >= 500:
         return False

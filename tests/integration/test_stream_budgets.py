@@ -1,0 +1,95 @@
+"""Where the budget of a stream ends that shows nothing, goes on elsewhere, or is shared."""
+
+import asyncio
+import contextlib
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.config import KEY, config, digest
+from tests.support.gateway import Gateway, running
+from tests.support.load import Ask, once
+from tests.support.upstream import Exchange, Upstream
+
+HAIKU = "claude-haiku-4-5"
+THOUGHT = "thinking hard about it " * 20
+
+
+async def thinks(exchange: Exchange) -> None:
+    """Think, as Anthropic does, far longer than a slice reaches, and say one word."""
+
+    async def say(event: dict[str, Any]) -> None:
+        data = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+        await exchange.chunk(data.encode())
+
+    message = {
+        **dict.fromkeys(("id", "model"), "m"),
+        "type": "message",
+        "role": "assistant",
+        "content": [],
+        "usage": {"input_tokens": 30, "output_tokens": 1},
+    }
+    await asyncio.sleep(0.3)
+    await exchange.start_stream()
+    with contextlib.suppress(ConnectionError):
+        await say({"type": "message_start", "message": message})
+        block: dict[str, Any] = {"type": "thinking", "thinking": ""}
+        await say({"type": "content_block_start", "index": 0, "content_block": block})
+        for _ in range(500):
+            thought = {"type": "thinking_delta", "thinking": THOUGHT}
+            await say({"type": "content_block_delta", "index": 0, "delta": thought})
+        block = {"type": "text", "text": "word"}
+        await say({"type": "content_block_start", "index": 1, "content_block": block})
+        end = {"stop_reason": "end_turn"}
+        await say({"type": "message_delta", "delta": end, "usage": {"output_tokens": 40_000}})
+        await say({"type": "message_stop"})
+        await exchange.end_stream()
+
+
+async def says_nothing(exchange: Exchange) -> None:
+    await exchange.gone()
+
+
+def spent(gateway: Gateway, key: str) -> int:
+    """What has been spent of a key's budget, of which nothing is reserved any more."""
+    gateway.settled()
+    with contextlib.closing(gateway.store) as store:
+        found = store.hgetall(f"sluice:limit:{{acme}}:key:{key}:budget:total:total")
+    assert found["reserved"] == "0"
+    return int(found["spent"])
+
+
+@pytest.mark.parametrize("hedge", [None, {"after": 0.1}], ids=["in turn", "hedged"])
+async def test_thoughts_that_nobody_is_shown_are_paid_for_where_the_budget_ends(
+    hedge: dict[str, Any] | None,
+) -> None:
+    """Legacy completions have no place for thoughts; the other target is not asked for more."""
+    second = thinks if hedge is None else says_nothing
+    async with Upstream(behaviour=thinks) as one, Upstream(behaviour=second) as two:
+        rows = {
+            name: {"kind": "anthropic", "base_url": up.url, "api_key": "sk-up"}
+            for name, up in (("p0", one), ("p1", two))
+        }
+        targets = [
+            {"provider": name, "model": HAIKU, "priority": place}
+            for place, name in enumerate(rows, 1)
+        ]
+        key = {"name": "k", "tenant": "acme", "sha256": digest(KEY)}
+        text = config(
+            providers=rows,
+            models={"m": {"targets": targets, **({"hedge": hedge} if hedge else {})}},
+            auth={"keys": [{**key, "budget": {"usd": 0.01, "per": "total"}}]},
+            retries={"attempts": 0, "budget": 1},
+        )
+        with running(text, workers=1) as gateway:
+            body = {"model": "m", "prompt": "x", "stream": True, "max_tokens": 9000}
+            outcome = await once(gateway.port, Ask(body, path="/v1/completions"))
+            (record,) = gateway.records(1)
+            paid = spent(gateway, "k")
+        assert len(two.received) == (0 if hedge is None else 1)
+    assert (outcome.status, outcome.json["error"]["code"]) == (429, "budget_exceeded")
+    assert (record["error"], record["provider"]) == ("budget_exceeded", "p0")
+    assert record["usage_source"] == "partial"
+    assert record["usage"]["completion_tokens"] > 500
+    assert 2500 < paid == record["cost_microusd"] < 50_000  # of 200,000
