@@ -219,13 +219,13 @@ class _Course:
             if not may_go_on(self.served, call, cut.error):
                 raise cut.told from None
             for other in successors(self._order, route, call):
-                prepare(call)
+                await prepare(call)
                 try:
                     return await self._once(call, _keyed(other, last=True)[0], ask_rest)
                 except (UpstreamError, ApiError, Interrupted) as error:
                     if not may_go_on(self.served, call, error):
                         break
-            raise cut.told from None
+            raise (call.spent or cut.told) from None
 
     async def _once(self, call: Call, route: Route, asking: Asking) -> Deliver:
         """Ask one target, and remember how it did. Raises UpstreamError, ApiError, Interrupted."""

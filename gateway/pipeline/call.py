@@ -37,6 +37,10 @@ class Allowance(relay.Allowance, Protocol):
 
     spent: ApiError | None
 
+    async def more(self) -> ApiError | None:
+        """Reserve the next slice; return what refuses it."""
+        ...
+
 
 class Client(Protocol):
     """The client's side of a request, as `http` implements it. Header blocks end in CRLF."""

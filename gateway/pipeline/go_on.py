@@ -29,6 +29,7 @@ def may_go_on(served: Served, call: Call, error: Exception) -> bool:
     decoder = call.relay.decoder if call.relay is not None else None
     return (
         served.goes_on
+        and call.spent is None
         and isinstance(decoder, Translation)
         and decoder.said is not None
         and not decoder.finished
@@ -44,11 +45,20 @@ def successors(order: Sequence[Route], cut: Route, call: Call) -> list[Route]:
     return [*[one for one in able if one.name != cut.name], cut]
 
 
-def prepare(call: Call) -> None:
-    """Note what was used so far; what follows is counted on its own."""
-    assert call.relay is not None
-    assert isinstance(call.relay.decoder, Translation)
+async def prepare(call: Call) -> None:
+    """Note what was used so far; what follows is counted on its own.
+
+    Raises ApiError where a budget does not cover the text so far: nobody is asked for more then.
+    """
+    relay, allowance = call.relay, call.allowance
+    assert relay is not None
+    assert isinstance(relay.decoder, Translation)
+    if allowance is not None:
+        allowance.close()  # the source for which it may be asking is gone
+        while relay.decoder.text_bytes > allowance.text_bytes:
+            if (refusal := await allowance.more()) is not None:
+                raise refusal
     call.before = Spent(call.usage, call.cost_microusd, call.cost)
     call.continued += 1
-    call.relay.decoder.cut(call.usage)
-    call.relay.go_on()
+    relay.decoder.cut(call.usage)
+    relay.go_on()

@@ -162,22 +162,27 @@ class Relay:
         return True
 
     def _ask_for_more(self) -> None:
-        allowance, flow = self._allowance, self._flow
-        assert flow is not None
+        allowance = self._allowance
         if allowance is None or self._decoder.text_bytes > MAX_TEXT_BYTES:
             message = f"the stream has more than {MAX_TEXT_BYTES:.0f} bytes of text"
             raise UpstreamError(Failure.PROTOCOL, message)
         self._allowed = MAX_TEXT_BYTES  # until the answer is there
-        flow.hold()
+        if self._flow is not None:
+            self._flow.hold()
+        allowance.extend(self._granted, self._refused)
 
-        def granted() -> None:
-            self._allowed = _bounded(allowance)
-            if self._decoder.text_bytes > self._allowed:
-                self._ask_for_more()  # one read brought more than a slice
-            else:
-                flow.release()
+    # Answers may come late, when another source has taken over: they are about that one then.
 
-        allowance.extend(granted, flow.fail)
+    def _granted(self) -> None:
+        self._allowed = _bounded(self._allowance)
+        if self._decoder.text_bytes > self._allowed:
+            self._ask_for_more()  # one read brought more than a slice
+        elif self._flow is not None:
+            self._flow.release()
+
+    def _refused(self, error: UpstreamError) -> None:
+        if self._flow is not None:
+            self._flow.fail(error)
 
     def _attend(self) -> bool:
         decoder = self._decoder
@@ -212,6 +217,7 @@ class Relay:
         """Take what follows from another source; count it on its own."""
         self._fold()
         self._flow, self._folded, self._since = None, 0, self._decoder.text_bytes
+        self._allowed = _bounded(self._allowance)
 
     @property
     def goes_on(self) -> bool:

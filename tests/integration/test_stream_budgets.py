@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.config import KEY, config, digest
+from tests.support.config import KEY, chat, config, digest
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, once
-from tests.support.upstream import Exchange, Upstream
+from tests.support.upstream import Exchange, Upstream, delta
 
 HAIKU = "claude-haiku-4-5"
 THOUGHT = "thinking hard about it " * 20
+WORDS = "word after word " * 8
 
 
 async def thinks(exchange: Exchange) -> None:
@@ -93,3 +94,43 @@ async def test_thoughts_that_nobody_is_shown_are_paid_for_where_the_budget_ends(
     assert record["usage_source"] == "partial"
     assert record["usage"]["completion_tokens"] > 500
     assert 2500 < paid == record["cost_microusd"] < 50_000  # of 200,000
+
+
+async def is_cut(exchange: Exchange) -> None:
+    """Outgrow a slice and fail, in one read."""
+    await exchange.start_stream()
+    failed = {"error": {"message": "overloaded"}}
+    events = [json.dumps(one).encode() for one in (*[delta(WORDS)] * 30, failed)]
+    await exchange.chunk(b"".join([b"data: %b\n\n" % one for one in events]))
+    await exchange.end_stream()
+
+
+async def streams(exchange: Exchange) -> None:
+    """Say far more than any slice."""
+    await exchange.start_stream()
+    with contextlib.suppress(ConnectionError):
+        for _ in range(2000):
+            await exchange.event(delta(WORDS))
+        await exchange.event(delta(None, "stop"))
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+
+@pytest.mark.parametrize(("budget", "asked"), [(1000, 0), (1500, 1)])
+async def test_what_goes_on_elsewhere_is_bounded_by_the_budget_like_its_beginning(
+    budget: int, asked: int
+) -> None:
+    """The slice that the cut stream had outgrown is reserved before another target is asked."""
+    key = {"name": "k", "tenant": "acme", "sha256": digest(KEY)}
+    keys = [{**key, "budget": {"usd": budget / 1_000_000, "per": "total"}}]
+    async with Upstream(behaviour=is_cut) as one, Upstream(behaviour=streams) as two:
+        wanted = json.loads(config(one.url, two.url, auth={"keys": keys}))
+        wanted["models"]["m"]["on_stream_failure"] = "continue"
+        with running(json.dumps(wanted), workers=1) as gateway:
+            outcome = await once(gateway.port, Ask(chat(stream=True)))
+            (record,) = gateway.records(1)
+            paid = spent(gateway, "k")
+        assert len(two.received) == asked
+    assert json.loads(outcome.events[-1])["error"]["code"] == "budget_exceeded"
+    assert (record["error"], record["continued"]) == ("budget_exceeded", asked)
+    assert 400 < paid == record["cost_microusd"] < 5000  # of 29,000
