@@ -2,21 +2,29 @@
 
 import asyncio
 from collections.abc import Callable
+from copy import copy
 from functools import partial
 from time import monotonic
+
+from msgspec.structs import astuple
 
 from gateway.core import record
 from gateway.core.errors import ApiError
 from gateway.core.operations import Operation
+from gateway.core.usage import Usage
 from gateway.formats import FORMATS
 from gateway.pipeline.admit import admit, admit_hit
+from gateway.pipeline.allowance import reserve
 from gateway.pipeline.answer import kept_headers, served_headers
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.flight import Flight, Reader
 from gateway.pipeline.planning import Plan
+from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.replay import Entry, form_of, written
 from gateway.pipeline.services import Services
-from gateway.policy.caching import COALESCED, STALE
+from gateway.pipeline.settle import measure
+from gateway.policy.caching import COALESCED, STALE, shares
+from gateway.policy.limits import MONEY
 
 BEHIND = "The client took too little of a stream that others share, and fell too far behind."
 
@@ -33,7 +41,7 @@ async def give(
     answer = entry.answer
     call.cache, call.kept, call.flight = how, answer, None
     if how == COALESCED and plan.rules.bill == "each":
-        await _admit(services, call)
+        await _pay_whole(services, call, answer.usage)
         call.usage, call.usage_source = answer.usage, "provider"
         call.cost_microusd, call.cost = answer.cost_microusd, answer.cost
         call.price_version = answer.price
@@ -57,6 +65,23 @@ async def let_in(services: Services, call: Call, provider: str, model: str) -> N
 async def _admit(services: Services, call: Call) -> None:
     if not call.leased:
         await admit(services, call)
+
+
+async def _pay_whole(services: Services, call: Call, usage: Usage) -> None:
+    """Let a request pay for an answer whose price is known. Raises ApiError where a limit refuses.
+
+    What it was admitted with is a slice, or a maximum of its own.
+    """
+    await _admit(services, call)
+    holding, served, output = call.holding, call.model, usage.completion_tokens
+    assert holding is not None
+    assert served is not None
+    call.allowance = None  # no more than this is to be paid
+    limited = any(grant.limit.unit == MONEY for grant in call.grants)
+    if limited and output > holding.output:
+        refusing = await reserve(services, call, served, output, alone=True)
+        if refusing is not None:
+            raise limit_error(refusing, None)
 
 
 async def write(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) -> Deliver:
@@ -177,6 +202,8 @@ async def join(services: Services, call: Call, flight: Flight) -> None:
     call.cache, call.route, call.dropped = COALESCED, route, flight.call.dropped
     if flight.bill == "leader":
         await let_in(services, call, route.target.provider, route.target.model)
+    elif flight.bill == "each" and flight.takers:
+        await _pay_whole(services, call, flight.usage)
     else:
         await _admit(services, call)
     call.flight = flight
@@ -199,6 +226,9 @@ async def _pass_on(flight: Flight, reader: Reader, headers: Callable[[], bytes])
                 if reader.paused:
                     await reader.caught_up()
                     continue
+                if reader.call.allowance is not None and _outgrown(flight, reader.call):
+                    await _pay_on(flight, reader)
+                    continue
                 if not client.begun:
                     client.start(headers())
                 client.write(flight.piece(reader))
@@ -209,6 +239,44 @@ async def _pass_on(flight: Flight, reader: Reader, headers: Callable[[], bytes])
     finally:
         reader.takes = False
         client.follow(None)
+
+
+def _outgrown(flight: Flight, call: Call) -> bool:
+    """Tell whether more of a stream has come than one who shares it has reserved its part of."""
+    leading, allowance = flight.call, call.allowance
+    if allowance is None or leading is None or leading.relay is None or call is flight.leader:
+        return False
+    size = leading.relay.decoder.text_bytes
+    if flight.bill == "split":
+        return call in flight.sharers and size / (1 + len(flight.sharers)) > allowance.text_bytes
+    return size > allowance.text_bytes
+
+
+async def _pay_on(flight: Flight, reader: Reader) -> None:
+    """Reserve one more slice for who shares a stream.
+
+    Raises ApiError where its budget does not cover that: it pays for what there is so far.
+    """
+    call = reader.call
+    assert call.allowance is not None
+    refusal = await call.allowance.more()
+    if refusal is not None:
+        if reader.place:
+            _pay_so_far(flight, call)
+        call.flight = None
+        raise refusal
+
+
+def _pay_so_far(flight: Flight, call: Call) -> None:
+    """Let one who shares a stream that goes on without it pay its part of what came."""
+    assert flight.call is not None
+    so_far = copy(flight.call)
+    measure(so_far)
+    part = partial(shares, flight.bill, takers=1 + len(flight.sharers), place=1)
+    call.usage = Usage(*[part(n) for n in astuple(so_far.usage)])
+    call.cost = record.Cost(*[part(n) for n in astuple(so_far.cost)])
+    call.cost_microusd = sum(astuple(call.cost))
+    call.usage_source, call.price_version = "partial", so_far.price_version
 
 
 def _finish(call: Call, flight: Flight, headers: Callable[[], bytes]) -> Deliver:

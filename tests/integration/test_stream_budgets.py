@@ -10,7 +10,7 @@ import pytest
 from tests.support.config import KEY, chat, config, digest
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, once
-from tests.support.upstream import Exchange, Upstream, delta
+from tests.support.upstream import Exchange, Upstream, completion, delta, usage
 
 HAIKU = "claude-haiku-4-5"
 THOUGHT = "thinking hard about it " * 20
@@ -46,6 +46,27 @@ async def thinks(exchange: Exchange) -> None:
         await say({"type": "message_delta", "delta": end, "usage": {"output_tokens": 40_000}})
         await say({"type": "message_stop"})
         await exchange.end_stream()
+
+
+POOR = "sk-poor-key"
+
+
+def shared(url: str, bill: str) -> str:
+    """A gateway whose second key has a budget of a thousandth of a dollar."""
+    keys: list[dict[str, Any]] = [
+        {"name": "rich", "tenant": "acme", "sha256": digest(KEY)},
+        {"name": "poor", "tenant": "acme", "sha256": digest(POOR)},
+    ]
+    keys[1]["budget"] = {"usd": 0.001, "per": "total"}
+    cache = {"enabled": True, "requests": "all", "coalesce": "all", "bill": bill}
+    return config(url, auth={"keys": keys}, cache=cache)
+
+
+async def asked_by(upstream: Upstream) -> None:
+    """Wait until the provider has been asked."""
+    async with asyncio.timeout(10):
+        while not upstream.received:
+            await asyncio.sleep(0.01)
 
 
 async def says_nothing(exchange: Exchange) -> None:
@@ -134,3 +155,73 @@ async def test_what_goes_on_elsewhere_is_bounded_by_the_budget_like_its_beginnin
     assert json.loads(outcome.events[-1])["error"]["code"] == "budget_exceeded"
     assert (record["error"], record["continued"]) == ("budget_exceeded", asked)
     assert 400 < paid == record["cost_microusd"] < 5000  # of 29,000
+
+
+@pytest.mark.parametrize(("bill", "part"), [("each", 1), ("split", 2)])
+async def test_who_shares_a_stream_has_it_as_far_as_its_budget_reaches(
+    bill: str, part: int
+) -> None:
+    going = asyncio.Event()
+
+    async def waits(exchange: Exchange) -> None:
+        await going.wait()
+        await exchange.start_stream()
+        for _ in range(300):
+            await exchange.event(delta(WORDS))
+            await asyncio.sleep(0.002)
+        await exchange.event(delta(None, "stop"))
+        await exchange.event({**delta(None), "choices": [], "usage": usage(14, 10_000)})
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    async with Upstream(behaviour=waits) as upstream:
+        with running(shared(upstream.url, bill), workers=1) as gateway:
+            rich = asyncio.create_task(once(gateway.port, Ask(chat(stream=True))))
+            await asked_by(upstream)
+            poor = asyncio.create_task(once(gateway.port, Ask(chat(stream=True), key=POOR)))
+            await asyncio.sleep(0.3)  # it waits with the other
+            going.set()
+            whole, cut = await rich, await poor
+            records = {record["key"]: record for record in gateway.records(2)}
+            paid = await asyncio.to_thread(spent, gateway, "poor")
+        assert len(upstream.received) == 1
+    assert whole.events[-1] == "[DONE]"
+    assert json.loads(cut.events[-1])["error"]["code"] == "budget_exceeded"
+    given = len(cut.events) - 1
+    assert 20 * part < given < 150  # a slice, and what a read or two brought
+    assert (records["rich"]["outcome"], records["rich"]["cost_microusd"]) == ("ok", 6002)
+    assert records["poor"]["error"] == "budget_exceeded"
+    assert records["poor"]["usage_source"] == "partial"
+    words = records["poor"]["usage"]["completion_tokens"] * part
+    assert given * 20 < words < (given + 20) * 30
+    assert 200 < paid == records["poor"]["cost_microusd"] < 2000
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_who_pays_for_an_answer_that_is_there_must_have_the_money_for_it(
+    workers: int,
+) -> None:
+    going = asyncio.Event()
+
+    async def waits(exchange: Exchange) -> None:
+        await going.wait()
+        await exchange.reply(completion("word " * 100, usage(14, 10_000)))
+
+    async with Upstream(behaviour=waits) as upstream:
+        with running(shared(upstream.url, "each"), workers=workers) as gateway:
+            rich = asyncio.create_task(once(gateway.port, Ask(chat())))
+            await asked_by(upstream)
+            asks = [
+                asyncio.create_task(once(gateway.port, Ask(chat(stream=bool(n % 2)), key=POOR)))
+                for n in range(8)
+            ]
+            await asyncio.sleep(0.5)
+            going.set()
+            assert (await rich).status == 200
+            outcomes = [await one for one in asks]
+            paid = await asyncio.to_thread(spent, gateway, "poor")
+        assert len(upstream.received) == 1
+    assert [(one.status, one.json["error"]["code"]) for one in outcomes] == [
+        (429, "budget_exceeded")
+    ] * 8
+    assert paid == 0
