@@ -31,7 +31,8 @@ class StreamDecoder(Protocol):
 
     `done`: the end marker was seen; `finished`: the model said it is finished; `failure`: the text
     of an error event. `attention` is set when one of these, or a lot of untaken text, wants
-    looking at. `text_bytes` is how much text was generated so far.
+    looking at. `text_bytes` is how much text was generated so far, `told_bytes` how much of it when
+    `usage` came.
     """
 
     usage: Usage | None
@@ -39,6 +40,7 @@ class StreamDecoder(Protocol):
     finished: bool
     attention: bool
     text_bytes: int
+    told_bytes: int
     failure: str | None
 
     @property

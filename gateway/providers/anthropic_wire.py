@@ -260,9 +260,11 @@ class MessagesDecoder(SseDecoder):
             return [events.Failed('{"error":{"message":"another message began in this stream"}}')]
         self._id = id
         found: list[Event] = [events.Begun(id, message.model or "")]
-        found += self._used(message.usage)
+        found += (used := self._used(message.usage))
         for number, block in enumerate(message.content or ()):
             found += [*self._block(number, block), *self._stop(number)]
+        if message.content:
+            found += used  # they are of what stands beside them
         if message.stop_reason:
             found.append(self._finished(message.stop_reason, message.stop_sequence))
         return found

@@ -101,8 +101,7 @@ class Noted:
         self.usage: Usage | None = None
         self.done = self.finished = self.attention = False
         self.failure: str | None = None
-        self.text_bytes = 0
-        self._taken_bytes = 0
+        self.text_bytes = self.told_bytes = self._taken_bytes = 0
         self._text: list[str] = []
 
     @property
@@ -127,7 +126,7 @@ class Noted:
                     if self.text_bytes - self._taken_bytes > KEPT_BYTES:
                         self.attention = True
                 case events.Used(usage=used):
-                    self.usage = used
+                    self.usage, self.told_bytes = used, self.text_bytes
                 case events.Finished():
                     self.finished = True
                 case events.Failed(body=body):

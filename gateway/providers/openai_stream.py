@@ -48,6 +48,7 @@ class OpenAIStream:
         "failure",
         "finished",
         "text_bytes",
+        "told_bytes",
         "usage",
     )
 
@@ -64,7 +65,7 @@ class OpenAIStream:
         self._prefix = self._suffix = b""
         self._tries = LEARNING_TRIES
         self._text: list[str] = []
-        self.text_bytes = self._taken_bytes = 0
+        self.text_bytes = self.told_bytes = self._taken_bytes = 0
         self.usage: Usage | None = None
         self.done = self.finished = self.attention = False
         self.failure: str | None = None
@@ -251,7 +252,7 @@ class OpenAIStream:
             return False
         used = usage_of(chunk.usage)
         if used is not None:
-            self.usage = used
+            self.usage, self.told_bytes = used, self.text_bytes
         return bool(chunk.choices) or self._keep_usage
 
 

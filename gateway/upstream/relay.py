@@ -126,8 +126,9 @@ class Relay:
 
     @property
     def complete(self) -> bool:
-        """Tell whether the answer has come to its end."""
-        return self._decoder.done or self._decoder.finished
+        """Tell whether the answer has come to its end, and its figures are of all of it."""
+        decoder = self._decoder
+        return (decoder.done or decoder.finished) and decoder.told_bytes == decoder.text_bytes
 
     def begin(self, status: int, headers: dict[bytes, bytes], flow: Flow) -> bool:
         """Take event streams; leave errors and whole replies to be gathered."""

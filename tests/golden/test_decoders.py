@@ -124,6 +124,7 @@ def test_events_say_what_was_recorded(recording: Recording) -> None:
     assert said(found, events.ThinkingDelta) == expected.reasoning
     assert [(name, json.loads(text or "{}")) for name, text in called(found)] == expected.tool_calls
     assert told.usage == expected.usage
+    assert told.usage is None or told.told_bytes == told.text_bytes  # figures are of all of it
 
 
 def said(found: list[Event], kind: type) -> str:

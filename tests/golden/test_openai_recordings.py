@@ -175,6 +175,9 @@ def test_a_streams_text_and_tool_calls_are_gathered(path: Path) -> None:
 def test_a_streams_usage_is_read(path: Path) -> None:
     expected = read(json.loads(line) for line in lines(path))
     assert decode([framed(path)]).usage == expected.usage
+    decoder = OpenAIStream(True)
+    decoder.feed(framed(path))
+    assert decoder.usage is None or decoder.told_bytes == decoder.text_bytes
 
 
 @EVERY_STREAM

@@ -127,6 +127,39 @@ async def test_a_stream_that_ends_early_is_charged_for_what_came(
     assert record["cost_microusd"] > WORDS * 0.39
 
 
+ENDINGS: dict[str, list[dict[str, Any]]] = {
+    "claude": [
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+        {"type": "message_stop"},
+    ],
+    "gemini": [{"candidates": [{"content": {"parts": [{"text": "!"}]}, "finishReason": "STOP"}]}],
+    "openai": [delta("!"), delta(None, "stop")],
+}
+
+
+@pytest.mark.parametrize(("path", "model", "events"), [one[1:] for one in STREAMS[:-1]])
+async def test_a_whole_stream_is_not_charged_by_figures_of_its_beginning(
+    gateway: tuple[Gateway, UpstreamThread], path: str, model: str, events: list[dict[str, Any]]
+) -> None:
+    running, provider = gateway
+
+    async def whole(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.chunk(sent([*events, *ENDINGS[model.partition("/")[0]]]))
+        await exchange.end_stream()
+
+    provider.reset(whole)
+    before = len(running.records())
+    async with connected(running.port) as wire:
+        await wire.send(asked(path, model))
+        (record,) = await logged(running, before)
+    assert (record["outcome"], record["usage_source"]) == ("ok", "partial")
+    used = record["usage"]
+    assert WORDS <= used["completion_tokens"] <= WORDS * 1.1
+    assert used["prompt_tokens"] == 30
+
+
 async def logged(gateway: Gateway, known: int) -> list[dict[str, Any]]:
     """The records after so many."""
     return await asyncio.to_thread(lambda: gateway.records(known + 1)[known:])
