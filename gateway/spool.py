@@ -20,6 +20,9 @@ logger = logging.getLogger("sluice.spool")
 
 MAX_QUEUED_BYTES = 16 * 1024 * 1024
 MAX_BATCH_LINES = 256
+MAX_FILES = 100_000  # of all workers in a directory: 0.1 s to list, 0.2 s to measure
+SHARES = 512  # a worker writes this part of the room that it saw, then looks again
+LEAST_LARGE_BYTES, LARGE_PARTS = 2**20, 256  # a large file has this, and this part of the bound
 NEWBORN_SECONDS = 60.0  # an empty file that is younger is about to be locked
 _SUFFIX = ".spool"
 
@@ -27,7 +30,8 @@ _SUFFIX = ".spool"
 class Spool:
     """One worker's files in a directory, made when there is something to write.
 
-    `lost` counts the lines that disk could not take, or did not within the bound.
+    `lost` counts the lines that disk could not take, or did not within the bound: the newest where
+    there are too many bytes, the oldest file's where there are too many files.
     """
 
     def __init__(self, directory: Path, name: str, most_bytes: int) -> None:
@@ -44,6 +48,7 @@ class Spool:
         self._scheduled = False
         self._fd = -1
         self._path: Path | None = None
+        self._room = 0  # what may be written without another look at the directory
         self.lost = 0
 
     def write(self, lines: bytes) -> None:
@@ -66,9 +71,17 @@ class Spool:
         """Let somebody read what is written, and begin another file."""
         self._submit_after_writing(self._close)
 
-    async def left(self) -> "list[Left]":
-        """Take the files that nobody writes any more, oldest first; close each in the end."""
-        return await self._loop.run_in_executor(self._thread, self._find)
+    def leave_large(self) -> None:
+        """Leave what is written where it is a large file; a smaller one grows on."""
+        self._submit_after_writing(self._close_large)
+
+    async def left(self) -> list[str]:
+        """Return the names of the files, oldest first: this worker's own is not among them."""
+        return await self._loop.run_in_executor(self._thread, self._others)
+
+    async def take(self, name: str) -> "Left | None":
+        """Take a file unless somebody writes or reads it, or it is gone; close it in the end."""
+        return await self._loop.run_in_executor(self._thread, self._take, name)
 
     async def read(self, left: "Left") -> list[bytes]:
         """Return a file's next lines; none at its end."""
@@ -99,23 +112,30 @@ class Spool:
             fitting = data[: self._fitting(data)]
             if fitting:
                 self._append(fitting)
-            self._lose(data[len(fitting) :], "the spool is full")
+            self._lose(data[len(fitting) :].count(b"\n"), "the spool is full")
         except OSError as error:
-            self._lose(data, error)
+            self._lose(data.count(b"\n"), error)
         with self._lock:
             self._queued -= len(data)
 
     def _fitting(self, data: bytes) -> int:
-        room = self._most - self._size()
-        return len(data) if len(data) <= room else data.rfind(b"\n", 0, max(room, 0)) + 1
+        """Return how many bytes of whole lines may be written."""
+        if len(data) > self._room:
+            room = max(self._most - self._size(), 0)
+            fitting = len(data) if len(data) <= room else data.rfind(b"\n", 0, room) + 1
+            self._room = (room - fitting) // SHARES  # the others write meanwhile
+            return fitting
+        self._room -= len(data)
+        return len(data)
 
-    def _lose(self, lines: bytes, why: object) -> None:
+    def _lose(self, lines: int, why: object) -> None:
         if lines and not self.lost:
             logger.warning("lines for %s are lost: %s", self._directory, why)
-        self.lost += lines.count(b"\n")
+        self.lost += lines
 
     def _append(self, data: bytes) -> None:
         if self._fd < 0:
+            self._drop_oldest()
             path = self._directory / f"{time.time_ns()}-{self._name}-{os.getpid()}{_SUFFIX}"
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd, self._path = os.open(path, flags, 0o600), path
@@ -137,6 +157,14 @@ class Spool:
                     total += entry.stat().st_size
         return total
 
+    def _drop_oldest(self) -> None:
+        """Make room for another file."""
+        names = self._others()
+        for name in names[: max(len(names) + 1 - MAX_FILES, 0)]:
+            if file := self._take(name):
+                self._lose(sum(map(len, iter(file.read, []))), "the spool has too many files")
+                file.remove()
+
     def _remove(self) -> None:
         if self._path is not None:
             self._path.unlink(missing_ok=True)
@@ -147,14 +175,21 @@ class Spool:
             os.close(self._fd)
         self._fd, self._path = -1, None
 
-    def _find(self) -> "list[Left]":
-        found = []
-        for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
-            if path == self._path:
-                continue
-            with contextlib.suppress(OSError):  # locked, or somebody else's by now
-                found.append(Left(path))
-        return found
+    def _close_large(self) -> None:
+        large = max(LEAST_LARGE_BYTES, self._most // LARGE_PARTS)
+        if self._fd >= 0 and os.fstat(self._fd).st_size >= large:
+            self._close()
+
+    def _others(self) -> list[str]:
+        own = self._path.name if self._path is not None else None
+        found = [name for name in os.listdir(self._directory) if name.endswith(_SUFFIX)]
+        return sorted(name.removesuffix(_SUFFIX) for name in found if name != own)
+
+    def _take(self, name: str) -> "Left | None":
+        try:
+            return Left(self._directory / f"{name}{_SUFFIX}")
+        except OSError:  # locked, or somebody else's by now
+            return None
 
 
 class Left:

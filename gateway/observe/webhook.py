@@ -6,6 +6,7 @@ specification: a receiver verifies the signature, and knows by the id what it ha
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -65,13 +66,11 @@ class WebhookPoster:
         await self._spool.aclose()
 
     async def _run(self) -> None:
-        backoff = PAUSE_SECONDS
+        backoff, taken = PAUSE_SECONDS, True
         async with aiohttp.ClientSession(timeout=TIMEOUT, headers=self._headers) as session:
             while True:
                 await asyncio.sleep(backoff * random.uniform(0.8, 1.2))  # noqa: S311  no secret
-                if self._written:
-                    self._written = False
-                    self._spool.leave()
+                self._leave(taken)
                 try:
                     taken = await self._post_all(session)
                 except Exception:  # the spool's disk, or what nobody foresaw: later it may do
@@ -79,18 +78,25 @@ class WebhookPoster:
                     taken = False
                 backoff = PAUSE_SECONDS if taken else min(backoff * 2, LAST_BACKOFF_SECONDS)
 
+    def _leave(self, taken: bool) -> None:
+        """Let what is written be posted: while the receiver is away, a large file at a time."""
+        if self._written and taken:
+            self._written = False
+            self._spool.leave()
+        elif self._written:
+            self._spool.leave_large()
+
     async def _post_all(self, session: aiohttp.ClientSession) -> bool:
-        files = await self._spool.left()
-        names = {file.name for file in files}
-        self._taken = {name: parts for name, parts in self._taken.items() if name in names}
-        try:
-            for file in files:
+        names = await self._spool.left()
+        self._taken = {name: parts for name in names if (parts := self._taken.get(name))}
+        for name in names:
+            file = await self._spool.take(name)
+            if file is None:
+                continue
+            with contextlib.closing(file):
                 if not await self._post_file(session, file):
                     return False
                 file.remove()
-        finally:
-            for file in files:
-                file.close()
         return True
 
     async def _post_file(self, session: aiohttp.ClientSession, file: Left) -> bool:

@@ -1,5 +1,6 @@
 """Tells Redis what workers that are gone had left to tell it."""
 
+import contextlib
 import logging
 
 from gateway.store.journal import Entry, Journal, Opened, Settled, entries
@@ -15,16 +16,15 @@ async def replay(orphans: Orphans, journal: Journal) -> None:
     Safe to be interrupted and to be done again: a lease that was settled is not opened again, and
     settles once.
     """
-    files = await journal.left()
-    try:
-        for file in files:
+    for name in await journal.left():
+        file = await journal.take(name)
+        if file is None:
+            continue
+        with contextlib.closing(file):
             while lines := await journal.read(file):
                 await _tell(orphans, entries(lines))
             file.remove()
-            logger.info("Redis has been told what %s held", file.name)
-    finally:
-        for file in files:
-            file.close()
+            logger.info("Redis has been told what %s held", name)
 
 
 async def _tell(orphans: Orphans, told: list[Entry]) -> None:

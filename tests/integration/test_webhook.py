@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,23 +121,6 @@ async def test_a_bad_webhook_is_refused_at_the_start(
         pass
 
 
-async def test_a_spool_is_bounded_and_counts_what_it_loses(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, "w", most_bytes=1000)
-    for _ in range(30):
-        spool.write(b"x" * 99 + b"\n")
-        spool.leave()
-    left = await spool.left()
-    lines = [line for file in left for line in file.read()]
-    assert (len(lines), spool.lost) == (10, 20)
-    assert await Spool(tmp_path, "other", 1000).left() == []  # locked: they are being read
-    for file in left:
-        file.remove()
-    spool.write(b"again\n")
-    await spool.aclose()
-    await spool.aclose()
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"again\n"]
-
-
 async def test_a_receiver_that_refuses_now_and_then_gets_to_the_end(tmp_path: Path) -> None:
     """What it has taken of a file is not posted again."""
     spool = Spool(tmp_path, "w", 10**7)
@@ -184,3 +168,81 @@ async def test_posting_goes_on_after_what_nobody_foresaw(
             await asyncio.sleep(0.01)
     await poster.aclose()
     assert posted == [b'{"id":"1"}\n'] * 2
+
+
+class Posts:
+    """A poster's own, without a receiver: kept where they are taken."""
+
+    def __init__(self, poster: WebhookPoster) -> None:
+        self.taken, self.refused = list[bytes](), 0
+        self.away = False
+        self.look: Callable[[], None] = lambda: None
+        poster._post = self._post  # type: ignore[method-assign]
+
+    async def _post(self, session: Any, post_id: str, body: bytes) -> bool:
+        self.look()
+        if self.away:
+            self.refused += 1
+        else:
+            self.taken.append(body)
+        return not self.away
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not done():
+            await asyncio.sleep(0.001)
+
+
+async def test_one_file_is_taken_at_a_time(tmp_path: Path) -> None:
+    """However many an outage has left: each is a descriptor, and what others could post."""
+    spool, other = Spool(tmp_path, "w", 10**7), Spool(tmp_path, "other", 10**7)
+    poster = WebhookPoster(Webhook(url="http://127.0.0.1:9/hook"), spool)
+    for n in range(5):
+        spool.write(b'{"id":"%d"}\n' % n)
+        spool.leave()
+        await spool.left()
+    posts, free = Posts(poster), list[int]()
+
+    def look() -> None:
+        files = [other._take(path.stem) for path in tmp_path.iterdir()]
+        free.append(sum(file is not None for file in files))
+        for file in files:
+            if file is not None:
+                file.close()
+
+    posts.look = look
+    async with aiohttp.ClientSession() as session:
+        assert await poster._post_all(session)
+    assert posts.taken == [b'{"id":"%d"}\n' % n for n in range(5)]
+    assert free == [4, 3, 2, 1, 0]
+    await poster.aclose()
+    await other.aclose()
+
+
+async def test_what_comes_while_the_receiver_is_away_waits_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.observe.webhook.PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("gateway.observe.webhook.LAST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("gateway.spool.LEAST_LARGE_BYTES", 1000)
+    poster = WebhookPoster(Webhook(url="http://127.0.0.1:9/hook"), Spool(tmp_path, "w", 10**5))
+    posts, lines = Posts(poster), list[bytes]()
+    posts.away = True
+    poster.start()
+
+    async def outage(rounds: int, size: int) -> None:
+        for _ in range(rounds):
+            lines.append(b'{"id":"%d%s"}\n' % (len(lines), b" " * size))
+            poster.write(lines[-1])
+            tries = posts.refused
+            await until(lambda tries=tries: posts.refused >= tries + 2)  # type: ignore[misc]
+
+    await outage(20, 1)
+    assert len(list(tmp_path.iterdir())) == 2
+    await outage(6, 500)
+    assert 3 < len(list(tmp_path.iterdir())) < 7
+    posts.away = False
+    await until(lambda: not list(tmp_path.iterdir()))
+    await poster.aclose()
+    assert b"".join(posts.taken) == b"".join(lines)
