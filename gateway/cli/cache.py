@@ -42,6 +42,9 @@ def run(url: str, arguments: argparse.Namespace) -> int:
             print(f"purged {count}")
             return 0
         rows = with_store(url, lambda client: CacheKeeper(client).stats(arguments.by, which))
+    except ValueError as error:
+        print(f"sluice: {error}", file=sys.stderr)
+        return 2
     except StoreError as error:
         print(f"sluice: {error}. Is the gateway running?", file=sys.stderr)
         return 1

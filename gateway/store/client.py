@@ -43,8 +43,8 @@ class Client(Protocol):
         """Send a command; the future raises StoreError where it fails."""
         ...
 
-    async def scan(self, pattern: str) -> list[bytes]:
-        """Return the keys that match a pattern, some perhaps twice. Raises StoreError."""
+    async def scan(self, pattern: str, most: int) -> set[bytes]:
+        """Return the keys that match a pattern; stop beyond `most`. Raises StoreError."""
         ...
 
     def post(self, *args: bytes | str | int) -> None:

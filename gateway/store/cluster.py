@@ -100,10 +100,10 @@ class Cluster:
             self._route(key, lambda link, answered: link.send(args, answered), done)
         return future
 
-    async def scan(self, pattern: str) -> list[bytes]:
+    async def scan(self, pattern: str, most: int) -> set[bytes]:
         """Return the keys of all masters that match a pattern. Raises StoreError."""
-        parts = await asyncio.gather(*(link.scan(pattern) for link in self._links.values()))
-        return [key for part in parts for key in part]
+        parts = (link.scan(pattern, most) for link in self._links.values())
+        return set().union(*await asyncio.gather(*parts))
 
     def post(self, *args: bytes | str | int) -> None:
         """Send a command whose reply does not matter."""

@@ -16,7 +16,6 @@ from gateway.store.location import Location
 from gateway.store.scripts import Script
 
 SCAN_COUNT = 1000
-MAX_SCANNED = 200_000
 FIRST_BACKOFF_SECONDS = 0.05
 LAST_BACKOFF_SECONDS = 2.0
 
@@ -80,16 +79,14 @@ class Link:
             return future
         return self._connection.call(*args)
 
-    async def scan(self, pattern: str) -> list[bytes]:
-        """Return the keys that match a pattern, some perhaps twice. Raises StoreError."""
-        found: list[bytes] = []
+    async def scan(self, pattern: str, most: int) -> set[bytes]:
+        """Return the keys that match a pattern; stop beyond `most`. Raises StoreError."""
+        found: set[bytes] = set()
         cursor = b"0"
         while True:
             cursor, keys = await self.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
-            found += keys
-            if len(found) > MAX_SCANNED:
-                raise StoreError(f"more than {MAX_SCANNED} keys match: ask for less")
-            if cursor == b"0":
+            found.update(keys)
+            if cursor == b"0" or len(found) > most:
                 return found
 
     def send(self, args: tuple[bytes | str | int, ...], done: Callback) -> None:

@@ -2,7 +2,10 @@
 
 import asyncio
 import re
+from calendar import monthrange
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
 
 import msgspec
 
@@ -15,6 +18,7 @@ GROUPS = ("tenant", "key", "model", "provider", "label")
 MAX_DAYS = 400
 MAX_ROWS = 20_000
 MAX_LOOKS = 1_000_000  # most tenants have nothing on most days
+TOO_MANY = f"more than {MAX_ROWS} rows: ask for fewer days, or one tenant"
 
 _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -77,7 +81,7 @@ def this_month() -> str:
 
 
 class UsageReader:
-    """Reads counters. Raises StoreError."""
+    """Reads counters. Raises StoreError, and ValueError where that would be too much."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -89,13 +93,12 @@ class UsageReader:
         else:
             found = await self._client.call("SMEMBERS", names.TENANTS)
             tenants = sorted(name.decode() for name in found)
-        wanted = [(tenant, period) for tenant in tenants for period in query.periods]
         if query.by == "tenant":
-            places = [(t, p, "", names.usage(t, p)) for t, p in wanted]
+            if len(tenants) * len(query.periods) > MAX_LOOKS:
+                raise ValueError("too many tenants and days: ask for fewer days, or one tenant")
+            places = [(t, p, "", names.usage(t, p)) for t in tenants for p in query.periods]
         else:
-            places = await self._grouped(query, set(wanted))
-        if len(places) > MAX_LOOKS:
-            raise ValueError("too many tenants and days: ask for fewer days, or one tenant")
+            places = await self._grouped(query, set(tenants))
         rows: list[Row] = []
         for part in batches(places):
             hashes = await asyncio.gather(*(self._client.call("HGETALL", p[-1]) for p in part))
@@ -105,26 +108,47 @@ class UsageReader:
                 if flat
             ]
             if len(rows) > MAX_ROWS:
-                raise ValueError(f"more than {MAX_ROWS} rows: ask for fewer days, or one tenant")
+                raise ValueError(TOO_MANY)
         return sorted(rows, key=lambda row: (row.period, row.tenant, row.group))
 
-    async def _grouped(
-        self, query: Query, wanted: set[tuple[str, str]]
-    ) -> list[tuple[str, str, str, str]]:
+    async def _grouped(self, query: Query, tenants: set[str]) -> list[tuple[str, str, str, str]]:
         """Find the counters of a group by their names."""
-        found: dict[str, tuple[str, str, str, str]] = {}  # a scan may name a key twice
-        mark = f":{query.by}:"
+        found: list[tuple[str, str, str, str]] = []
+        mark, periods = f":{query.by}:", set(query.periods)
         tenant = "*" if query.tenant is None else _literal(query.tenant)
-        # What all periods begin with: days of the same month, or one alone.
-        first, last = min(query.periods), max(query.periods)
-        period = next(first[:n] for n in range(len(first), -1, -1) if last.startswith(first[:n]))
-        for key in await self._client.scan(f"sluice:usage:{{{tenant}}}:{period}*{mark}*"):
-            name = key.decode()
-            whose, _, rest = name.removeprefix("sluice:usage:{").partition("}:")
-            when, _, group = rest.partition(mark)
-            if (whose, when) in wanted:
-                found[name] = (whose, when, group, name)
-        return list(found.values())
+        for period in _patterns(query.periods):
+            pattern = f"sluice:usage:{{{tenant}}}:{period}{mark}*"
+            keys = await self._client.scan(pattern, MAX_ROWS)
+            if len(found) + len(keys) > MAX_ROWS:
+                raise ValueError(TOO_MANY)
+            for key in keys:
+                name = key.decode()
+                whose, _, rest = name.removeprefix("sluice:usage:{").partition("}:")
+                when, _, group = rest.partition(mark)
+                if whose in tenants and when in periods:
+                    found.append((whose, when, group, name))
+        return found
+
+
+def _patterns(periods: tuple[str, ...]) -> list[str]:
+    """Return Redis patterns of a month, or of successive days and no others, few to a month.
+
+    A scan looks at every key there is, and brings those that match.
+    """
+    found = []
+    for month, days in _parted(periods, 7):
+        if len(days) == monthrange(int(month[:4]), int(month[5:]))[1]:
+            found.append(f"{month}-??")
+        elif days == (month,):
+            found.append(month)
+        else:
+            found += [f"{ten}[{some[0][9]}-{some[-1][9]}]" for ten, some in _parted(days, 9)]
+    return found
+
+
+def _parted(texts: Iterable[str], length: int) -> list[tuple[str, tuple[str, ...]]]:
+    """Group successive texts by what they begin with."""
+    return [(start, tuple(some)) for start, some in groupby(texts, lambda text: text[:length])]
 
 
 def _row(period: str, tenant: str, group: str, flat: list[bytes]) -> Row:

@@ -1,5 +1,6 @@
 """Who may use the admin API, from its own table of routes; and what was used, read through it."""
 
+import asyncio
 import contextlib
 import json
 import time
@@ -10,8 +11,9 @@ from urllib.parse import quote
 import pytest
 
 from gateway.http.admin import AdminRoutes
-from gateway.store.usage import COUNTERS, GROUPS
+from gateway.store.usage import COUNTERS, GROUPS, MAX_ROWS
 from tests.support.admin import ADMIN_KEY, admin, make, use
+from tests.support.command import failed
 from tests.support.config import KEY, config, digest
 from tests.support.gateway import Gateway, running
 from tests.support.threaded import UpstreamThread
@@ -245,3 +247,20 @@ async def test_a_query_that_makes_no_sense_is_refused(
     reply = await admin(gateway, "GET", f"/usage?{query}")
     assert refusal(reply) == (400, "invalid_value")
     assert said in json.loads(reply.body)["error"]["message"]
+
+
+async def test_more_than_can_be_shown_is_the_clients_error(gateway: Gateway) -> None:
+    with contextlib.closing(gateway.store) as store:
+        store.sadd("sluice:tenants", "crowded")
+        names = [f"sluice:usage:{{crowded}}:2018-05-01:key:{n}" for n in range(MAX_ROWS + 1)]
+        pipeline = store.pipeline(transaction=False)
+        for name in names:
+            pipeline.hset(name, "requests", 1)
+        pipeline.execute()
+        reply = await admin(gateway, "GET", "/usage?by=key&from=2018-05-01&to=2018-05-01")
+        words = ("usage", "--by", "key", "--from", "2018-05-01", "--to", "2018-05-01")
+        code, said = await asyncio.to_thread(failed, gateway, *words)
+        store.delete(*names)
+    assert refusal(reply) == (400, "invalid_value")
+    assert "more than 20000 rows: ask for fewer days" in reply.error["message"]
+    assert (code, said) == (2, "sluice: more than 20000 rows: ask for fewer days, or one tenant")

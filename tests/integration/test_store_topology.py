@@ -7,8 +7,6 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.core.errors import StoreError
-from gateway.store import link as link_module
 from gateway.store.cluster import Cluster
 from gateway.store.link import Link
 from gateway.store.location import Location, parse_url
@@ -78,13 +76,13 @@ async def test_a_server_that_does_not_know_its_own_name_has_the_one_it_was_asked
     await cluster.aclose()
 
 
-async def test_a_scan_that_finds_too_much_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "MAX_SCANNED", 2)
+async def test_a_scan_ends_where_it_has_found_too_much() -> None:
     link = Link(Location(), 1.0, "test")
+    parts = [[b"a", b"b"], [b"b", b"a"], [b"c"], [b"d"]]
 
     async def call(*args: Any) -> Any:
-        return [b"7", [b"a", b"b", b"c"]]
+        return [b"7", parts.pop(0)]
 
     link.call = call  # type: ignore[assignment,method-assign]
-    with pytest.raises(StoreError, match="more than 2 keys"):
-        await link.scan("*")
+    assert await link.scan("*", 2) == {b"a", b"b", b"c"}
+    assert parts == [[b"d"]]
