@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from collections import deque
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -38,6 +39,8 @@ class TraceExporter:
 
     def __init__(self, tracing: Tracing) -> None:
         self._url = f"{tracing.endpoint.rstrip('/')}/v1/traces"
+        # What may be logged of it: the rest may hold a password.
+        self._collector = urlsplit(self._url).netloc.rpartition("@")[2]
         self._headers = {"Content-Type": "application/json", **tracing.headers}
         self._resource = {"attributes": _attributes({"service.name": tracing.service_name})}
         self._queue: deque[RequestRecord] = deque()
@@ -92,7 +95,8 @@ class TraceExporter:
             ) as response:
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            logger.warning("traces cannot be exported to %s: %s", self._url, type(error).__name__)
+            name = type(error).__name__
+            logger.warning("traces cannot be exported to %s: %s", self._collector, name)
             return False
         except Exception:  # what cannot be written or sent now never can
             logger.exception("%d spans cannot be exported", len(batch))

@@ -4,11 +4,13 @@ import asyncio
 from typing import Any
 
 import aiohttp
+import pytest
 
 from gateway.config.schema import Tracing
 from gateway.core.record import RequestRecord
 from gateway.core.usage import Usage
 from gateway.observe.traces import TraceExporter
+from tests.integration.conftest import unused_port
 from tests.support.config import bearer, chat, config
 from tests.support.gateway import running
 from tests.support.upstream import Exchange, Upstream
@@ -147,17 +149,29 @@ async def test_no_span_goes_where_a_collector_points(upstream: Upstream) -> None
         assert other.received == []
 
 
+def record(model: str) -> RequestRecord:
+    return RequestRecord(
+        *("req_1", 0.0, "acme", "k", "chat", model, "p0", "m", 200, "ok", "", False),
+        *(Usage(), "none", 0, "", 1, 1, 1, 1),
+    )
+
+
 async def test_spans_that_cannot_be_written_are_counted_and_gone() -> None:
     exporter = TraceExporter(Tracing())
     exporter.start()
-    exporter.emit(
-        RequestRecord(
-            *("req_1", 0.0, "acme", "k", "chat", "half a \ud800", "p0", "m", 200, "ok", "", False),
-            *(Usage(), "none", 0, "", 1, 1, 1, 1),
-        )
-    )
+    exporter.emit(record("half a \ud800"))
     await exporter.aclose()
     assert exporter.dropped == 1
+
+
+async def test_a_collectors_password_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    port = unused_port()
+    exporter = TraceExporter(Tracing(endpoint=f"http://user:hidden@127.0.0.1:{port}/hidden"))
+    exporter.start()
+    exporter.emit(record("m"))
+    await exporter.aclose()
+    assert f"traces cannot be exported to 127.0.0.1:{port}: Client" in caplog.text
+    assert "hidden" not in caplog.text
 
 
 async def test_the_last_spans_are_sent_before_a_worker_ends(upstream: Upstream) -> None:
