@@ -20,6 +20,8 @@ class LedgerFile(LineWriter):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = self._open(path)
         self._size = os.fstat(fd).st_size
+        # The next line would be glued to one that a crash has cut short.
+        self._torn = bool(self._size) and os.pread(fd, 1, self._size - 1) != b"\n"
         super().__init__(fd)
 
     def close(self, seconds: float = 2.0) -> None:
@@ -36,6 +38,8 @@ class LedgerFile(LineWriter):
             except OSError as error:
                 logger.warning("%s cannot be rotated: %s", self._path, error.strerror)
                 self._size = 0  # it grows once more before the next try
+        if self._torn:
+            view = memoryview(b"\n" + view)
         before = os.fstat(self._fd).st_size
         try:
             super()._write_all(view)
@@ -43,6 +47,7 @@ class LedgerFile(LineWriter):
             os.ftruncate(self._fd, before)  # or the next line would be glued to half of one
             raise
         self._size += len(view)
+        self._torn = False
 
     def _rotate(self) -> None:
         fresh = self._path.with_name(f"{self._path.name}.new")
@@ -56,7 +61,7 @@ class LedgerFile(LineWriter):
             raise
         full, self._fd = self._fd, fd
         os.close(full)
-        self._size = 0
+        self._size, self._torn = 0, False
 
     def _shift(self) -> None:
         """Number the files anew; the oldest one goes."""
@@ -72,4 +77,4 @@ class LedgerFile(LineWriter):
 
     @staticmethod
     def _open(path: Path) -> int:
-        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -44,6 +44,29 @@ def test_a_file_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert numbers(tmp_path / "l.jsonl") == [0, 1, 2]
 
 
+HALF = b'{"n":'
+
+
+def test_a_line_that_a_crash_has_cut_short_spoils_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "l.jsonl"
+    path.write_bytes(line(1) + HALF)
+    for n in (2, 3):
+        file = LedgerFile(path, most_bytes=1000, keep=1)
+        file.write(line(n))
+        file.close()
+    assert path.read_bytes() == line(1) + HALF + b"\n" + line(2) + line(3)
+
+
+def test_nor_one_in_the_file_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "l.jsonl"
+    path.write_bytes(line(1) + HALF)
+    file = LedgerFile(path, most_bytes=20, keep=1)
+    written(file, 2, 3)
+    file.close()
+    assert path.read_bytes() == line(2) + line(3)
+    assert (tmp_path / "l.jsonl.1").read_bytes() == line(1) + HALF
+
+
 async def test_every_request_has_its_line(upstream: Upstream, tmp_path: Path) -> None:
     text = config(upstream.url, ledger={"directory": str(tmp_path / "ledger")})
     with running(text, workers=2) as gateway:
