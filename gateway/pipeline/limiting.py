@@ -7,6 +7,7 @@ from gateway.core.errors import ConfigError
 from gateway.policy.access import Principal, counting
 from gateway.policy.caching import Overrides
 from gateway.policy.limits import (
+    CALENDAR,
     REQUESTS,
     TOKENS,
     Budget,
@@ -14,6 +15,7 @@ from gateway.policy.limits import (
     Rates,
     check_period,
     limits,
+    window_seconds,
 )
 from gateway.policy.pricing import microusd
 from gateway.store import names
@@ -76,19 +78,32 @@ class LimitBook:
 
     def check(self, key: schema.KeySettings) -> None:
         """Raise ConfigError if a key's limits are invalid or above its tenant's."""
-        rates(key, "")
-        for pattern, limit in key.per_model.items():
-            rates(limit, f"per_model.{pattern}")
         tenant = self._configured.get(key.tenant, schema.Tenant())
-        for name in ("rpm", "tpm", "concurrency"):
-            own, most = getattr(key, name), getattr(tenant, name)
-            if own is not None and most is not None and own > most:
-                message = f"{own} is above the tenant's {most}"
-                raise ConfigError(message, field=name)
-        allowed = {budget.per: budget.microusd for budget in rates(tenant, "").budgets}
-        for budget in rates(key, "").budgets:
-            if budget.microusd > allowed.get(budget.per, budget.microusd):
-                raise ConfigError(f"above the tenant's per {budget.per}", field="budget")
+        _check_below(key, tenant, "")
+        for pattern, limit in key.per_model.items():
+            for applying in (pattern, "*"):
+                most = tenant.per_model.get(applying, schema.Limit())
+                _check_below(limit, most, f"per_model.{pattern}")
+
+
+def _check_below(limit: schema.Limit, tenants: schema.Limit, field: str) -> None:
+    """Raise ConfigError if a limit is invalid or above the tenant's.
+
+    A burst that was not asked for is nobody's to refuse; the tenant's own holds in any case.
+    """
+    own, most = rates(limit, field), rates(tenants, field)
+    bounds = {"rpm": most.rpm, "burst": most.burst or most.rpm}
+    bounds |= {"tpm": most.tpm, "concurrency": most.concurrency}
+    for name, bound in bounds.items():
+        wanted = getattr(own, name)
+        if wanted is not None and bound is not None and wanted > bound:
+            message = f"{wanted} is above the tenant's {bound}"
+            raise ConfigError(message, field=_inside(field, name))
+    allowed = {_length(budget.per): budget.microusd for budget in most.budgets}
+    for budget in own.budgets:
+        if budget.microusd > allowed.get(_length(budget.per), budget.microusd):
+            message = f"above the tenant's per {budget.per}"
+            raise ConfigError(message, field=_inside(field, "budget"))
 
 
 def scope(
@@ -126,7 +141,7 @@ def rates(limit: schema.Limit, field: str) -> Rates:
         raise ConfigError("a burst needs an rpm", field=_inside(field, "burst"))
     found = limit.budget if isinstance(limit.budget, tuple) else (limit.budget,)
     budgets = tuple(_budget(one, _inside(field, "budget")) for one in found)
-    if len({budget.per for budget in budgets}) < len(budgets):
+    if len({_length(budget.per) for budget in budgets}) < len(budgets):
         raise ConfigError("two budgets have the same period", field=_inside(field, "budget"))
     return Rates(limit.rpm, limit.burst, limit.tpm, limit.concurrency, budgets, limit.shadow)
 
@@ -143,6 +158,11 @@ def _budget(budget: schema.Budget, field: str) -> Budget:
     if not 1 <= amount <= MAX_MICROUSD:
         raise ConfigError("expected more than 0 and at most 1e9 dollars", field=f"{field}.usd")
     return Budget(amount, budget.per, budget.shadow)
+
+
+def _length(per: str) -> str | int:
+    """Return what tells a period from another, in whatever words: 30d is 720h, but no month."""
+    return per if per in CALENDAR else window_seconds(per)
 
 
 def _inside(field: str, name: str) -> str:

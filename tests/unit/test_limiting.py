@@ -113,7 +113,14 @@ BOUNDED = book(
             "tpm": 1000,
             "concurrency": 10,
             "budget": [{"usd": 5, "per": "day"}, {"usd": "50.5", "per": "30d"}],
-        }
+        },
+        "slow": {"rpm": 100, "burst": 10},
+        "models": {
+            "per_model": {
+                "m*": {"rpm": 10, "tpm": 100, "budget": {"usd": 5, "per": "1d"}},
+                "*": {"concurrency": 4, "budget": {"usd": 50}},
+            }
+        },
     }
 )
 
@@ -123,11 +130,19 @@ BOUNDED = book(
     [
         {},
         {"rpm": 100, "tpm": 1000, "concurrency": 10},
-        {"rpm": 1, "burst": 1000},
+        {"rpm": 1, "burst": 100},
         {"budget": {"usd": 5, "per": "day"}},
         {"budget": [{"usd": "50.5", "per": "30d"}, {"usd": 4, "per": "day"}]},
         {"budget": {"usd": 1000, "per": "total"}},
-        {"tenant": "nobody", "rpm": 10**6, "budget": {"usd": 10**6, "per": "day"}},
+        {"budget": {"usd": 1000, "per": "month"}},
+        {"budget": [{"usd": 1000, "per": "24h"}, {"usd": "50.5", "per": "720h"}]},
+        {"tpm": 1000, "per_model": {"m": {"rpm": 1000, "burst": 1000}}},
+        {"tenant": "slow", "rpm": 100},
+        {"tenant": "slow", "rpm": 100, "burst": 10},
+        {"tenant": "models", "rpm": 1000, "concurrency": 100, "budget": {"usd": 1000}},
+        {"tenant": "models", "per_model": {"m*": {"rpm": 10, "tpm": 100, "concurrency": 4}}},
+        {"tenant": "models", "per_model": {"m": {"rpm": 1000}, "*": {"tpm": 1000}}},
+        {"tenant": "nobody", "rpm": 10**6, "burst": 10**7, "budget": {"usd": 10**6, "per": "day"}},
     ],
 )
 def test_limits_up_to_the_tenants_pass(settings: dict[str, Any]) -> None:
@@ -143,6 +158,22 @@ def test_limits_up_to_the_tenants_pass(settings: dict[str, Any]) -> None:
         ({"rpm": 1, "concurrency": 10**9}, "concurrency"),
         ({"budget": {"usd": "5.000001", "per": "day"}}, "budget"),
         ({"budget": [{"usd": 1, "per": "day"}, {"usd": 51, "per": "30d"}]}, "budget"),
+        ({"rpm": 1, "burst": 101}, "burst"),
+        ({"tenant": "slow", "rpm": 20, "burst": 11}, "burst"),
+        ({"budget": {"usd": 51, "per": "720h"}}, "budget"),
+        ({"budget": [{"usd": 1, "per": "30d"}, {"usd": 1, "per": "720h"}]}, "budget"),
+        ({"tenant": "models", "per_model": {"m*": {"rpm": 11}}}, "per_model.m*.rpm"),
+        (
+            {"tenant": "models", "per_model": {"m*": {"rpm": 1, "burst": 11}}},
+            "per_model.m*.burst",
+        ),
+        (
+            {"tenant": "models", "per_model": {"m*": {"budget": {"usd": 6, "per": "1440m"}}}},
+            "per_model.m*.budget",
+        ),
+        ({"tenant": "models", "per_model": {"*": {"concurrency": 5}}}, "per_model.*.concurrency"),
+        ({"tenant": "models", "per_model": {"m": {"concurrency": 5}}}, "per_model.m.concurrency"),
+        ({"tenant": "models", "per_model": {"m*": {"budget": {"usd": 51}}}}, "per_model.m*.budget"),
         ({"per_model": {"m": {"budget": {"usd": 0}}}}, "per_model.m.budget.usd"),
         ({"per_model": {"m": {"budget": {"usd": 1, "per": "1s"}}}}, "per_model.m.budget.per"),
     ],
@@ -182,6 +213,7 @@ def test_one_budget_or_several_become_micro_dollars() -> None:
     [
         ([{"usd": 1}, {"usd": 2}], "keys.budget"),
         ([{"usd": 1, "per": "30d"}, {"usd": 2}, {"usd": 3, "per": "30d"}], "keys.budget"),
+        ([{"usd": 1, "per": "30d"}, {"usd": 2, "per": "720h"}], "keys.budget"),
         ({"usd": 1, "per": "year"}, "keys.budget.per"),
         ({"usd": 1, "per": ""}, "keys.budget.per"),
         ({"usd": 1, "per": "30s"}, "keys.budget.per"),
