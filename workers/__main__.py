@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import tempfile
@@ -20,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     words = sys.argv[1:] if argv is None else argv
     wake = None
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error does of itself
+        sys.stdout.reconfigure(errors="backslashreplace")
     if words[:1] == ["serve"]:
         open_standard_files()
         # Before all that takes long: in a container, the first process has no default actions.

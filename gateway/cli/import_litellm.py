@@ -4,6 +4,7 @@ What could not be carried over goes to standard error, each with its place in th
 """
 
 import argparse
+import io
 import json
 import os
 import re
@@ -143,6 +144,8 @@ def _read(path: str) -> str:
 
 def _write(text: str, output: Path | None) -> None:
     if output is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # it will be a file, whatever the terminal
+            sys.stdout.reconfigure(encoding="utf-8")
         print(text, end="")
         return
     try:

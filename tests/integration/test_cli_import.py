@@ -34,17 +34,19 @@ general_settings:
 """
 
 
-def imported(directory: Path, text: str) -> subprocess.CompletedProcess[str]:
+def imported(
+    directory: Path, text: str, terminal: str = "utf-8"
+) -> subprocess.CompletedProcess[str]:
     """Run the command in a directory that has such a config.yaml."""
-    (directory / "config.yaml").write_text(text)
+    (directory / "config.yaml").write_text(text, encoding="utf-8")
     environ = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     return subprocess.run(
         [sys.executable, "-m", "workers", "import", "litellm", "config.yaml"],
         cwd=directory,
-        env=environ | {"PYTHONPATH": str(ROOT)},
+        env=environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": terminal},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=60,
     )
 
@@ -77,6 +79,14 @@ async def test_the_old_proxys_clients_go_on(tmp_path: Path) -> None:
             unknown = await ask(gateway.port, post(chat("new-name"), key=MASTER_KEY))
             assert (refused.status, unknown.status) == (401, 404)
             assert (await admin(gateway, "GET", "/keys", key=MASTER_KEY)).status == 200
+
+
+def test_what_is_printed_is_utf_8_in_any_terminal(tmp_path: Path) -> None:
+    text = PROXY.format(model="日本", url="http://127.0.0.1:9/v1")
+    done = imported(tmp_path, text, "latin-1")
+    assert done.returncode == 0
+    assert "日本" in done.stdout
+    assert done.stdout == imported(tmp_path, text).stdout
 
 
 def test_a_file_is_written_once_and_again_by_force(

@@ -250,3 +250,15 @@ def test_no_cell_is_a_formula(gateway: Gateway) -> None:
         rows = list(csv.DictReader(io.StringIO(run(gateway, "usage", *words))))
         store.delete(key)
     assert [row["group"] for row in rows if row["requests"] == "1"].count("'=HYPERLINK()") == 1
+
+
+@pytest.mark.parametrize("shape", ["table", "csv", "json"])
+def test_a_terminal_that_cannot_show_a_name_shows_its_numbers(gateway: Gateway, shape: str) -> None:
+    key = f"sluice:usage:{{acme}}:{DAYS[0]}:model:日本ü"
+    words = ("usage", "--by", "model", "--from", DAYS[0], "--to", DAYS[0], "--format", shape)
+    with contextlib.closing(gateway.store) as store:
+        store.hset(key, mapping={"requests": 1})
+        done = sluice(gateway.state, gateway.config_file, *words, encoding="latin-1")
+        store.delete(key)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ("\\u65e5\\u672c\\u00fc" if shape == "json" else "\\u65e5\\u672cü") in done.stdout

@@ -11,18 +11,18 @@ COMMAND_SECONDS = 60
 
 
 def sluice(
-    directory: Path, config_file: Path | None, *words: str
+    directory: Path, config_file: Path | None, *words: str, encoding: str = "utf-8"
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command against the gateway that keeps its state there."""
+    """Run the command against the gateway that keeps its state there, in such a terminal."""
     environ = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     given = ["--config", str(config_file)] if config_file else []
     return subprocess.run(
         [sys.executable, "-m", "workers", words[0], *given, *words[1:]],
         cwd=ROOT,
-        env={**environ, "SLUICE_STATE_DIR": str(directory)},
+        env={**environ, "SLUICE_STATE_DIR": str(directory), "PYTHONIOENCODING": encoding},
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding=encoding,
         timeout=COMMAND_SECONDS,
     )
 
