@@ -23,6 +23,9 @@ STOP, LENGTH, TOOL_CALLS, FILTERED = "stop", "length", "tool_calls", "content_fi
 # OpenAI's Responses, where what has none is that API's own provider's.
 MARK = "sluice:"
 ANTHROPIC, RESPONSES = "anthropic", "responses"
+# In Responses: of Anthropic's, too, but the signature of a thought that is not shown. What bears
+# the other mark without a text beside it is thought that only Anthropic can read.
+SIGNED = "anthropic-signature"
 
 
 class Text(msgspec.Struct, frozen=True, tag=True):
@@ -259,14 +262,23 @@ def unmarked(secret: str) -> str:
     return "" if secret.startswith(MARK) else secret
 
 
-def in_responses(secret: str) -> str:
-    """Return a secret of the hub as a client of Responses has it: Anthropic's with its mark."""
-    return secret if marked(secret) else mark(ANTHROPIC, secret)
+def in_responses(signature: str, redacted: str, *, shown: bool) -> str:
+    """Return a thought's secret as a client of Responses has it: Anthropic's with its mark.
+
+    `shown`: the thought has a text.
+    """
+    secret = redacted or signature
+    if marked(secret):
+        return secret
+    return mark(ANTHROPIC if redacted or shown else SIGNED, secret)
 
 
-def of_responses(secret: str) -> str:
-    """Return a secret as the hub has it, of one that a client of Responses was given."""
-    return unmark(ANTHROPIC, secret) or secret if marked(secret) else mark(RESPONSES, secret)
+def of_responses(secret: str, *, shown: bool) -> tuple[str, str]:
+    """Return the signature and the redacted thought that a client of Responses has as one."""
+    if signature := unmark(SIGNED, secret):
+        return signature, ""
+    own = unmark(ANTHROPIC, secret) or secret if marked(secret) else mark(RESPONSES, secret)
+    return (own, "") if shown else ("", own)
 
 
 def marked(secret: str) -> bool:

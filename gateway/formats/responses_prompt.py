@@ -233,10 +233,8 @@ def _take(turns: _Turns, item: Item, where: str, unknown: Unknown) -> list[Text]
             turns.add(USER, ToolResult(call_id, results))
         case Item(type="reasoning"):
             text = "\n\n".join([part.text or "" for part in item.summary or ()])
-            secret = of_responses(
-                item.encrypted_content or ""
-            )  # beside a text, it is that text's signature
-            turns.add(ASSISTANT, Thinking(text, secret) if text else Thinking(redacted=secret))
+            secrets = of_responses(item.encrypted_content or "", shown=bool(text))
+            turns.add(ASSISTANT, Thinking(text, *secrets))
         case _:
             text = f"'{where}' is of type '{item.type}', which only its provider can read."
             raise ApiError("unsupported_parameter", text, param=where)

@@ -148,9 +148,9 @@ def _reasoning(id: str, part: Thinking) -> Json:
         "type": "reasoning",
         "summary": [{"type": "summary_text", "text": part.text}] if part.text else [],
     }
-    secret = part.redacted or part.signature or (UNSIGNED if part.text else "")
-    if secret:
-        found["encrypted_content"] = in_responses(secret)
+    signature = part.signature or (UNSIGNED if part.text else "")
+    if secret := in_responses(signature, part.redacted, shown=bool(part.text)):
+        found["encrypted_content"] = secret
     return found
 
 
@@ -236,7 +236,8 @@ class ResponsesStream:
                 return before + self._item_frame("response.reasoning_summary_text.delta", delta)
             case events.ThinkingSigned(signature=signature, redacted=redacted, block=block):
                 before = self._item(f"thinking {block}")
-                self._output[-1]["encrypted_content"] = in_responses(redacted or signature)
+                secret = in_responses(signature, redacted, shown=any(self._pieces))
+                self._output[-1]["encrypted_content"] = secret
                 return before
             case events.CallBegun():
                 return self._begin_call(event)
@@ -291,7 +292,8 @@ class ResponsesStream:
         before = b""
         if event.signature:  # a call has no place for it
             before = self._item(f"signature {event.index}")
-            self._output[-1]["encrypted_content"] = in_responses(event.signature)
+            secret = in_responses("", event.signature, shown=False)
+            self._output[-1]["encrypted_content"] = secret
         before += self._begin() + self._close()
         number, call = len(self._output), ToolCall(event.id, event.name, "")
         self._calls[event.index], self._newest = _OpenCall(number), event.index

@@ -283,12 +283,8 @@ def _parts(response: Response) -> tuple[Part, ...]:
                         found.append(Text(part.text, logprobs=logprobs_of(part.logprobs)))
             case "reasoning":
                 text = thought(item)
-                secret = of_responses(item.encrypted_content or "")
-                found.append(
-                    Thinking(
-                        text, signature=secret if text else "", redacted="" if text else secret
-                    )
-                )
+                secrets = of_responses(item.encrypted_content or "", shown=bool(text))
+                found.append(Thinking(text, *secrets))
             case "function_call":
                 call_id = item.call_id or item.id or ""
                 found.append(ToolCall(call_id, item.name or "", inner_json(item.arguments) or "{}"))

@@ -243,10 +243,8 @@ class ResponsesDecoder(SseDecoder):
         """Take what only the whole item says: a secret, or what no delta said before."""
         self._searches += searched(item.type, item.action)
         if item.type == "reasoning" and item.encrypted_content:
-            secret = of_responses(item.encrypted_content)
-            if place in self._shown:
-                return [events.ThinkingSigned(secret, block=place)]
-            return [events.ThinkingSigned(redacted=secret, block=place)]
+            secrets = of_responses(item.encrypted_content, shown=place in self._shown)
+            return [events.ThinkingSigned(*secrets, block=place)]
         if place in self._shown:
             return []
         if item.type == "function_call":

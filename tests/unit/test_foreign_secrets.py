@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from gateway.core.messages import ANTHROPIC, RESPONSES, UNSIGNED, Fit, Reply, Text, Thinking, mark
+from gateway.core import events
+from gateway.core.messages import (
+    ANTHROPIC,
+    RESPONSES,
+    UNSIGNED,
+    Fit,
+    Reply,
+    Text,
+    Thinking,
+    ToolCall,
+    mark,
+)
 from gateway.core.operations import Operation
 from gateway.formats import DIALECTS, Meta
 from gateway.formats.body import decode
@@ -26,14 +37,14 @@ THOUGHT = [
 SAID = {"type": "text", "text": "Hello"}
 
 
-def items(*, stream: bool) -> list[Json]:
+def items(reply: Reply = REPLY, *, stream: bool) -> list[Json]:
     """What Claude said as a client of Responses has it."""
     dialect = DIALECTS[Operation.RESPONSES]
     if not stream:
-        found: list[Json] = json.loads(dialect.encode(REPLY, META))["output"]
+        found: list[Json] = json.loads(dialect.encode(reply, META))["output"]
         return found
     writer = dialect.writer(META)
-    told = (writer.write(events_of(REPLY)) + writer.finish()).decode().rstrip().splitlines()[-1]
+    told = (writer.write(events_of(reply)) + writer.finish()).decode().rstrip().splitlines()[-1]
     return list(json.loads(told.removeprefix("data: "))["response"]["output"])
 
 
@@ -54,6 +65,28 @@ def test_clients_of_responses_have_claudes_secrets_with_its_mark(stream: bool) -
     for kind in ("anthropic", "vertex"):
         sent, _ = put(kind, CLAUDE, Operation.RESPONSES, asked)
         assert sent["messages"][1]["content"] == [*THOUGHT, SAID]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_signature_without_a_text_is_no_redacted_thought(stream: bool) -> None:
+    """As Claude signs its thoughts where nobody asked to see them."""
+    parts = (Thinking("", "EqQB"), ToolCall("call_1", "look", "{}"), Thinking(redacted="EmwK"))
+    reply = Reply(id="x", model="m", parts=parts, finish="tool_calls")
+    said = items(reply, stream=stream)
+    sent, _ = put("anthropic", CLAUDE, Operation.RESPONSES, {"input": [ASKED, *said, ASKED]})
+    signed, call, redacted = sent["messages"][1]["content"]
+    assert signed == {"type": "thinking", "thinking": "", "signature": "EqQB"}
+    assert call["type"] == "tool_use"
+    assert redacted == {"type": "redacted_thinking", "data": "EmwK"}
+    sent, _ = put("openai", "gpt-5", Operation.RESPONSES, {"input": [ASKED, *said, ASKED]})
+    assert [item.get("type") for item in sent["input"][1:-1]] == ["function_call"]
+    # The cache reads it again.
+    body = json.dumps({"output": said}).encode()
+    assert ResponsesConversation().parse(body).parts == parts
+    done = [{"type": "response.output_item.done", "output_index": 0, "item": said[0]}]
+    stream_of_it = b"".join([b"data: %b\n\n" % json.dumps(one).encode() for one in done])
+    (event,) = ResponsesConversation().decoder().feed(stream_of_it)
+    assert event == events.ThinkingSigned("EqQB")
 
 
 @pytest.mark.parametrize("kind", ["anthropic", "vertex", "bedrock"])

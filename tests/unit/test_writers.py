@@ -20,7 +20,16 @@ from gateway.core import events
 from gateway.core.call_ids import plain
 from gateway.core.errors import ApiError
 from gateway.core.events import Event
-from gateway.core.messages import UNSIGNED, Part, Refusal, Reply, Text, Thinking, ToolCall
+from gateway.core.messages import (
+    UNSIGNED,
+    Part,
+    Refusal,
+    Reply,
+    Text,
+    Thinking,
+    ToolCall,
+    marked,
+)
 from gateway.core.operations import Operation
 from gateway.core.usage import Usage
 from gateway.formats import DIALECTS, Meta
@@ -340,8 +349,9 @@ def expected(name: str, parts: list[Part], *, stream: bool) -> list[Part]:
                     Thinking(redacted=signature),
                     ToolCall(part.id, part.name, part.arguments),
                 ]
-            case Thinking(text="", signature=secret) if secret and name == "responses":
-                found.append(Thinking(redacted=secret))  # without a text they look alike
+            case Thinking(text="", signature=secret) if marked(secret) and name == "responses":
+                # Without a text they look alike, and to who made them they are.
+                found.append(Thinking(redacted=secret))
             case _:
                 found.append(part)
     return merged(found)
