@@ -86,6 +86,15 @@ def _status(finish: str) -> Json:
     return {"status": "incomplete", "incomplete_details": {"reason": reason}}
 
 
+def _in_one_line(echo: dict[str, Raw]) -> dict[str, Raw]:
+    """Return what is said again of a request as an event can have it, which is made of lines.
+
+    Ends of lines stand between the tokens of JSON alone; inside of texts they are escaped.
+    """
+    names = [name for name in _ECHOED if name in echo]
+    return {name: Raw(bytes(echo[name]).translate(None, b"\r\n")) for name in names}
+
+
 def _response(
     meta: Meta, id: str, model: str, output: list[Json], status: Json, used: Usage | None
 ) -> Json:
@@ -183,7 +192,7 @@ class ResponsesStream:
     """
 
     def __init__(self, meta: Meta) -> None:
-        self._meta = meta
+        self._meta = msgspec.structs.replace(meta, echo=_in_one_line(meta.echo))
         self._id = self._model = ""
         self._number = 0
         self._begun = False

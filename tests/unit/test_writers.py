@@ -434,6 +434,26 @@ def test_a_stream_comes_back_as_it_was(name: str, parts: list[Part], cuts: st.Da
     assert merged(back(WIRES[name], said)) == expected(name, parts, stream=True)
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_a_request_of_many_lines_is_said_again_in_one(ending: str) -> None:
+    asked = {
+        "model": "m",
+        "input": "?",
+        "metadata": {"a": "b\n"},
+        "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+    }
+    body = json.dumps(asked, indent=2).replace("\n", ending)
+    echo = decode(Operation.RESPONSES, body.encode()).fields
+    writer = DIALECTS[Operation.RESPONSES].writer(msgspec.structs.replace(META, echo=echo))
+    stream = writer.write([events.TextDelta("Hello")]) + writer.finish()
+    assert b"\r" not in stream
+    told = responses_stream(stream)
+    assert (told["metadata"], told["tools"]) == (asked["metadata"], asked["tools"])
+    failed = DIALECTS[Operation.RESPONSES].writer(msgspec.structs.replace(META, echo=echo))
+    for _, text in frames(failed.error(ApiError("stream_interrupted", "x"))):
+        json.loads(text)
+
+
 def cut(event: Event, cuts: st.DataObject) -> list[Event]:
     """A delta in pieces, some of them empty."""
     match event:
