@@ -254,7 +254,7 @@ def prompt(request: Request) -> Prompt:
 
 def _parts(message: ChatMessage, where: str, unknown: Unknown) -> list[Part]:
     said = message.reasoning_content or message.reasoning
-    found = thoughts(message.reasoning_details, said)
+    found: list[Part] = [*thoughts(message.reasoning_details, said)]
     cache = cache_ttl(message.cache_control)
     if isinstance(message.content, str):
         if message.content:

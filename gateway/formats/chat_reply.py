@@ -14,6 +14,7 @@ from gateway.core.errors import ApiError
 from gateway.core.events import Event
 from gateway.core.messages import Refusal, Reply, Text, Thinking, ToolCall
 from gateway.core.usage import Usage
+from gateway.formats.chat_thoughts import detail, google_extra
 from gateway.formats.openai import error_event
 from gateway.formats.reply import Meta
 
@@ -35,7 +36,7 @@ def encode(reply: Reply, meta: Meta) -> bytes:
     thoughts = [part for part in reply.parts if isinstance(part, Thinking)]
     if thinking := "".join([part.text for part in thoughts]):
         message["reasoning_content"] = thinking
-    details = [_detail(part, i) for i, part in enumerate(thoughts)]
+    details = [detail(part, i) for i, part in enumerate(thoughts)]
     if any("signature" in one or "data" in one for one in details):
         message["reasoning_details"] = details
     calls = [part for part in reply.parts if isinstance(part, ToolCall)]
@@ -77,15 +78,6 @@ def usage(used: Usage) -> Json:
     }
 
 
-def _detail(part: Thinking, index: int) -> Json:
-    if part.redacted:
-        return {"type": "reasoning.encrypted", "data": part.redacted, "index": index}
-    found: Json = {"type": "reasoning.text", "text": part.text, "index": index}
-    if part.signature:
-        found["signature"] = part.signature
-    return found
-
-
 def _call(call: ToolCall) -> Json:
     found: Json = {
         "id": call.id,
@@ -93,12 +85,8 @@ def _call(call: ToolCall) -> Json:
         "function": {"name": call.name, "arguments": call.arguments},
     }
     if call.signature:
-        found["extra_content"] = _signed(call.signature)
+        found["extra_content"] = google_extra(call.signature)
     return found
-
-
-def _signed(signature: str) -> Json:
-    return {"google": {"thought_signature": signature}}
 
 
 def listed(raw: msgspec.Raw) -> list[Any]:
@@ -154,7 +142,7 @@ class ChatStream:
                 self._next_block(block)
                 part = Thinking("".join(self._thought), signature, redacted)
                 self._thought.clear()
-                return self._delta({"reasoning_details": [_detail(part, block)]})
+                return self._delta({"reasoning_details": [detail(part, block)]})
             case events.CallBegun(index=index, id=id, name=name, signature=signature):
                 self._bare.add(index)
                 call = _call(ToolCall(id, name, "", signature))

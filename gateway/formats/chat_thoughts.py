@@ -1,10 +1,14 @@
 """What models thought, in messages of chat completions from the client, and who signed it."""
 
+import re
 from typing import Any
 
 import msgspec
 
-from gateway.core.messages import ANTHROPIC, Part, Thinking, mark, marked
+from gateway.core.messages import ANTHROPIC, MARK, Thinking, mark, marked
+
+# OpenRouter's names of who made a secret bear a version, ours do not.
+_FORMATTED = re.compile(rf"{MARK}([\w-]+-v\d+):(.*)", re.DOTALL)
 
 
 class ReasoningDetail(msgspec.Struct):
@@ -21,17 +25,31 @@ class ReasoningDetail(msgspec.Struct):
     summary: str | None = None
 
 
-def thoughts(details: list[ReasoningDetail] | None, text: str | None) -> list[Part]:
+def thoughts(details: list[ReasoningDetail] | None, text: str | None) -> list[Thinking]:
     """Return a message's thoughts; `text` is them without their signatures."""
-    found: list[Part] = []
+    found: list[Thinking] = []
     for detail in details or ():
         if detail.data:
             found.append(Thinking(redacted=_secret(detail, detail.data)))
         else:
             signature = _secret(detail, detail.signature or "")
             found.append(Thinking(detail.text or detail.summary or "", signature))
-    if text and not any(isinstance(one, Thinking) and one.text for one in found):
+    if text and not any(one.text for one in found):
         found.append(Thinking(text))
+    return found
+
+
+def detail(part: Thinking, index: int) -> dict[str, Any]:
+    """Write a block of thought as it is read."""
+    found: dict[str, Any] = {"type": "reasoning.text", "text": part.text, "index": index}
+    secret, name = part.signature, "signature"
+    if part.redacted:
+        found = {"type": "reasoning.encrypted", "data": "", "index": index}
+        secret, name = part.redacted, "data"
+    if made := _FORMATTED.fullmatch(secret):
+        found["format"], secret = made.groups()
+    if secret:
+        found[name] = secret
     return found
 
 
@@ -39,6 +57,11 @@ def _secret(detail: ReasoningDetail, secret: str) -> str:
     """Return a secret as the hub has it: with its maker's mark where it is not Anthropic's."""
     maker = detail.format or ANTHROPIC
     return secret if marked(secret) or maker.startswith(ANTHROPIC) else mark(maker, secret)
+
+
+def google_extra(signature: str) -> dict[str, Any]:
+    """Write a call's signature where Google has it."""
+    return {"google": {"thought_signature": signature}}
 
 
 def google_signature(extra: Any) -> str:

@@ -13,12 +13,11 @@ from gateway.core.messages import STOP, TOOL_CALLS, Refusal, Reply, Text, Thinki
 from gateway.core.operations import Operation
 from gateway.core.usage import Usage
 from gateway.formats import DIALECTS, Meta
+from gateway.formats.chat_answer import ChatAnswers, in_others
 from gateway.pipeline.call import Call
 from gateway.pipeline.translation import events_of
 from gateway.providers.adapter import Conversation, EventDecoder
 from gateway.providers.anthropic import MessagesConversation
-from gateway.providers.chat import ChatCompletions
-from gateway.providers.quirks import Quirks
 from gateway.providers.responses import ResponsesConversation
 from gateway.store.answers import Answer
 
@@ -30,8 +29,8 @@ PIECE_CHARS, MOST_PIECES = 64, 256
 
 # Who reads what a client of a dialect was sent.
 _READERS: dict[Operation, Conversation] = {
-    Operation.CHAT: ChatCompletions(Quirks()),
-    Operation.COMPLETIONS: ChatCompletions(Quirks()),
+    Operation.CHAT: ChatAnswers(),
+    Operation.COMPLETIONS: ChatAnswers(),
     Operation.MESSAGES: MessagesConversation(),
     Operation.RESPONSES: ResponsesConversation(),
 }
@@ -169,6 +168,8 @@ def _write(answer: Answer, call: Call) -> list[bytes]:
         echo=request.fields,
     )
     dialect = DIALECTS[call.operation]
+    if call.operation is not Operation.CHAT:
+        reply = in_others(reply)
     if not request.stream:
         return [dialect.encode(reply, meta)]
     writer = dialect.writer(meta)

@@ -34,6 +34,7 @@ from gateway.providers.adapter import Endpoint
 from gateway.providers.chat_stream import FINISH, MAKER, ChatDecoder, signature_of
 from gateway.providers.chat_wire import Choice, Chunk, decode_chunk
 from gateway.providers.chat_wire import Message as WireMessage
+from gateway.providers.chat_wire import ToolCall as WireCall
 from gateway.providers.decoding import raw_text
 from gateway.providers.errors import UNREADABLE, has_field
 from gateway.providers.openai_wire import usage_of
@@ -122,7 +123,7 @@ class ChatCompletions:
         try:
             chunk: Chunk = decode_chunk(body)
             choice = chunk.choices[0] if chunk.choices else Choice()
-            parts = _parts(choice)
+            parts = self._parts(choice)
         except UNREADABLE as error:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
         if chunk.error is not None:
@@ -143,6 +144,31 @@ class ChatCompletions:
     def decoder(self) -> "ChatDecoder":
         """Return a fresh stream decoder."""
         return ChatDecoder()
+
+    def thoughts(self, message: WireMessage) -> list[Thinking]:
+        """Return what the model thought."""
+        secret = _details(message.reasoning_details)
+        thought = message.thought()
+        return [Thinking(thought, secret)] if thought or message.reasoning_details else []
+
+    def signature(self, call: WireCall) -> str:
+        """Return a call's signature."""
+        return signature_of(call)
+
+    def _parts(self, choice: Choice) -> tuple[Part, ...]:
+        message = choice.message or choice.delta or WireMessage(content=choice.text)
+        found: list[Part] = [*self.thoughts(message)]
+        if text := message.text():
+            logprobs = given(choice.logprobs.content) if choice.logprobs is not None else None
+            found.append(Text(text, logprobs=logprobs))
+        if message.refusal:
+            found.append(Refusal(message.refusal))
+        for call in message.tool_calls or ():
+            function = call.function
+            if function is not None:
+                name, arguments = function.name or "", function.text() or "{}"
+                found.append(ToolCall(call.id or "", name, arguments, self.signature(call)))
+        return tuple(found)
 
     def _messages(self, prompt: Prompt, fit: Fit) -> list[Json]:
         found: list[Json] = []
@@ -329,26 +355,6 @@ def _format(prompt: Prompt) -> Json | None:
     if wanted.strict is not None:
         schema["strict"] = wanted.strict
     return {"type": "json_schema", "json_schema": schema}
-
-
-def _parts(choice: Choice) -> tuple[Part, ...]:
-    message = choice.message or choice.delta or WireMessage(content=choice.text)
-    found: list[Part] = []
-    thought, text = message.thought(), message.text()
-    if thought or message.reasoning_details:
-        secret = _details(message.reasoning_details)
-        found.append(Thinking(thought, signature=secret))
-    if text:
-        logprobs = given(choice.logprobs.content) if choice.logprobs is not None else None
-        found.append(Text(text, logprobs=logprobs))
-    if message.refusal:
-        found.append(Refusal(message.refusal))
-    for call in message.tool_calls or ():
-        function = call.function
-        if function is not None:
-            name, arguments = function.name or "", function.text() or "{}"
-            found.append(ToolCall(call.id or "", name, arguments, signature_of(call)))
-    return tuple(found)
 
 
 def _details(details: list[Raw] | None) -> str:

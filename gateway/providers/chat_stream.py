@@ -55,7 +55,7 @@ class ChatDecoder(SseDecoder):
     def read(self, event: SseEvent) -> list[Event]:
         """Return what an event says."""
         if event.data.strip() == b"[DONE]":
-            return [*self._signed(), events.Ended()]
+            return [*self.signed(), events.Ended()]
         chunk: Chunk = decode_chunk(event.data)
         if chunk.error is not None:
             return [events.Failed(event.data.decode(errors="replace"))]
@@ -74,14 +74,11 @@ class ChatDecoder(SseDecoder):
 
     def _choice(self, choice: Choice) -> list[Event]:
         delta = choice.delta or choice.message or WireMessage(content=choice.text)
-        found: list[Event] = []
-        if thought := delta.thought():
-            found.append(events.ThinkingDelta(thought))
-        self._details += delta.reasoning_details or ()
+        found = self.think(delta)
         text = delta.text()
         logprobs = given(choice.logprobs.content) if choice.logprobs is not None else None
         if text or delta.tool_calls or delta.refusal or choice.finish_reason:
-            found += self._signed()
+            found += self.signed()
         if text or logprobs is not None:
             found.append(events.TextDelta(text, logprobs))
         if delta.refusal:
@@ -110,7 +107,7 @@ class ChatDecoder(SseDecoder):
         if number is None or (name and self._is_another(key, call.id, number)):
             number = self._calls[key] = len(self._ids)
             self._ids.append(call.id or f"call_{number}")
-            found.append(events.CallBegun(number, self._ids[number], name, signature_of(call)))
+            found.append(events.CallBegun(number, self._ids[number], name, self.signature(call)))
         if arguments:
             found.append(events.CallDelta(number, arguments))
         return found
@@ -119,12 +116,24 @@ class ChatDecoder(SseDecoder):
         """Tell whether a call that has a name is not the known one: some number all calls 0."""
         return key is None or bool(id and id != self._ids[number])
 
-    def _signed(self) -> list[Event]:
+    def think(self, delta: WireMessage) -> list[Event]:
+        """Take more of a thought."""
+        self._details += delta.reasoning_details or ()
+        thought = delta.thought()
+        return [events.ThinkingDelta(thought)] if thought else []
+
+    def signed(self) -> list[Event]:
+        """Sign the thoughts so far."""
         details, self._details = self._details, []
-        return [events.ThinkingSigned(_merged(details))] if details else []
+        blocks = [msgspec.json.encode(block).decode() for block in merged(details)]
+        return [events.ThinkingSigned(mark(MAKER, ",".join(blocks)))] if details else []
+
+    def signature(self, call: WireCall) -> str:
+        """Return a call's signature."""
+        return signature_of(call)
 
 
-def _merged(pieces: list[Raw]) -> str:
+def merged(pieces: list[Raw]) -> list[dict[str, Any]]:
     """Put the pieces of OpenRouter's blocks together again: text grows, the rest is set once."""
     blocks: dict[tuple[str, str], dict[str, Any]] = {}
     grown: dict[tuple[str, str, str], list[str]] = {}
@@ -142,4 +151,4 @@ def _merged(pieces: list[Raw]) -> str:
                 block[name] = value
     for (index, kind, name), texts in grown.items():
         blocks[index, kind][name] = "".join(texts)
-    return mark(MAKER, ",".join([msgspec.json.encode(block).decode() for block in blocks.values()]))
+    return list(blocks.values())
