@@ -64,10 +64,11 @@ class OtherDelta(msgspec.Struct, frozen=True, gc=False):
 
 
 class Finished(msgspec.Struct, frozen=True, gc=False):
-    """The model has ended."""
+    """The model has ended. `odd`: for a reason that nobody here knows, so `reason` is a guess."""
 
     reason: str
     stop_sequence: str = ""
+    odd: bool = False
 
 
 class Used(msgspec.Struct, frozen=True, gc=False):

@@ -172,7 +172,10 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole answer. `stop_sequence` is the one that ended it; `usage` None: not reported."""
+    """A whole answer. `stop_sequence` is the one that ended it; `usage` None: not reported.
+
+    `odd`: it ended for a reason that nobody here knows, or for none, so `finish` is a guess.
+    """
 
     id: str
     model: str
@@ -180,6 +183,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     finish: str
     stop_sequence: str = ""
     usage: Usage | None = None
+    odd: bool = False
 
 
 def written(parts: tuple[Part, ...]) -> str:

@@ -101,7 +101,7 @@ class Spent(msgspec.Struct, frozen=True):
 _OUTCOME = (
     *("route", "relay", "dropped", "sent_at", "reply_at", "connect_s", "status", "finished"),
     *("outcome", "error", "usage", "usage_source", "cost", "cost_microusd", "price_version"),
-    *("before", "continued"),
+    *("before", "continued", "odd"),
 )
 
 
@@ -159,6 +159,7 @@ class Call(msgspec.Struct, eq=False):
     flight: "Flight | None" = None
     kept: "Answer | None" = None
     stale: "Answer | None" = None  # may stand in where no other can be had
+    odd: bool = False  # the answer ended for a reason that nobody here knows
 
     @property
     def spent(self) -> ApiError | None:

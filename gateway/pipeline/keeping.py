@@ -58,7 +58,7 @@ async def answer_of(
         ttl_ms=int(ttl * 1000),
         kept_ms=int((ttl + plan.rules.stale) * 1000),
     )
-    return answer, whole
+    return answer, whole and not call.odd
 
 
 def _read(operation: Operation, data: bytes, *, streamed: bool) -> tuple[Reply | None, bool]:

@@ -51,6 +51,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     text: Callable[[], str]
     content_type: str = ""  # empty: the provider's own
     streamed: bool = False  # the body is a whole stream of events
+    odd: bool = False  # it ended for a reason that nobody here knows
 
 
 class Lane(Protocol):
@@ -164,10 +165,12 @@ class HubLane:
             return written(reply.parts)
 
         if not request.stream:
-            return Answer(self._dialect.encode(reply, meta), reply.usage, text, JSON)
+            body = self._dialect.encode(reply, meta)
+            return Answer(body, reply.usage, text, JSON, odd=reply.odd)
         writer = self._dialect.writer(meta)
         content = writer.write(events_of(reply)) + writer.finish()
-        return Answer(content, reply.usage, text, "text/event-stream", streamed=True)
+        kind = "text/event-stream"
+        return Answer(content, reply.usage, text, kind, streamed=True, odd=reply.odd)
 
     def decoder(self, request: Request, meta: Meta) -> StreamDecoder:
         """Return a fresh stream decoder."""

@@ -34,7 +34,7 @@ _PROMPT_FIELDS = ("messages", "prompt", "input", "system", "instructions", "tool
 
 
 def measure(call: Call, answer: Answer | None = None) -> None:
-    """Find out what was used: from the provider's figure, or by our own count; then its cost.
+    """Find out how it ended, and what was used, by the provider or our own count; then its cost.
 
     `answer` is a whole reply; without it the call's stream tells. Idempotent.
     """
@@ -43,9 +43,11 @@ def measure(call: Call, answer: Answer | None = None) -> None:
     if call.operation is Operation.COUNT_TOKENS:
         return  # counting costs nothing
     relay = call.relay
-    usage = answer.usage if answer is not None else None
+    usage = None
+    if answer is not None:
+        usage, call.odd = answer.usage, answer.odd
     if relay is not None:
-        usage = relay.usage
+        usage, call.odd = relay.usage, relay.decoder.odd
     if usage is not None and _is_sane(usage):
         call.usage, call.usage_source = _consistent(usage), "provider"
         if relay is not None and not relay.complete:  # some tell figures from the beginning on

@@ -111,4 +111,4 @@ def events_of(reply: Reply) -> list[Event]:
                 calls += 1
     if reply.usage is not None:
         found.append(events.Used(reply.usage))
-    return [*found, events.Finished(reply.finish, reply.stop_sequence), events.Ended()]
+    return [*found, events.Finished(reply.finish, reply.stop_sequence, reply.odd), events.Ended()]

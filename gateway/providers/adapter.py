@@ -29,15 +29,16 @@ class Endpoint(msgspec.Struct, frozen=True):
 class StreamDecoder(Protocol):
     """Reads one attempt's stream, event by event, in the client's own dialect.
 
-    `done`: the end marker was seen; `finished`: the model said it is finished; `failure`: the text
-    of an error event. `attention` is set when one of these, or a lot of untaken text, wants
-    looking at. `text_bytes` is how much text was generated so far, `told_bytes` how much of it when
-    `usage` came.
+    `done`: the end marker was seen; `finished`: the model said it is finished, and `odd`: for a
+    reason that nobody here knows; `failure`: the text of an error event. `attention` is set when
+    one of these, or a lot of untaken text, wants looking at. `text_bytes` is how much text was
+    generated so far, `told_bytes` how much of it when `usage` came.
     """
 
     usage: Usage | None
     done: bool
     finished: bool
+    odd: bool
     attention: bool
     text_bytes: int
     told_bytes: int

@@ -26,10 +26,9 @@ from gateway.providers.decoding import SseDecoder, raw_text
 from gateway.providers.errors import UNREADABLE, has_field, unreadable
 from gateway.providers.figures import figures
 
-FINISH = {
+FINISH = {  # a `pause_turn` is no end, though all that comes
     "end_turn": STOP,
     "stop_sequence": STOP,
-    "pause_turn": STOP,
     "max_tokens": LENGTH,
     "model_context_window_exceeded": LENGTH,
     "tool_use": TOOL_CALLS,
@@ -177,6 +176,7 @@ def parse(body: bytes) -> Reply:
         model=message.model or "",
         parts=tuple(parts),
         finish=FINISH.get(message.stop_reason or "", STOP),
+        odd=message.stop_reason not in FINISH,
         stop_sequence=message.stop_sequence or "",
         usage=_usage(_figures(message.usage)),
     )
@@ -322,4 +322,4 @@ class MessagesDecoder(SseDecoder):
         return [events.Used(used)] if used is not None else []
 
     def _finished(self, reason: str, sequence: str | None) -> Event:
-        return events.Finished(FINISH.get(reason, STOP), sequence or "")
+        return events.Finished(FINISH.get(reason, STOP), sequence or "", reason not in FINISH)

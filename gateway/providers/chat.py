@@ -139,6 +139,7 @@ class ChatCompletions:
             parts=parts,
             finish=finish,
             usage=usage_of(chunk.usage),
+            odd=choice.finish_reason not in FINISH,
         )
 
     def decoder(self) -> "ChatDecoder":

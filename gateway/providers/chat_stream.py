@@ -89,7 +89,7 @@ class ChatDecoder(SseDecoder):
             reason = FINISH.get(choice.finish_reason, STOP)
             if reason == STOP and self._ids:
                 reason = TOOL_CALLS
-            found.append(events.Finished(reason))
+            found.append(events.Finished(reason, odd=choice.finish_reason not in FINISH))
         return found
 
     def _call(self, call: WireCall) -> list[Event]:

@@ -109,6 +109,7 @@ class CohereConversation:
             model="",
             parts=tuple(parts),
             finish=FINISH.get(answer.finish_reason or "", STOP),
+            odd=answer.finish_reason not in FINISH,
             usage=answer.usage.counted() if answer.usage is not None else None,
         )
 

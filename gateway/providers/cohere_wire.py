@@ -178,4 +178,6 @@ def _ended(delta: Delta) -> list[Event]:
     found: list[Event] = []
     if delta.usage is not None and (used := delta.usage.counted()) is not None:
         found.append(events.Used(used))
-    return [*found, events.Finished(FINISH.get(delta.finish_reason or "", STOP)), events.Ended()]
+    reason = delta.finish_reason or ""
+    ended = events.Finished(FINISH.get(reason, STOP), odd=reason not in FINISH)
+    return [*found, ended, events.Ended()]

@@ -168,6 +168,7 @@ def parse(body: bytes) -> Reply:
         model="",
         parts=parts,
         finish=FINISH.get(answer.stop_reason or "", STOP),
+        odd=answer.stop_reason not in FINISH,
         usage=answer.usage.counted() if answer.usage is not None else None,
     )
 
@@ -235,7 +236,8 @@ class ConverseDecoder:
                 number = self._calls[index] = len(self._calls)
                 return [events.CallBegun(number, call.tool_use_id or "", call.name or "")]
             case "messageStop":
-                return [events.Finished(FINISH.get(found.stop_reason or "", STOP))]
+                reason = found.stop_reason or ""
+                return [events.Finished(FINISH.get(reason, STOP), odd=reason not in FINISH)]
             case "metadata" if found.usage is not None:
                 return [events.Used(found.usage.counted())]
         return []

@@ -99,7 +99,7 @@ class Noted:
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
-        self.done = self.finished = self.attention = False
+        self.done = self.finished = self.odd = self.attention = False
         self.failure: str | None = None
         self.text_bytes = self.told_bytes = self._taken_bytes = 0
         self._text: list[str] = []
@@ -127,8 +127,8 @@ class Noted:
                         self.attention = True
                 case events.Used(usage=used):
                     self.usage, self.told_bytes = used, self.text_bytes
-                case events.Finished():
-                    self.finished = True
+                case events.Finished(odd=odd):
+                    self.finished, self.odd = True, odd
                 case events.Failed(body=body):
                     self.failure, self.attention = body, True
                 case events.Ended():

@@ -79,8 +79,8 @@ class GeminiDecoder(SseDecoder):
                     logprobs = None
         if candidate.finish_reason:
             found += self._end_call()
-            reason = finish_of(candidate.finish_reason, self._calls > 0)
-            found.append(events.Finished(reason))
+            reason, odd = finish_of(candidate.finish_reason, self._calls > 0)
+            found.append(events.Finished(reason, odd=odd))
         return found
 
     def _signed(self, signature: str) -> Event:

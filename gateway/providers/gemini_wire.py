@@ -231,19 +231,20 @@ def parse(body: bytes) -> Reply:
     usage = answer.usage_metadata.counted() if answer.usage_metadata is not None else None
     if answer.candidates is None and answer.prompt_feedback is None and usage is None:
         raise UpstreamError(Failure.PROTOCOL, "the reply has no candidates")
-    parts, finish = _parts(answer)
+    parts, (finish, odd) = _parts(answer)
     return Reply(
         id=answer.response_id or "",
         model=answer.model_version or "",
         parts=parts,
         finish=finish,
         usage=usage,
+        odd=odd,
     )
 
 
-def _parts(answer: Answer) -> tuple[tuple[Part, ...], str]:
+def _parts(answer: Answer) -> tuple[tuple[Part, ...], tuple[str, bool]]:
     if not answer.candidates:
-        return (Refusal(blocked(answer)),), FILTERED
+        return (Refusal(blocked(answer)),), (FILTERED, False)
     candidate = answer.candidates[0]
     found: list[Part] = []
     for part in (candidate.content and candidate.content.parts) or ():
@@ -277,8 +278,10 @@ def call_id(response_id: str | None, number: int) -> str:
     return f"call_{re.sub(r'[^A-Za-z0-9]', '', response_id or '')[:24]}_{number}"
 
 
-def finish_of(reason: str, called: bool) -> str:
-    return FINISH.get(reason, TOOL_CALLS if called else STOP)
+def finish_of(reason: str, called: bool) -> tuple[str, bool]:
+    """Return why an answer ended, and whether that is only a guess."""
+    odd = reason != "STOP" and reason not in FINISH
+    return FINISH.get(reason, TOOL_CALLS if called else STOP), odd
 
 
 def blocked(answer: Answer) -> str:

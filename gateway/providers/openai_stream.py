@@ -53,6 +53,7 @@ class OpenAIStream:
     )
 
     content_type = EVENT_STREAM
+    odd = False  # why it ended the client is told as it came
 
     def __init__(self, keep_usage: bool) -> None:
         self._keep_usage = keep_usage

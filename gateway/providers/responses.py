@@ -155,12 +155,15 @@ class ResponsesConversation:
         if response.output is None and not has_field(body, "output"):
             raise UpstreamError(Failure.PROTOCOL, "the reply is no response")
         called = any(isinstance(part, ToolCall) for part in parts)
+        completed = response.status == "completed"
+        finish, odd = finish_of(response, called=called, completed=completed)
         return Reply(
             id=response.id or "",
             model=response.model or "",
             parts=parts,
-            finish=finish_of(response, called),
+            finish=finish,
             usage=_usage(response),
+            odd=odd,
         )
 
     def decoder(self) -> "ResponsesDecoder":

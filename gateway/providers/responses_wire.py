@@ -162,11 +162,12 @@ def logprobs_of(raw: Raw) -> Raw | None:
     return None if bytes(raw) == b"[]" else given(raw)
 
 
-def finish_of(response: Head, called: bool) -> str:
+def finish_of(response: Head, *, called: bool, completed: bool) -> tuple[str, bool]:
+    """Return why a response ended, and whether that is only a guess."""
     details = response.incomplete_details
     if details is not None and details.reason in _INCOMPLETE:
-        return _INCOMPLETE[details.reason]
-    return TOOL_CALLS if called else STOP
+        return _INCOMPLETE[details.reason], False
+    return TOOL_CALLS if called else STOP, not completed
 
 
 class ResponsesDecoder(SseDecoder):
@@ -203,7 +204,7 @@ class ResponsesDecoder(SseDecoder):
                 self._begun = True
                 return [events.Begun(found.response.id or "", found.response.model or "")]
             case "response.completed" | "response.incomplete" if found.response is not None:
-                return self._ended(found.response)
+                return self._ended(found.response, completed=found.type == "response.completed")
             case "response.failed" | "error":
                 return [events.Failed(event.data.decode(errors="replace"))]
             case str(kind) if kind.endswith(".delta") and kind not in _SOUND:
@@ -258,9 +259,11 @@ class ResponsesDecoder(SseDecoder):
         text = other_text(item)
         return [events.OtherDelta(text)] if text else []
 
-    def _ended(self, response: Head) -> list[Event]:
+    def _ended(self, response: Head, *, completed: bool) -> list[Event]:
         found: list[Event] = []
         used = usage_of(response.usage, self._searches)
         if used is not None:
             found.append(events.Used(used))
-        return [*found, events.Finished(finish_of(response, bool(self._calls))), events.Ended()]
+        called = bool(self._calls)
+        reason, odd = finish_of(response, called=called, completed=completed)
+        return [*found, events.Finished(reason, odd=odd), events.Ended()]

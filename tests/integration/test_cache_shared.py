@@ -51,3 +51,27 @@ async def test_workers_wait_once_for_what_cannot_be_kept() -> None:
             asks = [once(gateway.port, Ask(exact(max_tokens=9))) for _ in range(40)]
             assert {text_of(o) for o in await asyncio.gather(*asks)} == {"half"}
     assert asked >= 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_ended_in_a_word_that_nobody_knows_is_kept_for_nobody(stream: bool) -> None:
+    """Also where it was translated: the client is told a reason that it knows."""
+
+    async def half(exchange: Exchange) -> None:
+        said = {"content": {"parts": [{"text": "half an ans"}]}, "finishReason": "OTHER"}
+        answer = {"candidates": [said], "usageMetadata": {"promptTokenCount": 7}}
+        if not stream:
+            await exchange.reply(answer)
+            return
+        await exchange.start_stream()
+        await exchange.event(answer)
+        await exchange.end_stream()
+
+    async with Upstream(behaviour=half) as upstream:
+        text = json.loads(cached(upstream.url))
+        text["providers"]["p0"]["kind"] = "gemini"
+        with running(json.dumps(text), workers=1) as gateway:
+            for number in (1, 2):
+                outcome = await once(gateway.port, Ask(exact(stream=stream)))
+                assert (outcome.status, outcome.headers["x-sluice-cache"]) == (200, "miss")
+                assert len(upstream.received) == number
