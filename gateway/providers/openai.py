@@ -83,7 +83,7 @@ class NativeOpenAI:
 
     def decoder(self, request: Request) -> OpenAIStream:
         """Return a fresh stream decoder for one attempt."""
-        return OpenAIStream(keep_usage=request.wants_usage)
+        return OpenAIStream(request.wants_usage, request.texts)
 
     def _adapt(self, fields: dict[str, Raw], fit: Fit) -> None:
         """Rename what has another name at this server, and take out what it refuses."""

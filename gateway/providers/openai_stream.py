@@ -8,7 +8,7 @@ from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.usage import Usage
 from gateway.providers.adapter import EVENT_STREAM
 from gateway.providers.errors import UNREADABLE
-from gateway.providers.openai_wire import Chunk, decode_chunk, usage_of
+from gateway.providers.openai_wire import Chunk, decode_chunk, decode_numbered, usage_of
 
 # A single event holds one delta; images in deltas reach some hundred kilobytes.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
@@ -29,10 +29,11 @@ END = b"data: [DONE]\n\n"
 
 
 class OpenAIStream:
-    """The decoder of one attempt. Raises UpstreamError on an event past the size cap."""
+    """The decoder of one attempt, of so many texts. Raises UpstreamError on a too large event."""
 
     __slots__ = (
         "_after_cr",
+        "_ended",
         "_keep_usage",
         "_pieces",
         "_pieces_size",
@@ -42,6 +43,7 @@ class OpenAIStream:
         "_suffix",
         "_taken_bytes",
         "_text",
+        "_texts",
         "_tries",
         "attention",
         "done",
@@ -55,8 +57,9 @@ class OpenAIStream:
     content_type = EVENT_STREAM
     odd = False  # why it ended the client is told as it came
 
-    def __init__(self, keep_usage: bool) -> None:
-        self._keep_usage = keep_usage
+    def __init__(self, keep_usage: bool, texts: int = 1) -> None:
+        self._keep_usage, self._texts = keep_usage, texts
+        self._ended: set[int] = set()  # of several texts, the numbers of those that have ended
         self._pieces: list[bytes] = []  # of an event whose end has not come
         self._pieces_size = 0
         self._after_cr = False
@@ -235,11 +238,16 @@ class OpenAIStream:
             return True  # a comment, or not a shape we know: the client's to judge
         return self._take_chunk(chunk, payload)
 
+    def _all_ended(self, event: bytes) -> bool:
+        """Tell whether no text is left that goes on: one that ends says nothing of the others."""
+        self._ended.update(_numbers(event))
+        return len(self._ended) >= self._texts
+
     def _take_chunk(self, chunk: Chunk, event: bytes) -> bool:
         if chunk.choices:
             for choice in chunk.choices:
                 if choice.finish_reason:  # some say "" while they go on
-                    self.finished = True
+                    self.finished = self._texts == 1 or self._all_ended(event)
                 if (text := choice.generated()) is not None:
                     self._text.append(text)
                     self.text_bytes += len(text) if text.isascii() else len(text.encode())
@@ -255,6 +263,15 @@ class OpenAIStream:
         if used is not None:
             self.usage, self.told_bytes = used, self.text_bytes
         return bool(chunk.choices) or self._keep_usage
+
+
+def _numbers(event: bytes) -> list[int]:
+    """Return the numbers of the choices that end in an event."""
+    try:
+        found = decode_numbered(event.removeprefix(b"data: ")).choices or ()
+    except UNREADABLE:
+        return []
+    return [choice.index or 0 for choice in found if choice.finish_reason]
 
 
 def _is_whole(payload: bytes) -> bool:

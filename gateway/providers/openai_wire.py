@@ -177,6 +177,19 @@ class Chunk(msgspec.Struct, gc=False):
     error: Any = None
 
 
+class NumberedChoice(msgspec.Struct, gc=False):
+    """Which of several choices it is, and whether it ends."""
+
+    index: int | None = None
+    finish_reason: str | None = None
+
+
+class Numbered(msgspec.Struct, gc=False):
+    """One event of a stream of several choices."""
+
+    choices: list[NumberedChoice] | None = None
+
+
 class Written(msgspec.Struct, gc=False):
     """A whole reply of which only the text matters, where its usage cannot be read."""
 
@@ -209,6 +222,7 @@ class ModelList(msgspec.Struct, gc=False):
 
 
 decode_chunk = msgspec.json.Decoder(Chunk).decode
+decode_numbered = msgspec.json.Decoder(Numbered).decode
 decode_written = msgspec.json.Decoder(Written).decode
 _decode_usage = msgspec.json.Decoder(UsageOnly).decode
 _decode_odd_usage = msgspec.json.Decoder(_OddUsage).decode

@@ -1,5 +1,6 @@
 """OpenAI's stream, bytes in, bytes out: fed whole, in any two parts, and one byte at a time."""
 
+import json
 import re
 from collections.abc import Iterable
 from itertools import pairwise
@@ -237,6 +238,33 @@ def test_any_split_of_any_stream_comes_to_the_same(
     at = cuts.draw(st.lists(st.integers(0, len(stream)), max_size=12).map(sorted))
     pieces = [stream[a:b] for a, b in pairwise([0, *at, len(stream)])]
     assert same(decode(pieces, keep)) == same(decode([stream], keep))
+
+
+def ending(*numbers: int | None) -> bytes:
+    choice: dict[str, object] = {"delta": {}, "finish_reason": "stop"}
+    choices = [{"index": number, **choice} for number in numbers]
+    return data(json.dumps({"choices": choices}).encode())
+
+
+@pytest.mark.parametrize(
+    ("events", "finished"),
+    [
+        ([ending(0)], False),
+        ([ending(0), ending(0)], False),
+        ([ending(1), ending(0)], True),
+        ([ending(None), ending(1)], True),
+        ([ending(0, 1)], True),
+    ],
+)
+def test_a_stream_of_several_texts_is_finished_with_the_last_of_them(
+    events: list[bytes], finished: bool
+) -> None:
+    decoder = OpenAIStream(False, 2)
+    for event in events:
+        decoder.feed(event)
+    assert (decoder.finished, decoder.done) == (finished, False)
+    decoder.feed(data(b"[DONE]"))
+    assert decoder.done
 
 
 def test_what_is_passed_on_is_what_came() -> None:
