@@ -1,6 +1,7 @@
 """The hub's prompts as Anthropic's Messages; also inside Vertex AI's and Bedrock's envelopes."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -52,7 +53,7 @@ _MODES = {"auto": "auto", "required": "any", "none": "none"}
 def write(prompt: Prompt, model: str, most: int | None, fit: Fit) -> Json:
     """Return a request's fields but for the model's name. `most`: output where nobody says."""
     said = prompt.max_output or most or default_max_tokens(model)
-    thoughts, effort = thinking(prompt, model, said, fit)
+    thoughts, effort = thinking(prompt, model, said, fit, _signed)
     body: Json = {
         "max_tokens": said,
         "messages": [
@@ -161,8 +162,13 @@ def sampling(prompt: Prompt, model: str, fit: Fit, *, thinks: bool) -> dict[str,
     return wanted
 
 
-def thinking(prompt: Prompt, model: str, most: int, fit: Fit) -> tuple[Json | None, str]:
-    """Return `thinking` and an effort. `most`: what thoughts and answer may take together."""
+def thinking(
+    prompt: Prompt, model: str, most: int, fit: Fit, signed: Callable[[Part], bool]
+) -> tuple[Json | None, str]:
+    """Return `thinking` and an effort. `most`: what thoughts and answer may take together.
+
+    `signed`: whether a part is a thought that is sent back with its proof.
+    """
     wanted = prompt.reasoning
     if wanted is None or not wanted.enabled:
         return None, ""
@@ -180,7 +186,7 @@ def thinking(prompt: Prompt, model: str, most: int, fit: Fit) -> tuple[Json | No
         budget = 0
     choice = prompt.tool_choice if prompt.tools else None
     forced = choice is not None and choice.mode in ("required", "tool")
-    if forced or unsigned_loop(prompt) or (budget < MIN_BUDGET_TOKENS and not adaptive):
+    if forced or unsigned_loop(prompt, signed) or (budget < MIN_BUDGET_TOKENS and not adaptive):
         fit.leave_out("reasoning")
         return None, effort
     if not adaptive:
@@ -189,12 +195,12 @@ def thinking(prompt: Prompt, model: str, most: int, fit: Fit) -> tuple[Json | No
     return {"type": "adaptive", **(shown if version >= NO_SAMPLING_SINCE else {})}, effort
 
 
-def unsigned_loop(prompt: Prompt) -> bool:
+def unsigned_loop(prompt: Prompt, signed: Callable[[Part], bool]) -> bool:
     """Tell whether the last calls came without their thoughts: then thinking is not allowed."""
     for message in reversed(prompt.messages):
         if message.role == ASSISTANT:
             called = any(isinstance(part, ToolCall) for part in message.parts)
-            return called and not any(_signed(part) for part in message.parts)
+            return called and not any(signed(part) for part in message.parts)
     return False
 
 

@@ -186,7 +186,7 @@ def _more(prompt: Prompt, target: Target, inference: Json, fit: Fit) -> Json:
     found: Json = {}
     if "anthropic" in model or "claude" in model:
         most = inference.get("maxTokens") or default_max_tokens(model)
-        thoughts, effort = thinking(prompt, model, most, fit)
+        thoughts, effort = thinking(prompt, model, most, fit, _signed)
         if thoughts is not None:
             found["thinking"] = thoughts
             inference["maxTokens"] = most
@@ -223,11 +223,16 @@ def _format(body: Json, prompt: Prompt, fit: Fit) -> None:
     body["outputConfig"] = {"textFormat": {"type": "json_schema", "structure": structure}}
 
 
+def _signed(part: Part) -> bool:
+    """Tell whether a part is a thought that is proven here; Anthropic's redacted ones are not."""
+    return isinstance(part, Thinking) and bool(
+        unmark(MAKER, part.redacted) or unmarked(part.signature)
+    )
+
+
 def _tells(part: Part) -> bool:
     """Tell whether a part says something here: no blanks, nor what is proven to others alone."""
-    if isinstance(part, Thinking):
-        return bool(unmark(MAKER, part.redacted) or (part.text and unmarked(part.signature)))
-    return not is_blank(part)
+    return _signed(part) if isinstance(part, Thinking) else not is_blank(part)
 
 
 def _blocks(message: Message, documents: _Documents, fit: Fit) -> list[Json]:
@@ -260,7 +265,7 @@ def _block(part: Part, documents: _Documents, fit: Fit) -> list[Json]:
             return [{"toolResult": result}, *([_point(part.cache)] if part.cache else [])]
         case Thinking(redacted=redacted) if secret := unmark(MAKER, redacted):
             return [{"reasoningContent": {"redactedContent": secret}}]
-        case Thinking(text=text, signature=signature) if text and unmarked(signature):
+        case Thinking(text=text, signature=signature) if unmarked(signature):
             thought = {"text": text, "signature": signature}
             return [{"reasoningContent": {"reasoningText": thought}}]
     return []  # another provider's thoughts

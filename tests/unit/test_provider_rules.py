@@ -98,6 +98,29 @@ def test_a_call_without_its_thoughts_forbids_thinking(blocks: Any, thinks: bool)
     assert dropped == (() if thinks else ("thinking",))
 
 
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (OWN, {"reasoningText": {"text": "hm", "signature": "EqQB"}}),
+        (OWN | {"thinking": ""}, {"reasoningText": {"text": "", "signature": "EqQB"}}),
+        (
+            {"type": "redacted_thinking", "data": mark("bedrock", "UkVE")},
+            {"redactedContent": "UkVE"},
+        ),
+        ({"type": "redacted_thinking", "data": "RED=="}, None),
+        (FOREIGN[0], None),
+    ],
+)
+def test_bedrock_thinks_on_with_the_thoughts_it_is_given_back(block: Json, said: Any) -> None:
+    body = turns(block, CALL) | {"thinking": {"type": "enabled", "budget_tokens": 2000}}
+    for model in ("anthropic.claude-sonnet-4-5-v1:0", "anthropic.claude-opus-4-7-v1:0"):
+        sent, dropped = put("bedrock", model, MESSAGES, body)
+        content = sent["messages"][1]["content"]
+        assert [one["reasoningContent"] for one in content[:-1]] == ([said] if said else [])
+        assert ("thinking" in sent.get("additionalModelRequestFields", {})) is (said is not None)
+        assert dropped == (() if said else ("thinking",))
+
+
 def test_a_conversation_without_marks_passes_to_the_byte() -> None:
     raw = b'{"model":"c","max_tokens":9,"messages":[ {"role":"user",  "content":"\\u0061"} ]}'
     way = lane(PROVIDERS["anthropic"].adapter, MESSAGES, at("anthropic", "c"), drop=False)
