@@ -12,7 +12,7 @@ from gateway.core.target import Target
 from gateway.providers import anthropic, azure, bedrock, cohere, gemini, openai, vertex
 from gateway.providers.adapter import Adapter
 from gateway.providers.openai import OpenAI
-from gateway.providers.quirks import OLD_MAX, Quirks
+from gateway.providers.quirks import ALL, OLD_MAX, TOLD, Quirks
 from gateway.providers.responses_only import RESPONSES_ONLY
 
 __all__ = ["PROVIDERS", "Adapter", "Kind"]
@@ -185,7 +185,7 @@ PROVIDERS: dict[str, Kind] = {
         variable="PERPLEXITY_API_KEY",
     ),
     "openrouter": Kind(
-        OpenAI(_OLD_TOP_K, _ALL),
+        OpenAI(Quirks(renames=OLD_MAX, top_k=True, details=ALL), _ALL),
         "https://openrouter.ai/api/v1",
         prices="openrouter",
         variable="OPENROUTER_API_KEY",
@@ -233,7 +233,7 @@ PROVIDERS: dict[str, Kind] = {
         "http://127.0.0.1:8081/v1",
         needs_key=False,
     ),
-    "openai-compatible": Kind(OpenAI(speaks=_EMBEDS), needs_key=False),
+    "openai-compatible": Kind(OpenAI(Quirks(details=TOLD), _EMBEDS), needs_key=False),
     # Served by the gateway itself: gateway.http.demo listens on the Unix socket put here.
     "demo": Kind(
         OpenAI(speaks=_EMBEDS), "demo:/v1", needs_key=False, claims=("demo", "demo-embedding")

@@ -4,13 +4,12 @@ A client gives back what it was given: after a handover that holds secrets which
 marked (`core.messages.mark`), and which nobody but their maker takes.
 """
 
-from collections.abc import Callable
-
 import msgspec
 from msgspec import Raw
 
 from gateway.core.messages import ASSISTANT, MARK, marked, unmark
 from gateway.providers.errors import UNREADABLE
+from gateway.providers.quirks import ALL, TOLD, Quirks
 
 _encode = msgspec.json.Encoder().encode
 _decode_objects = msgspec.json.Decoder(list[dict[str, Raw]]).decode
@@ -61,22 +60,24 @@ def own_items(fields: Object, maker: str) -> None:
     fields["input"] = Raw(_encode(kept))
 
 
-def own_messages(fields: Object, thoughts_back: str) -> None:
-    """Take foreign secrets out of chat messages, and give thoughts the name they have here.
-
-    `thoughts_back`: that name; where it is empty, thoughts stay as they are.
-    """
+def own_messages(fields: Object, quirks: Quirks) -> None:
+    """Take foreign secrets out of chat messages, and give thoughts the name they have here."""
     raw = bytes(fields.get("messages", b""))
-    named = bool(thoughts_back) and raw.find(b'"reasoning') >= 0
-    if not named and raw.find(_MARK) < 0:  # `in` raises, and catches, before it looks
+    named = bool(quirks.thoughts_back) and raw.find(b'"reasoning') >= 0
+    called = quirks.thoughts_needed and raw.find(b'"tool_calls"') >= 0
+    detailed = quirks.details != ALL and raw.find(b'"reasoning_details"') >= 0
+    # `in` raises, and catches, before it looks
+    if not (named or called or detailed) and raw.find(_MARK) < 0:
         return
     messages = _objects(raw)
     if messages is None:
         return
     for message in messages:
         if named:
-            _rename_thoughts(message, thoughts_back)
-        _without(message, "reasoning_details", _is_foreign_detail)
+            _rename_thoughts(message, quirks.thoughts_back)
+        if called and message.get("tool_calls"):
+            _need_thoughts(message, quirks.thoughts_back)
+        _own_details(message, quirks.details)
         calls = _marked_objects(message.get("tool_calls"))
         if calls is not None:
             for call in calls:
@@ -84,6 +85,12 @@ def own_messages(fields: Object, thoughts_back: str) -> None:
                     del call["extra_content"]
             message["tool_calls"] = Raw(_encode(calls))
     fields["messages"] = Raw(_encode(messages))
+
+
+def _need_thoughts(message: Object, name: str) -> None:
+    """Put something where a thought must stand before calls, but nobody has one."""
+    if _text(message.get("role")) == ASSISTANT and not _text(message.get(name)):
+        message[name] = Raw(b'" "')
 
 
 def _rename_thoughts(message: Object, name: str) -> None:
@@ -99,16 +106,16 @@ def _rename_thoughts(message: Object, name: str) -> None:
         message[name] = Raw(_encode(told))
 
 
-def _without(message: Object, name: str, foreign: Callable[[Object], bool]) -> None:
-    """Take what is foreign out of a list; an empty one goes."""
-    found = _marked_objects(message.get(name))
-    if found is None:
+def _own_details(message: Object, known: str) -> None:
+    """Take foreign thoughts out; an empty list goes, as all do where nobody knows them."""
+    details = _objects(bytes(message.get("reasoning_details", b""))) if known else []
+    if details is None:
         return
-    own = [one for one in found if not foreign(one)]
+    own = [one for one in details if not _is_foreign_detail(one, known)]
     if own:
-        message[name] = Raw(_encode(own))
+        message["reasoning_details"] = Raw(_encode(own))
     else:
-        del message[name]
+        message.pop("reasoning_details", None)
 
 
 def _is_foreign_block(block: Object) -> bool:
@@ -118,8 +125,12 @@ def _is_foreign_block(block: Object) -> bool:
     return kind == "redacted_thinking" and marked(_text(block.get("data")))
 
 
-def _is_foreign_detail(detail: Object) -> bool:
-    return marked(_text(detail.get("signature"))) or marked(_text(detail.get("data")))
+def _is_foreign_detail(detail: Object, known: str) -> bool:
+    """Tell whose a secret is: marked it is another's, of no format it is Anthropic's."""
+    secrets = [secret for name in ("signature", "data") if (secret := _text(detail.get(name)))]
+    if known == TOLD and secrets and not _text(detail.get("format")):
+        return True
+    return any(map(marked, secrets))
 
 
 def _calls_unthought(blocks: list[Object]) -> bool:

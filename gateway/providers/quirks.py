@@ -15,6 +15,10 @@ HINTS = frozenset(
 )
 
 
+# Of `reasoning_details`: all, or those whose secrets say who made them.
+ALL, TOLD = "all", "told"
+
+
 class Quirks(msgspec.Struct, frozen=True):
     """How a server differs.
 
@@ -22,7 +26,8 @@ class Quirks(msgspec.Struct, frozen=True):
     `usage_option`: a stream's usage is asked for by `stream_options`; False: it comes anyway, and
     asking is an error. `thoughts_back`: the field in which earlier thoughts are sent back;
     `thoughts_needed`: never without it where tools were called. `tool_choices`: mode -> its name
-    there. `top_k`: it is known there, though OpenAI has none.
+    there. `top_k`: it is known there, though OpenAI has none. `details`: thoughts that are sent
+    back in OpenRouter's `reasoning_details`, none where it is empty.
     """
 
     renames: dict[str, str] = {}
@@ -32,6 +37,7 @@ class Quirks(msgspec.Struct, frozen=True):
     thoughts_needed: bool = False
     tool_choices: dict[str, str] = {}
     top_k: bool = False
+    details: str = ""
     thinking_parts: bool = False  # thoughts are parts of the content, there and back (Mistral)
     short_ids: bool = False  # of calls: nine letters and digits
     document_urls: bool = False  # documents are parts of their own, by URL (Mistral)

@@ -161,6 +161,47 @@ def test_secrets_of_others_do_not_reach_chat_completions() -> None:
     assert sent["messages"] == [said | {"reasoning": "thought"}]
 
 
+DETAILS = [
+    {"type": "reasoning.text", "text": "hm", "signature": "SIG=="},
+    {"type": "reasoning.encrypted", "data": "RED=="},
+    {"type": "reasoning.text", "text": "so"},
+    {"type": "reasoning.encrypted", "data": "own", "format": "openai-responses-v1"},
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [
+        ("openai", []),
+        ("xai", []),
+        ("azure", []),
+        ("groq", []),
+        ("openai-compatible", DETAILS[2:]),
+        ("openrouter", DETAILS),
+    ],
+)
+def test_who_does_not_know_thoughts_in_details_is_sent_none(kind: str, kept: list[Json]) -> None:
+    """Of no format they are Anthropic's, which go through chat clients without a mark."""
+    turn = {"role": "assistant", "content": "hello", "reasoning_details": DETAILS}
+    sent, _ = put(kind, "m", CHAT, {"messages": [turn]})
+    assert sent["messages"][0].get("reasoning_details", []) == kept
+    assert kept or "reasoning_details" not in sent["messages"][0]
+
+
+@pytest.mark.parametrize("kind", ["moonshot", "deepseek"])
+@pytest.mark.parametrize("thought", ["hm", "", None])
+def test_a_call_has_a_thought_where_one_must_be(kind: str, thought: str | None) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    if thought is not None:
+        turn["reasoning_content"] = thought
+    said = {"role": "assistant", "content": "so"}
+    sent, _ = put(kind, "m", CHAT, {"messages": [said, turn]})
+    assert sent["messages"] == [said, turn | {"reasoning_content": thought or " "}]
+    sent, _ = put("openai", "m", CHAT, {"messages": [said, turn]})
+    assert sent["messages"] == [said, turn]
+
+
 # --- Claude ---------------------------------------------------------------------------------------
 
 HELLO: Json = {"messages": [{"role": "user", "content": "hello"}]}
