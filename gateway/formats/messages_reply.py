@@ -1,5 +1,6 @@
 """Anthropic's Messages, to the client: replies, streams and errors of the hub as it writes them."""
 
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -175,6 +176,10 @@ EVENT_CHARS = 64  # that an event without text counts
 _SILENT = (events.Begun, events.OtherDelta, events.Finished, events.Used)  # they write nothing
 
 
+def _size(event: Event) -> int:
+    return EVENT_CHARS + len(getattr(event, "arguments", "") or getattr(event, "text", ""))
+
+
 class MessagesStream:
     """Writes one stream's events: blocks one after the other, each begun and ended.
 
@@ -191,8 +196,9 @@ class MessagesStream:
         self._signed = False
         self._call: int | None = None  # the number of the call whose block is open
         self._arguments: list[str] = []  # what came of its arguments
-        self._held: list[Event] = []
+        self._held: deque[Event] = deque()
         self._held_chars = 0
+        self._later: dict[int, list[Event]] = {}  # more of calls that are held back
         self._usage = Usage(prompt_tokens=meta.prompt_tokens)
         self._reason = "end_turn"
         self._sequence: str | None = None
@@ -203,14 +209,14 @@ class MessagesStream:
 
     def finish(self) -> bytes:
         """Return the stream's end: why, and what was used."""
-        before = b""
+        before = []
         while self._held:  # behind calls whose arguments never became whole
-            before += self._close() + self._release()
+            before += [self._close(), self._release()]
         delta = {"stop_reason": self._reason, "stop_sequence": self._sequence}
         end = {"type": "message_delta", "delta": delta, "usage": usage(self._usage)}
         return b"".join(
             (
-                before,
+                *before,
                 self._begin(),
                 self._close(),
                 frame("message_delta", _encode(end)),
@@ -226,22 +232,41 @@ class MessagesStream:
         """Write an event, or hold it back while a call before it is not whole."""
         if self._call is None or isinstance(event, _SILENT):
             return self._write(event)
-        if isinstance(event, events.CallDelta) and event.index == self._call:
+        if isinstance(event, events.CallDelta):
+            return self._more(event)
+        if not self._held and is_whole(self._arguments):
+            return self._write(event)
+        if isinstance(event, events.CallBegun):
+            self._later[event.index] = []
+        self._held.append(event)
+        return self._hold(event)
+
+    def _more(self, event: events.CallDelta) -> bytes:
+        """Write more of the open call; of one that is held back it stays with that."""
+        if event.index == self._call:
             out = self._write(event)
             if self._held and event.arguments.rstrip().endswith("}") and is_whole(self._arguments):
                 out += self._release()
             return out
-        if not self._held and is_whole(self._arguments):
-            return self._write(event)
-        self._held.append(event)
-        text = getattr(event, "arguments", "") or getattr(event, "text", "")
-        self._held_chars += EVENT_CHARS + len(text)
+        if event.index not in self._later:
+            return b""  # its block is closed
+        self._later[event.index].append(event)
+        return self._hold(event)
+
+    def _hold(self, event: Event) -> bytes:
+        self._held_chars += _size(event)
         return self._close() + self._release() if self._held_chars > MAX_HELD_CHARS else b""
 
     def _release(self) -> bytes:
-        """Write what was held back, as far as it need not wait for another call."""
-        held, self._held, self._held_chars = self._held, [], 0
-        return b"".join([self._one(event) for event in held])
+        """Write what was held back, up to what must wait for another call."""
+        out = []
+        while self._held and (self._call is None or is_whole(self._arguments)):
+            event = self._held.popleft()
+            more = self._later.pop(event.index) if isinstance(event, events.CallBegun) else []
+            for one in (event, *more):
+                self._held_chars -= _size(one)
+                out.append(self._write(one))
+        return b"".join(out)
 
     def _write(self, event: Event) -> bytes:
         match event:

@@ -6,8 +6,10 @@ is broken, and puts the message together. They share no code with the gateway.
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -755,6 +757,31 @@ def test_what_waits_for_a_call_is_bounded() -> None:
     call, text = messages_stream(shown)["content"]
     assert call["input"] == "{"
     assert text["text"] == "x" * 1_200_000 + "y"
+
+
+def work(calls: int) -> int:
+    """How many functions are called to end a stream of so many calls without arguments."""
+    writer = DIALECTS[Operation.MESSAGES].writer(META)
+    for number in range(calls):
+        writer.write([events.CallBegun(number, f"call_{number}", "f")])
+    called = 0
+
+    def count(frame: FrameType, what: str, more: Any) -> None:
+        nonlocal called
+        called += what == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        end = writer.finish()
+    finally:
+        sys.setprofile(before)
+    assert end.count(b"event: content_block_start") == calls - 1
+    return called
+
+
+def test_calls_that_wait_for_each_other_take_their_turn_once() -> None:
+    assert work(400) < 2.5 * work(200)
 
 
 def test_nothing_looks_finished_before_the_end() -> None:
