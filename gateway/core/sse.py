@@ -4,6 +4,8 @@ import msgspec
 
 # A single event holds one delta; images in deltas reach some hundred kilobytes.
 MAX_EVENT_BYTES = 4 * 1024 * 1024
+# Where an event may hold all of an answer, pictures too: as much as a whole reply.
+MAX_WHOLE_BYTES = 64 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
 CARRIAGE_RETURN, LINE_FEED = 13, 10
 
@@ -21,11 +23,12 @@ class SseEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class SseReader:
-    """Cuts a stream into events. Raises TooLarge; what is held is bounded by it."""
+    """Cuts a stream into events, each of `most` bytes. Raises TooLarge; it holds no more."""
 
-    __slots__ = ("_after_cr", "_held", "_held_size", "_started")
+    __slots__ = ("_after_cr", "_held", "_held_size", "_most", "_started")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MAX_EVENT_BYTES) -> None:
+        self._most = most
         self._held: list[bytes] = []
         self._held_size = 0
         self._after_cr = self._started = False
@@ -55,7 +58,7 @@ class SseReader:
             and data.find(b"\n") == len(data) - 2
             and data.startswith(b"data: ")
             and data[-1] == LINE_FEED
-            and len(data) <= MAX_EVENT_BYTES
+            and len(data) <= self._most
         ):
             return [SseEvent(b"", data[6:-2], data)]  # one event of one line, as most are
         return self._events(data)
@@ -65,7 +68,7 @@ class SseReader:
         data = b"".join(self._held).strip(b"\n")
         self._held.clear()
         self._held_size = 0
-        return [_event(data + b"\n\n")] if data else []
+        return [self._event(data + b"\n\n")] if data else []
 
     def _plain_line_ends(self, data: bytes) -> bytes:
         """Make every line end a LF; a CR ends a line at once, a LF right behind it is its half."""
@@ -89,19 +92,23 @@ class SseReader:
             self._hold(data)
             return []
         self._hold(data[end:])
-        return [_event(raw + b"\n\n") for raw in data[: end - 2].split(b"\n\n") if raw.strip()]
+        found = data[: end - 2].split(b"\n\n")
+        return [self._event(raw + b"\n\n") for raw in found if raw.strip()]
 
     def _hold(self, data: bytes) -> None:
         if data:
             self._held.append(data)
             self._held_size += len(data)
-            if self._held_size > MAX_EVENT_BYTES:
+            if self._held_size > self._most:
                 raise TooLarge
 
+    def _event(self, raw: bytes) -> SseEvent:
+        if len(raw) > self._most:
+            raise TooLarge
+        return _parsed(raw)
 
-def _event(raw: bytes) -> SseEvent:
-    if len(raw) > MAX_EVENT_BYTES:
-        raise TooLarge
+
+def _parsed(raw: bytes) -> SseEvent:
     kind, data = b"", []
     for line in raw.split(b"\n"):
         if line.startswith(b"data:"):

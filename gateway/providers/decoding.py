@@ -9,7 +9,7 @@ from gateway.core import events
 from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.events import Event
 from gateway.core.raw import given
-from gateway.core.sse import SseEvent, SseReader, TooLarge
+from gateway.core.sse import MAX_EVENT_BYTES, SseEvent, SseReader, TooLarge
 from gateway.core.usage import Usage
 from gateway.providers.adapter import EVENT_STREAM
 from gateway.providers.errors import UNREADABLE, unreadable
@@ -23,9 +23,10 @@ class SseDecoder(ABC):
     """Reads a stream of server-sent events into the hub's; a provider says what each one is."""
 
     content_type = EVENT_STREAM
+    max_event_bytes = MAX_EVENT_BYTES
 
     def __init__(self) -> None:
-        self._reader = SseReader()
+        self._reader = SseReader(self.max_event_bytes)
         self._over = False
 
     def cut(self, data: bytes) -> list[SseEvent]:

@@ -15,7 +15,7 @@ from gateway.core.messages import (
     of_responses,
 )
 from gateway.core.raw import NOTHING, given
-from gateway.core.sse import SseEvent
+from gateway.core.sse import MAX_WHOLE_BYTES, SseEvent
 from gateway.core.usage import Usage
 from gateway.providers.decoding import SseDecoder, inner_json
 from gateway.providers.figures import figures
@@ -172,6 +172,8 @@ def finish_of(response: Head, *, called: bool, completed: bool) -> tuple[str, bo
 
 class ResponsesDecoder(SseDecoder):
     """Reads a stream of events. Items are told by their place: some servers change their ids."""
+
+    max_event_bytes = MAX_WHOLE_BYTES  # the last event holds all items
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from gateway.core.aws_events import MAX_MESSAGE_BYTES
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.events import Event
 from gateway.core.operations import Operation
-from gateway.core.sse import MAX_EVENT_BYTES
+from gateway.core.sse import MAX_EVENT_BYTES, MAX_WHOLE_BYTES
 from gateway.formats import DIALECTS, Meta
 from gateway.pipeline.translation import Translation
 from gateway.providers.adapter import EventDecoder
@@ -672,7 +672,7 @@ def in_aws(one: Json, broken: str) -> bytes:
 @pytest.mark.parametrize("size", [65_536, 2**25])
 @pytest.mark.parametrize("end", [b"", b"\n\n"])
 def test_an_event_past_the_cap_is_refused(api: str, size: int, end: bytes) -> None:
-    most = MAX_MESSAGE_BYTES if api == "converse" else MAX_EVENT_BYTES
+    most = {"converse": MAX_MESSAGE_BYTES, "responses": MAX_WHOLE_BYTES}.get(api, MAX_EVENT_BYTES)
     content = json.dumps({"type": "text", "x": "a" * most}).encode()
     stream = written(EVENT, content) if api == "converse" else b"data: " + content + end
     with pytest.raises(UpstreamError) as caught:

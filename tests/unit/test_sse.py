@@ -1,5 +1,6 @@
 """Events of a text/event-stream: what a browser would make of the bytes, however they are split."""
 
+import json
 import time
 from collections.abc import Iterable
 from itertools import pairwise
@@ -9,6 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.sse import BOM, MAX_EVENT_BYTES, SseEvent, SseReader, TooLarge, frame
+from gateway.core.usage import Usage
+from gateway.providers.decoding import NativeStream
+from gateway.providers.responses_wire import ResponsesDecoder
 
 SIZES = (1, 2, 3, 7, 61)
 # Reading a stream of the largest size takes some ten milliseconds; a minute, were it quadratic.
@@ -179,6 +183,22 @@ def test_an_event_at_the_cap_passes() -> None:
     assert len(stream) == MAX_EVENT_BYTES
     for size in (1021, 65_536, len(stream)):
         assert read(pieces(stream * 2, size)) == [(b"", content)] * 2
+
+
+@pytest.mark.parametrize("size", [65_536, 8 * MAX_EVENT_BYTES])
+def test_a_picture_passes_in_responses(size: int) -> None:
+    """What the image tool has made stands in two events, in the last one beside all else."""
+    item = {"type": "image_generation_call", "id": "ig_1", "result": "A" * (MAX_EVENT_BYTES + 9)}
+    response = {"id": "resp_1", "output": [item], "usage": {"input_tokens": 1, "output_tokens": 2}}
+    told: list[dict[str, object]] = [
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.completed", "response": response},
+    ]
+    stream = b"".join([frame(str(one["type"]), json.dumps(one).encode()) for one in told])
+    decoder = NativeStream(ResponsesDecoder(), b"")
+    shown = b"".join([decoder.feed(piece) for piece in pieces(stream, size)])
+    assert shown + decoder.finish() == stream
+    assert decoder.usage == Usage(1, 0, 0, 2)
 
 
 @pytest.mark.parametrize(
