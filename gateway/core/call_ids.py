@@ -7,10 +7,17 @@ import hashlib
 import re
 
 MOST_CHARS = 64
+NAMED_CHARS = 24  # of a reply's id, in those of its calls
 SHORT_CHARS = 9
 _PLAIN = re.compile(rf"[A-Za-z0-9_-]{{1,{MOST_CHARS}}}")
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9_-]")
+_NOT_NAMED = re.compile(r"[^A-Za-z0-9]")
 _SHORT = re.compile(rf"[A-Za-z0-9]{{{SHORT_CHARS}}}")
+
+
+def named(reply_id: str | None, number: int) -> str:
+    """Name a call that has no id: unlike those of other replies in the conversation."""
+    return f"call_{_NOT_NAMED.sub('', reply_id or '')[:NAMED_CHARS]}_{number}"
 
 
 def plain(call_id: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from gateway.core.call_ids import short
+from gateway.core.call_ids import named, short
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.messages import (
     STOP,
@@ -123,7 +123,7 @@ class ChatCompletions:
         try:
             chunk: Chunk = decode_chunk(body)
             choice = chunk.choices[0] if chunk.choices else Choice()
-            parts = self._parts(choice)
+            parts = self._parts(choice, chunk.id)
         except UNREADABLE as error:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
         if chunk.error is not None:
@@ -156,7 +156,7 @@ class ChatCompletions:
         """Return a call's signature."""
         return signature_of(call)
 
-    def _parts(self, choice: Choice) -> tuple[Part, ...]:
+    def _parts(self, choice: Choice, reply_id: str | None) -> tuple[Part, ...]:
         message = choice.message or choice.delta or WireMessage(content=choice.text)
         found: list[Part] = [*self.thoughts(message)]
         if text := message.text():
@@ -164,11 +164,12 @@ class ChatCompletions:
             found.append(Text(text, logprobs=logprobs))
         if message.refusal:
             found.append(Refusal(message.refusal))
-        for call in message.tool_calls or ():
+        for number, call in enumerate(message.tool_calls or ()):
             function = call.function
             if function is not None:
+                call_id = call.id or named(reply_id, number)
                 name, arguments = function.name or "", function.text() or "{}"
-                found.append(ToolCall(call.id or "", name, arguments, self.signature(call)))
+                found.append(ToolCall(call_id, name, arguments, self.signature(call)))
         return tuple(found)
 
     def _messages(self, prompt: Prompt, fit: Fit) -> list[Json]:

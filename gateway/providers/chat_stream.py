@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.core import events
+from gateway.core.call_ids import named
 from gateway.core.events import Event
 from gateway.core.messages import (
     FILTERED,
@@ -46,7 +47,7 @@ class ChatDecoder(SseDecoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self._begun = False
+        self._begun, self._reply_id = False, ""
         # A call's number on the wire, or its id where it has none -> its number here.
         self._calls: dict[int | str | None, int] = {}
         self._ids: list[str] = []
@@ -61,8 +62,8 @@ class ChatDecoder(SseDecoder):
             return [events.Failed(event.data.decode(errors="replace"))]
         found: list[Event] = []
         if not self._begun and (chunk.id or chunk.choices):
-            self._begun = True
-            found.append(events.Begun(chunk.id or "", chunk.model or ""))
+            self._begun, self._reply_id = True, chunk.id or ""
+            found.append(events.Begun(self._reply_id, chunk.model or ""))
         for choice in chunk.choices or ():
             if not choice.index:
                 found += self._choice(choice)
@@ -106,7 +107,7 @@ class ChatDecoder(SseDecoder):
         found: list[Event] = []
         if number is None or (name and self._is_another(key, call.id, number)):
             number = self._calls[key] = len(self._ids)
-            self._ids.append(call.id or f"call_{number}")
+            self._ids.append(call.id or named(self._reply_id, number))
             found.append(events.CallBegun(number, self._ids[number], name, self.signature(call)))
         if arguments:
             found.append(events.CallDelta(number, arguments))

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.core import events
+from gateway.core.call_ids import named
 from gateway.core.events import Event
 from gateway.core.messages import (
     FILTERED,
@@ -22,7 +23,6 @@ from gateway.providers.gemini_wire import (
     FunctionCall,
     PartialArg,
     blocked,
-    call_id,
     decode,
     finish_of,
 )
@@ -97,7 +97,7 @@ class GeminiDecoder(SseDecoder):
         if call.name:
             found += self._end_call()
             number, self._calls = self._calls, self._calls + 1
-            own_id = call.id or call_id(answer.response_id, number)
+            own_id = call.id or named(answer.response_id, number)
             found.append(events.CallBegun(number, own_id, call.name, signature))
             self._arguments = given(call.args) or {}
         for piece in call.partial_args or ():

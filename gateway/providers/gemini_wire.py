@@ -1,11 +1,11 @@
 """Gemini's replies and streams, read into the hub's values and events."""
 
-import re
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
+from gateway.core.call_ids import named
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.messages import (
     FILTERED,
@@ -269,13 +269,8 @@ def _parts(answer: Answer) -> tuple[tuple[Part, ...], tuple[str, bool]]:
 def call_of(call: FunctionCall, number: int, answer: Answer, signature: str) -> ToolCall:
     arguments = raw_text(call.args) or "{}"
     return ToolCall(
-        call.id or call_id(answer.response_id, number), call.name or "", arguments, signature
+        call.id or named(answer.response_id, number), call.name or "", arguments, signature
     )
-
-
-def call_id(response_id: str | None, number: int) -> str:
-    """Name a call that has no name: unlike those of other replies in the conversation."""
-    return f"call_{re.sub(r'[^A-Za-z0-9]', '', response_id or '')[:24]}_{number}"
 
 
 def finish_of(reason: str, called: bool) -> tuple[str, bool]:

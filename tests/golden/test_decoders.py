@@ -417,9 +417,9 @@ TRANSCRIPTS: dict[str, tuple[str, list[Json], list[Event]]] = {
         [call({"name": "f", "arguments": "{}"}), call({"name": "f", "arguments": "{}"})],
         [
             *BEGUN,
-            events.CallBegun(0, "call_0", "f"),
+            events.CallBegun(0, "call_x_0", "f"),
             events.CallDelta(0, "{}"),
-            events.CallBegun(1, "call_1", "f"),
+            events.CallBegun(1, "call_x_1", "f"),
             events.CallDelta(1, "{}"),
         ],
     ),

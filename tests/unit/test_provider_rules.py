@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 
 from gateway.core.errors import ApiError
-from gateway.core.messages import UNSIGNED, mark
+from gateway.core.events import CallBegun
+from gateway.core.messages import UNSIGNED, ToolCall, mark
 from gateway.core.operations import Operation
 from gateway.core.target import Deadlines, Origin, Target
 from gateway.formats.body import decode
 from gateway.pipeline.lanes import lane
 from gateway.providers import PROVIDERS
 from gateway.providers.anthropic_prompt import version_of
+from gateway.providers.chat import ChatCompletions
+from gateway.providers.quirks import NONE
 
 CHAT, MESSAGES, RESPONSES = Operation.CHAT, Operation.MESSAGES, Operation.RESPONSES
 Json = dict[str, Any]
@@ -362,6 +365,30 @@ def test_a_calls_id_has_the_form_that_a_provider_wants(
 
 SONNET = "anthropic.claude-sonnet-4-5-20250929-v1:0"
 F = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def unnamed(reply_id: str) -> tuple[bytes, bytes]:
+    """A reply with two calls that have no ids, whole and as a stream."""
+    function = {"name": "f", "arguments": "{}"}
+    calls = [{"index": i, "id": "", "type": "function", "function": function} for i in range(2)]
+    said = {"role": "assistant", "content": None, "tool_calls": calls}
+    whole = {"index": 0, "message": said, "finish_reason": "tool_calls"}
+    choices = [{"index": 0, "delta": {"tool_calls": [call]}} for call in calls]
+    events = [json.dumps({"id": reply_id, "choices": [choice]}) for choice in choices]
+    stream = "".join([f"data: {event}\n\n" for event in events])
+    return json.dumps({"id": reply_id, "choices": [whole]}).encode(), stream.encode()
+
+
+def test_calls_without_ids_have_names_of_their_own_in_all_a_conversation() -> None:
+    seen: list[str] = []
+    for reply_id in ("chatcmpl-a1", "chatcmpl-b2"):
+        whole, stream = unnamed(reply_id)
+        parts = ChatCompletions(NONE).parse(whole).parts
+        found = [part.id for part in parts if isinstance(part, ToolCall)]
+        told = ChatCompletions(NONE).decoder().feed(stream)
+        assert [one.id for one in told if isinstance(one, CallBegun)] == found
+        seen += found
+    assert len(set(seen)) == 4
 
 
 def test_bedrock_is_shown_tools_wherever_one_was_called() -> None:
