@@ -24,6 +24,7 @@ from gateway.core.sse import frame
 from gateway.core.usage import Usage
 from gateway.formats.chat_reply import listed
 from gateway.formats.reply import Meta, is_whole
+from gateway.providers import responses_wire
 
 _encode = msgspec.json.Encoder().encode
 
@@ -72,11 +73,8 @@ def usage(used: Usage) -> Json:
 
 
 def error_event(error: ApiError, number: int = 0) -> bytes:
-    """Encode an error inside a stream: as it is documented, and as it is sent, which SDKs raise."""
-    said = {"code": error.code, "message": error.message, "param": error.param}
-    nested = {"type": error.type, **said}
-    found = {"type": "error", "sequence_number": number, **said, "error": nested}
-    return frame("error", _encode(found))
+    """Encode an error inside a stream."""
+    return responses_wire.error_event(error, number)
 
 
 def _status(finish: str) -> Json:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from gateway.core.errors import Failure, UpstreamError
+from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.messages import (
     ASSISTANT,
     RESPONSES,
@@ -38,6 +38,7 @@ from gateway.providers.responses_wire import (
     HUB_ITEMS,
     Response,
     ResponsesDecoder,
+    error_event,
     finish_of,
     logprobs_of,
     other_text,
@@ -53,6 +54,18 @@ Json = dict[str, Any]
 
 
 _decode_response = msgspec.json.Decoder(Response).decode
+
+
+class NativeResponsesStream(NativeStream):
+    """A stream whose events are numbered, also the one that says that it failed."""
+
+    def __init__(self) -> None:
+        self._responses = ResponsesDecoder()
+        super().__init__(self._responses, b"")
+
+    def fail(self, error: ApiError) -> bytes:
+        """Return what ends a stream that failed."""
+        return error_event(error, self._responses.next_number)
 
 
 class NativeResponses:
@@ -88,7 +101,7 @@ class NativeResponses:
 
     def decoder(self, request: Request) -> NativeStream:
         """Return a fresh stream decoder."""
-        return NativeStream(ResponsesDecoder(), b"")
+        return NativeResponsesStream()
 
 
 class ResponsesConversation:

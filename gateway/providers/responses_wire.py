@@ -6,6 +6,7 @@ import msgspec
 from msgspec import Raw
 
 from gateway.core import events
+from gateway.core.errors import ApiError
 from gateway.core.events import Event
 from gateway.core.messages import (
     FILTERED,
@@ -15,13 +16,14 @@ from gateway.core.messages import (
     of_responses,
 )
 from gateway.core.raw import NOTHING, given
-from gateway.core.sse import MAX_WHOLE_BYTES, SseEvent
+from gateway.core.sse import MAX_WHOLE_BYTES, SseEvent, frame
 from gateway.core.usage import Usage
 from gateway.providers.decoding import SseDecoder, inner_json
 from gateway.providers.figures import figures
 
 # Items that the hub has a place for.
 HUB_ITEMS = ("message", "reasoning", "function_call")
+FAILURES = ("response.failed", "error")
 # Deltas that are no text.
 _SOUND = ("response.audio.delta", "response.output_audio.delta")
 BETWEEN_PARTS = "\n\n"  # of a summary: each has a heading
@@ -119,6 +121,7 @@ class StreamEvent(msgspec.Struct, gc=False):
     """An event of any type."""
 
     type: str | None = None
+    sequence_number: Any = None
     output_index: int | None = None
     summary_index: int | None = None
     delta: Any = None
@@ -170,6 +173,14 @@ def finish_of(response: Head, *, called: bool, completed: bool) -> tuple[str, bo
     return TOOL_CALLS if called else STOP, not completed
 
 
+def error_event(error: ApiError, number: int) -> bytes:
+    """Encode an error inside a stream: as it is documented, and as it is sent, which SDKs raise."""
+    said = {"code": error.code, "message": error.message, "param": error.param}
+    nested = {"type": error.type, **said}
+    found = {"type": "error", "sequence_number": number, **said, "error": nested}
+    return frame("error", msgspec.json.encode(found))
+
+
 class ResponsesDecoder(SseDecoder):
     """Reads a stream of events. Items are told by their place: some servers change their ids."""
 
@@ -177,6 +188,7 @@ class ResponsesDecoder(SseDecoder):
 
     def __init__(self) -> None:
         super().__init__()
+        self.next_number = 0
         self._calls: dict[int, int] = {}
         self._shown: set[int] = set()  # items of which there were deltas
         self._parts: dict[int, int] = {}  # which part of an item's summary came last
@@ -187,6 +199,8 @@ class ResponsesDecoder(SseDecoder):
         """Return what an event says."""
         found = _decode_event(event.data)
         place = found.output_index or 0
+        if isinstance(found.sequence_number, int) and found.type not in FAILURES:
+            self.next_number = found.sequence_number + 1
         match found.type:
             case "response.output_text.delta" if isinstance(found.delta, str):
                 self._shown.add(place)
@@ -207,7 +221,7 @@ class ResponsesDecoder(SseDecoder):
                 return [events.Begun(found.response.id or "", found.response.model or "")]
             case "response.completed" | "response.incomplete" if found.response is not None:
                 return self._ended(found.response, completed=found.type == "response.completed")
-            case "response.failed" | "error":
+            case str(kind) if kind in FAILURES:
                 return [events.Failed(event.data.decode(errors="replace"))]
             case str(kind) if kind.endswith(".delta") and kind not in _SOUND:
                 return self._other(place, found.delta)

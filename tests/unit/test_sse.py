@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.core.errors import ApiError
 from gateway.core.sse import BOM, MAX_EVENT_BYTES, SseEvent, SseReader, TooLarge, frame
 from gateway.core.usage import Usage
-from gateway.providers.decoding import NativeStream
-from gateway.providers.responses_wire import ResponsesDecoder
+from gateway.providers.responses import NativeResponsesStream
 
 SIZES = (1, 2, 3, 7, 61)
 # Reading a stream of the largest size takes some ten milliseconds; a minute, were it quadratic.
@@ -165,6 +165,18 @@ def test_a_written_event_is_read_again() -> None:
     assert read([frame("x", b'{"a": 1}') + frame("y", b"")]) == [(b"x", b'{"a": 1}'), (b"y", b"")]
 
 
+def test_an_error_in_responses_has_the_next_number() -> None:
+    error = ApiError("stream_interrupted", "cut")
+    stream = NativeResponsesStream()
+    numbers = [json.loads(stream.fail(error).split(b"data: ")[1])["sequence_number"]]
+    kinds = ["response.created", "response.output_text.delta", "response.failed"]
+    for number, kind in enumerate(kinds):
+        event = {"type": kind, "sequence_number": number, "delta": "a", "response": {}}
+        stream.feed(frame(kind, json.dumps(event).encode()))
+        numbers.append(json.loads(stream.fail(error).split(b"data: ")[1])["sequence_number"])
+    assert numbers == [0, 1, 2, 2]  # what a provider says of its failure is not shown
+
+
 # --- Bounds --------------------------------------------------------------------------------------
 
 
@@ -195,7 +207,7 @@ def test_a_picture_passes_in_responses(size: int) -> None:
         {"type": "response.completed", "response": response},
     ]
     stream = b"".join([frame(str(one["type"]), json.dumps(one).encode()) for one in told])
-    decoder = NativeStream(ResponsesDecoder(), b"")
+    decoder = NativeResponsesStream()
     shown = b"".join([decoder.feed(piece) for piece in pieces(stream, size)])
     assert shown + decoder.finish() == stream
     assert decoder.usage == Usage(1, 0, 0, 2)
