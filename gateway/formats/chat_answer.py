@@ -94,7 +94,23 @@ def _thoughts(details: list[Raw], text: str) -> list[Thinking]:
             found.append(_decode_detail(one))
         except UNREADABLE:
             continue
-    return thoughts(found, text)
+    return _all_of(thoughts(found, text), text)
+
+
+def _all_of(parts: list[Thinking], text: str) -> list[Thinking]:
+    """Return blocks with what stands between them: in a stream that has no block of its own."""
+    found, start = [], 0
+    for part in parts:
+        at = text.find(part.text, start)
+        if at < 0:
+            return parts  # they tell it in other words
+        if between := text[start:at].strip():
+            found.append(Thinking(between))
+        found.append(part)
+        start = at + len(part.text)
+    if rest := text[start:].strip():
+        found.append(Thinking(rest))
+    return found
 
 
 def _signature(call: WireCall) -> str:

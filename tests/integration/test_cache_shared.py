@@ -75,3 +75,26 @@ async def test_what_ended_in_a_word_that_nobody_knows_is_kept_for_nobody(stream:
                 outcome = await once(gateway.port, Ask(exact(stream=stream)))
                 assert (outcome.status, outcome.headers["x-sluice-cache"]) == (200, "miss")
                 assert len(upstream.received) == number
+
+
+async def test_who_gets_a_kept_answer_can_go_on_with_it() -> None:
+    """A signature that came as a stream stands in the whole answer as its provider wrote it."""
+    extra = {"google": {"thought_signature": "REAL=="}}
+    function = {"name": "look", "arguments": "{}"}
+    call = {"id": "call_1", "type": "function", "function": function, "extra_content": extra}
+
+    async def signed(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        for said, reason in (({"tool_calls": [{"index": 0, **call}]}, None), ({}, "tool_calls")):
+            choice = {"index": 0, "delta": said, "finish_reason": reason}
+            await exchange.event({"id": "c", "choices": [choice]})
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    async with Upstream(behaviour=signed) as upstream:
+        with running(cached(upstream.url), workers=1) as gateway:
+            first = await once(gateway.port, Ask(exact(stream=True)))
+            kept = await once(gateway.port, Ask(exact()))
+            assert [one.headers["x-sluice-cache"] for one in (first, kept)] == ["miss", "hit"]
+            (choice,) = json.loads(kept.body)["choices"]
+            assert choice["message"]["tool_calls"] == [call]

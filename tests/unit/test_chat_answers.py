@@ -46,6 +46,8 @@ def read(data: bytes, *, stream: bool) -> Reply:
         (Thinking(redacted="RED=="), Thinking("so", "SIG=="), Thinking("on", "SIH=="), TEXT, CALL),
         (Thinking("so", mark("gemini", "S")), CALL),
         (Thinking("so"), TEXT, CALL),
+        (Thinking("so"), Thinking("on", "SIG=="), TEXT),
+        (Thinking("on", "SIG=="), Thinking("so"), TEXT),
         (Thinking(redacted=mark("openai-responses-v1", "gAAA")), CALL),
         (TEXT, ToolCall("call_1", "look", "{}", mark("gemini", "S"))),
     ],
