@@ -9,6 +9,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NoReturn
 
+from gateway.config.schema import Config
 from workers.worker import PING
 
 BOOT_SECONDS = 30.0
@@ -44,14 +45,19 @@ class Turns:
 class Process:
     """One forked worker. The supervisor alone changes it.
 
-    `replaces`: the one that is to end when this one serves.
+    `config`: what it was forked with. `replaces`: the one that is to end when this one serves.
     """
 
     def __init__(
-        self, slot: int, generation: int, segment: int, replaces: "Process | None" = None
+        self,
+        slot: int,
+        generation: int,
+        segment: int,
+        config: Config,
+        replaces: "Process | None" = None,
     ) -> None:
         self.slot, self.generation, self.segment = slot, generation, segment
-        self.replaces = replaces
+        self.config, self.replaces = config, replaces
         self.phase = Phase.STARTING
         self.pid = 0
         self.started_at = self._pinged_at = time.monotonic()

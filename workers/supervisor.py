@@ -36,7 +36,6 @@ from workers.worker import (
     LAME,
     READY,
     RETIRE,
-    ROLL,
     WORN,
     Assignment,
     retiring_grace,
@@ -218,7 +217,8 @@ class Supervisor:
 
     def _fork(self, slot: int, generation: int, replaces: Process | None = None) -> None:
         plan = self._plan if generation == self._generation else self._served
-        process = Process(slot, generation, min(self._segments, default=RETIRED), replaces)
+        segment = min(self._segments, default=RETIRED)
+        process = Process(slot, generation, segment, plan.config, replaces)
         self._segments.discard(process.segment)
 
         def child(channel: socket.socket) -> NoReturn:
@@ -281,7 +281,7 @@ class Supervisor:
         if self._booted:
             for process in self._workers.values():
                 if process.generation != self._generation and process.phase is not Phase.HUNG:
-                    self._end_worker(process, ROLL)
+                    self._end_worker(process, RETIRE)
             if self._served.listeners is not self._plan.listeners:
                 self._served.listeners.close()
             self._due.clear()  # they were of the old generation
@@ -334,10 +334,16 @@ class Supervisor:
         self._begin_generation()
 
     def _abandon_generation(self) -> None:
-        """A worker of the new generation did not start: keep the old one."""
+        """A worker of the new generation did not start: keep the old one.
+
+        What others of the new one serve already they finish.
+        """
         report("reload failed, the old workers go on")
         for process in self._of(self._generation):
-            process.kill(signal.SIGKILL)
+            if process.phase is Phase.READY:
+                self._end_worker(process, RETIRE)
+            else:
+                process.kill(signal.SIGKILL)
         self._plan.give_up(self._served)
         self._plan = self._served
         self._generation += 1  # its workers' ends are nobody's loss
@@ -425,14 +431,14 @@ class Supervisor:
                 process.say(DRAIN)
                 # One that was replaced had more time than there is now.
                 end = self._stopping_at or now
-                grace = self._config.server.drain.grace + EXIT_SLACK_SECONDS
+                grace = process.config.server.drain.grace + EXIT_SLACK_SECONDS
                 process.deadline = min(process.deadline, end + grace)
 
     def _end_worker(self, process: Process, word: bytes) -> None:
         process.say(word)
         if process.phase is not Phase.DRAINING:
             process.phase = Phase.DRAINING
-            grace = self._config.server.drain.grace
+            grace = process.config.server.drain.grace
             if word == RETIRE:
-                grace = retiring_grace(self._config)
+                grace = retiring_grace(process.config)
             process.deadline = time.monotonic() + grace + EXIT_SLACK_SECONDS

@@ -1,8 +1,8 @@
 """One worker process: an event loop, the gateway, its listeners, and a channel to the supervisor.
 
 The channel carries single bytes. The supervisor asks PING and the loop itself answers PONG, and
-WORN where a fresh worker should take its place; it says LAME, DRAIN, ROLL or RETIRE; the worker
-says READY. Its end means the supervisor is gone: drain, exit.
+WORN where a fresh worker should take its place; it says LAME, DRAIN or RETIRE; the worker says
+READY. Its end means the supervisor is gone: drain, exit.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ from gateway.store.location import Location
 from workers.report import report
 
 PING, PONG, READY, WORN = b"p", b"P", b"R", b"W"
-LAME, DRAIN, ROLL, RETIRE = b"l", b"d", b"r", b"t"
+LAME, DRAIN, RETIRE = b"l", b"d", b"t"
 
-# When a reload replaces a worker, idle connections stay open this long: a client that is about
-# to send on one must not find it closed.
-ROLL_LINGER_SECONDS = 10.0
+# When another worker takes the place of one, its idle connections stay open this long: a client
+# that is about to send on one must not find it closed.
+RETIRE_LINGER_SECONDS = 10.0
 # When the gateway stops, only for what is on the wire already.
 STOP_LINGER_SECONDS = 0.2
 BACKLOG = 2048
@@ -86,7 +86,7 @@ def run(assignment: Assignment) -> NoReturn:
 def retiring_grace(config: Config) -> float:
     """Return how long a worker may take whose place another has: until its requests are done."""
     server = config.server
-    return max(server.drain.grace, server.timeouts.total + ROLL_LINGER_SECONDS)
+    return max(server.drain.grace, server.timeouts.total + RETIRE_LINGER_SECONDS)
 
 
 def _reset_signals() -> None:
@@ -183,8 +183,7 @@ class _Worker:
                 self._gateway.hurry(self._assignment.config.server.drain.grace)
         if RETIRE in said:
             self._retired = True
-        if ROLL in said or RETIRE in said:
-            self._end(ROLL_LINGER_SECONDS)
+            self._end(RETIRE_LINGER_SECONDS)
 
     def _say(self, word: bytes) -> None:
         with contextlib.suppress(OSError):  # gone: its end is read next

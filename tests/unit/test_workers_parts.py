@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config.schema import Config
 from gateway.core.errors import ConfigError
 from workers import state
 from workers.backoff import HEALTHY_SECONDS, LEAST_SECONDS, Backoff
@@ -42,7 +43,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Process, list[int
     """A worker that serves, and the signals it was sent."""
     sent: list[int] = []
     monkeypatch.setattr(os, "kill", lambda _, signum: sent.append(signum))
-    process = Process(0, 1, 1)
+    process = Process(0, 1, 1, Config())
     process.phase, process.pid = Phase.READY, 1
     process.channel, theirs = socket.socketpair()
     with process.channel, theirs:
