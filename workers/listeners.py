@@ -1,7 +1,7 @@
 """The listening sockets: one a worker slot, all on one port, held open by the supervisor.
 
-The kernel spreads connections over them (SO_REUSEPORT); a worker that dies leaves its socket and
-the connections queued on it to its successor.
+The kernel spreads connections over those that listen (SO_REUSEPORT), which a worker lets its own do
+once it is ready; one that dies leaves its socket and the connections queued on it to its successor.
 """
 
 import socket
@@ -36,12 +36,20 @@ class Listeners:
         return f"{host}:{self._port}"
 
     def grow(self, slots: int) -> None:
-        """Have at least one socket a slot. Raises ConfigError."""
+        """Have at least one socket a slot, which need not listen yet. Raises ConfigError."""
         wanted = slots if BALANCES else 1
         while len(self.sockets) < wanted:
             sock = self._bind(first=not self.sockets)
             self._port = sock.getsockname()[1]  # port 0: all share the one the first was given
             self.sockets.append(sock)
+
+    def listen(self) -> None:
+        """Let connections wait for the first workers. Raises ConfigError."""
+        for sock in self.sockets:
+            try:
+                sock.listen(BACKLOG)
+            except OSError as error:
+                raise self._failed(error) from None
 
     def of_slot(self, slot: int, slots: int, of: int | None = None) -> list[socket.socket]:
         """Return the sockets a slot serves: every one of the first `of` belongs to some slot."""
@@ -74,7 +82,6 @@ class Listeners:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(self._host != "::"))
             sock.bind((self._host, self._port))
-            sock.listen(BACKLOG)
             sock.setblocking(False)
         except (OSError, UnicodeError) as error:  # a name that none can be: no IDNA
             sock.close()

@@ -89,6 +89,7 @@ class Supervisor:
         location = self._open_store()
         try:
             self._plan = self._served = self._plan.ready()
+            self._plan.listeners.listen()
             preload()
             gc.collect()
             gc.freeze()  # what is shared stays shared: no collection in a worker touches it

@@ -7,11 +7,11 @@ import signal
 import psutil
 
 from tests.chaos.test_workers import client_ports
-from tests.chaos.test_workers_reload import reload
+from tests.chaos.test_workers_reload import reload, rewrite
 from tests.chaos.test_workers_stop import Gate, exits, open_streams, whole
 from tests.support.config import config
 from tests.support.gateway import Gateway, running
-from tests.support.load import Outcome
+from tests.support.load import Outcome, once
 from tests.support.upstream import Upstream
 
 GRACE = {"drain": {"grace": 0.3}}
@@ -79,3 +79,18 @@ async def test_a_reload_that_fails_cuts_nothing_that_its_workers_serve(upstream:
         async with asyncio.timeout(30):
             while set(gateway.worker_pids) != before:
                 await asyncio.sleep(0.05)
+
+
+async def test_nobody_waits_for_workers_that_have_yet_to_start(upstream: Upstream) -> None:
+    def with_workers(count: int) -> str:
+        return config(upstream.url, server={"workers": count})
+
+    with running(with_workers(1), workers=None) as gateway:
+        rewrite(gateway, with_workers(4))
+        stopped = await stopped_at_birth(gateway, 4)
+        async with asyncio.timeout(30):
+            answers = await asyncio.gather(*(once(gateway.port) for _ in range(40)))
+        os.kill(stopped[0], signal.SIGKILL)
+        await asyncio.to_thread(gateway.wait_for, "reload failed, the old workers go on")
+        answers += await asyncio.gather(*(once(gateway.port) for _ in range(40)))
+        assert [(o.status, o.failure) for o in answers] == [(200, "")] * 80

@@ -36,26 +36,41 @@ def test_every_slot_has_a_socket_and_all_share_a_port(listeners: Listeners) -> N
     assert all(served)
 
 
+def accepted(sock: socket.socket) -> int:
+    """Accept what waits; return how many connections that are."""
+    count = 0
+    while True:
+        try:
+            connection, _ = sock.accept()
+        except BlockingIOError:
+            return count
+        connection.close()
+        count += 1
+
+
 @pytest.mark.skipif(not BALANCES, reason="SO_REUSEPORT does not balance here")
-def test_connections_are_spread_over_the_sockets(listeners: Listeners) -> None:
+def test_connections_are_spread_over_the_sockets_that_listen(listeners: Listeners) -> None:
     listeners.grow(2)
-    host, port = parse_address(listeners.url_host)
-    clients = [socket.create_connection((host, port)) for _ in range(64)]
-    accepted = []
-    for sock in listeners.sockets:
-        count = 0
-        while True:
-            try:
-                connection, _ = sock.accept()
-            except BlockingIOError:
-                break
-            connection.close()
-            count += 1
-        accepted.append(count)
+    listeners.listen()
+    listeners.grow(4)  # as a reload does, whose workers have yet to start
+    address = parse_address(listeners.url_host)
+    clients = [socket.create_connection(address) for _ in range(64)]
+    taken = [accepted(sock) for sock in listeners.sockets[:2]]
     for client in clients:
         client.close()
-    assert sum(accepted) == 64
-    assert all(accepted)
+    assert sum(taken) == 64
+    assert all(taken)
+    with pytest.raises(OSError, match="Invalid argument"):
+        accepted(listeners.sockets[2])
+
+
+def test_nobody_waits_at_an_address_without_workers(listeners: Listeners) -> None:
+    listeners.grow(1)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(parse_address(listeners.url_host))
+    listeners.listen()
+    with socket.create_connection(parse_address(listeners.url_host)):
+        assert accepted(listeners.sockets[0]) == 1
 
 
 @pytest.mark.parametrize("shares", [False, True])
