@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         "_until",
         "_wary",
         "exchanges",
+        "stale",
     )
 
     _headers: dict[bytes, bytes]
@@ -105,6 +106,7 @@ class Connection(asyncio.Protocol):
         self._timer = LazyTimer(loop, self._on_deadline)
         self._phase = Failure.FIRST_BYTE_TIMEOUT
         self._paused = self._wary = False
+        self.stale = False  # its last exchange ended so, and may be sent again in its place
         self._small_reads = SmallReads(self)
         self.exchanges = 0
         self._reset()
@@ -244,6 +246,7 @@ class Connection(asyncio.Protocol):
             elif self._first_byte_at == 0.0 and self.exchanges > 1:
                 self._future = None
                 if not future.done():
+                    self.stale = True
                     future.set_exception(Stale())
             else:
                 self._fail(UpstreamError(Failure.RESET, "the connection ended before the reply"))

@@ -29,6 +29,8 @@ class Pool:
         self._dialer = Dialer(origin)
         self._idle: deque[Connection] = deque()
         self._all: set[Connection] = set()
+        # Places without a connection: of those being opened, of who waited and may open one, and of
+        # who lost a stale one and opens another.
         self._opening = 0
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
 
@@ -56,10 +58,13 @@ class Pool:
             reply = await exchange
         except Stale:
             if monotonic() - started > STALE_SECONDS:
+                self._vacate()
                 message = "the connection ended before the reply"
                 raise UpstreamError(Failure.RESET, message) from None
         except asyncio.CancelledError:
             connection.abandon(exchange)
+            if connection.stale:
+                self._vacate()
             raise
         else:
             reply.connect_seconds = waited
@@ -90,43 +95,54 @@ class Pool:
 
     async def _acquire(self, deadlines: Deadlines, until: float) -> Connection:
         if self.size < self._origin.max_connections:
+            self._opening += 1
             return await self._open(deadlines, until)
         if len(self._waiting) >= MAX_WAITING:
             raise UpstreamError(Failure.BUSY, "too many requests wait for a connection")
-        future: asyncio.Future[Connection | None] = self._loop.create_future()
-        self._waiting.append(future)
-        seconds = min(deadlines.first_byte, until - self._loop.time())
         try:
-            async with asyncio.timeout(seconds):
-                connection = await future
-        except (TimeoutError, asyncio.CancelledError) as error:
-            if future.done() and not future.cancelled():  # in this very turn: another's now
-                given = future.result()
-                if given is None:
-                    self._wake_one(None)
-                elif given.usable:
-                    self._release(given)
-            if isinstance(error, TimeoutError):
-                message = "no connection became free in time"
-                raise UpstreamError(Failure.BUSY, message) from None
-            raise
-        finally:
-            if future in self._waiting:
-                self._waiting.remove(future)
-        if connection is not None and connection.usable:
-            return connection
-        return await self._open(deadlines, until)
+            async with asyncio.timeout(min(deadlines.first_byte, until - self._loop.time())):
+                connection = await self._wait()
+        except TimeoutError:
+            message = "no connection became free in time"
+            raise UpstreamError(Failure.BUSY, message) from None
+        return connection or await self._open(deadlines, until)
+
+    async def _wait(self) -> Connection | None:
+        """Wait in turn for a connection, or for a place to open one in (None)."""
+        join = self._waiting.append
+        while True:
+            future: asyncio.Future[Connection | None] = self._loop.create_future()
+            join(future)
+            try:
+                given = await future
+            except asyncio.CancelledError:
+                if future in self._waiting:
+                    self._waiting.remove(future)
+                elif not future.cancelled():  # given in this very turn: another's now
+                    self._pass_on(future.result())
+                raise
+            if given is None or given.usable:
+                return given
+            if self.size < self._origin.max_connections:  # it ended on the way, and is gone
+                self._opening += 1
+                return None
+            join = self._waiting.appendleft
+
+    def _pass_on(self, given: Connection | None) -> None:
+        if given is None:
+            self._vacate()
+        elif given.usable:
+            self._release(given)
 
     async def _open(self, deadlines: Deadlines, until: float) -> Connection:
-        seconds = min(deadlines.connect, until - self._loop.time())
-        if seconds <= 0:
-            raise UpstreamError(Failure.TOTAL_TIMEOUT, "the request's total deadline passed")
-        self._opening += 1
+        """Open a connection in the place that the caller has."""
         try:
+            seconds = min(deadlines.connect, until - self._loop.time())
+            if seconds <= 0:
+                raise UpstreamError(Failure.TOTAL_TIMEOUT, "the request's total deadline passed")
             connection = await self._dialer.dial(self._make, seconds)
         except BaseException:
-            self._opening -= 1
-            self._wake_one(None)
+            self._vacate()
             raise
         self._opening -= 1
         self._all.add(connection)
@@ -140,10 +156,19 @@ class Pool:
             self._idle.append(connection)
 
     def _discard(self, connection: Connection) -> None:
-        self._all.discard(connection)
+        if connection not in self._all:
+            return  # it was given up while it was being opened
+        self._all.remove(connection)
+        self._opening += 1
         if connection in self._idle:
             self._idle.remove(connection)
-        self._wake_one(None)
+        if not connection.stale:
+            self._vacate()
+
+    def _vacate(self) -> None:
+        """Give up a place: who waits first may open a connection there."""
+        if not self._wake_one(None):
+            self._opening -= 1
 
     def _wake_one(self, connection: Connection | None) -> bool:
         while self._waiting:
