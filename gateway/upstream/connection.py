@@ -15,6 +15,7 @@ from gateway.core.target import Deadlines
 from gateway.timer import LazyTimer
 from gateway.upstream.exchange import MAX_BODY_BYTES, Reply, Sink, Stale
 from gateway.upstream.small_reads import SmallReads
+from gateway.upstream.unsent import is_unsent
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 200
@@ -52,6 +53,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_paused",
         "_phase",
+        "_request_bytes",
         "_sink",
         "_slow",
         "_small_reads",
@@ -91,6 +93,7 @@ class Connection(asyncio.Protocol):
     _deadlines: Deadlines
     _until: float
     _started_at: float
+    _request_bytes: int
 
     def __init__(
         self,
@@ -123,6 +126,7 @@ class Connection(asyncio.Protocol):
         self.exchanges += 1
         self._future = self._loop.create_future()
         self._sink, self._deadlines, self._until = sink, deadlines, until
+        self._request_bytes = len(data)
         self._started_at = monotonic()
         self._phase = Failure.FIRST_BYTE_TIMEOUT
         self._timer.set(min(self._started_at + deadlines.first_byte, until))
@@ -378,6 +382,7 @@ class Connection(asyncio.Protocol):
             and self._failure is None
             and self._kept
             and not self._paused
+            and not is_unsent(self._transport, self._request_bytes)
         ):
             self._timer.set(monotonic() + IDLE_SECONDS)
             self._on_idle(self)

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import ssl
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import trustme
 
 from gateway.core.errors import UpstreamError
 from gateway.core.target import Deadlines, Origin
@@ -25,7 +28,9 @@ Answer = Callable[[asyncio.StreamWriter], Coroutine[Any, Any, None]]
 
 
 @contextlib.asynccontextmanager
-async def pool_to(answer: Answer, **origin: Any) -> AsyncIterator[Pool]:
+async def pool_to(
+    answer: Answer, tls: ssl.SSLContext | None = None, **origin: Any
+) -> AsyncIterator[Pool]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         served.add(asyncio.current_task())
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -35,9 +40,9 @@ async def pool_to(answer: Answer, **origin: Any) -> AsyncIterator[Pool]:
         writer.close()
 
     served: set[Any] = set()
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
-    pool = Pool(Origin("http", "127.0.0.1", port, **origin))
+    pool = Pool(Origin("https" if tls else "http", "127.0.0.1", port, **origin))
     try:
         yield pool
     finally:
@@ -46,9 +51,11 @@ async def pool_to(answer: Answer, **origin: Any) -> AsyncIterator[Pool]:
         await asyncio.gather(*served)
 
 
-async def get(pool: Pool, sink: Relay | None = None, seconds: float = 5.0) -> Reply:
+async def get(
+    pool: Pool, sink: Relay | None = None, seconds: float = 5.0, request: bytes = REQUEST
+) -> Reply:
     until = asyncio.get_running_loop().time() + 30
-    return await pool.send(REQUEST, sink, Deadlines(2, seconds, seconds, 30), until)
+    return await pool.send(request, sink, Deadlines(2, seconds, seconds, 30), until)
 
 
 class _Reading:
@@ -184,3 +191,34 @@ async def test_a_place_given_to_one_who_is_gone_goes_to_the_next(
         with pytest.raises((asyncio.CancelledError, UpstreamError)):
             await second
         assert pool.size == 1
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_nobody_waits_behind_a_body_that_its_provider_does_not_read(
+    secure: bool, tmp_path: Path
+) -> None:
+    asked, over = 0, asyncio.Event()
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writer.write(WHOLE)
+        if asked == 1:
+            await over.wait()
+            raise ConnectionError
+
+    tls, origin = None, {}
+    if secure:
+        authority = trustme.CA()
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("127.0.0.1").configure_cert(tls)
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        origin["ca_file"] = str(tmp_path / "ca.pem")
+    async with pool_to(answer, tls, **origin) as pool:
+        try:
+            request = b"POST / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 16_000_000
+            assert (await get(pool, request=request)).status == 200
+            assert [(await get(pool)).status for _ in range(2)] == [200, 200]
+            assert (asked, pool.size) == (3, 1)
+        finally:
+            over.set()

@@ -28,6 +28,7 @@ class Socket:
     def __init__(self) -> None:
         self.written = b""
         self.closed = False
+        self.unsent = 0
 
     def write(self, data: bytes) -> None:
         """Keep it."""
@@ -36,6 +37,10 @@ class Socket:
     def abort(self) -> None:
         """Be closed."""
         self.closed = True
+
+    def get_write_buffer_size(self) -> int:
+        """Return what is not sent yet."""
+        return self.unsent
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """How much is read at once is no matter here."""
