@@ -10,12 +10,13 @@ from time import monotonic  # the clock of every event loop, without a call into
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from gateway.core.errors import ApiError
 from gateway.core.ids import request_id
 from gateway.core.operations import Operation
 from gateway.formats import openai
+from gateway.http.hot_request import HotRequest
 from gateway.http.request_head import MAX_HEAD_BYTES, RequestHead, request_head
 from gateway.pipeline.call import Call
 from gateway.timer import LazyTimer
@@ -395,8 +396,28 @@ class GatewayProtocol(RequestHandler):
             return
         before = self._request_count
         super().data_received(data)
-        if self._request_count == before and not self._request_in_progress:
+        if self._request_count != before:
+            self._tell_reader()
+        elif not self._request_in_progress:
             self._expect_head()
+
+    def _tell_reader(self, again: bool = True) -> None:
+        """Tell who reads a body that it is damaged: aiohttp takes that for the next request."""
+        messages, request = self._messages, self._current_request
+        if not messages or not isinstance(messages[-1][0], _ErrInfo):
+            return
+        if len(messages) > 1:
+            payload = messages[-2][1]
+        elif request is not None:
+            payload = request.payload if isinstance(request, HotRequest) else request.content
+        else:
+            if again:  # one that is about to begin will have begun by then
+                self._loop.call_soon(self._tell_reader, False)
+            return
+        if not payload.is_eof():
+            messages.pop()
+            payload.set_exception(RequestPayloadError("the body's framing is damaged"))
+            self._refused_bytes, self._lingering_time = 0, 0.0  # there is no rest to wait for
 
     def _expect_head(self) -> None:
         if self._head_awaited and self._head_count == self._request_count:
