@@ -328,6 +328,7 @@ class Gateway:
                 self.recorder.count("sluice_webhook_records_dropped", self._webhook.dropped)
             if self._traces is not None:
                 self.recorder.count("sluice_spans_dropped", self._traces.dropped)
+            self.recorder.fold()  # gauges move where no request ends, too
             self._admission.extend_open()
             self._admission.retry_unsettled()
             with contextlib.suppress(StoreError):  # it is away: its leases wait for it
