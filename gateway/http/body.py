@@ -101,6 +101,16 @@ def declared_length(message: RawRequestMessage) -> float:
     return float("inf") if len(digits) > MAX_LENGTH_DIGITS else int(digits or "0")
 
 
+def waits_to_be_asked(message: RawRequestMessage) -> bool:
+    """Tell whether a client holds its body back until it is asked. Raises ApiError."""
+    expected = message.headers.get("Expect")
+    if expected is None or message.version < (1, 1):  # RFC 9110 section 10.1.1
+        return False
+    if expected.lower() != "100-continue":
+        raise ApiError("expectation_failed", "Only 100-continue can be expected here.")
+    return True
+
+
 async def read_body(
     message: RawRequestMessage, payload: StreamReader, most: int, seconds: float, room: Room
 ) -> bytes:

@@ -12,7 +12,7 @@ from gateway.core.hints import NAMES, Hints
 from gateway.core.ids import request_id
 from gateway.core.operations import ANTHROPIC, Operation
 from gateway.formats import FORMATS
-from gateway.http.body import declared_length, read_body, too_slow
+from gateway.http.body import declared_length, read_body, too_slow, waits_to_be_asked
 from gateway.http.client import ClientWriter
 from gateway.http.hot_request import HotRequest, Sent
 from gateway.http.protocol import GatewayProtocol
@@ -132,7 +132,7 @@ class HotRoutes:
                 await serve(self._services, call)
                 await client.delivered()
                 return Sent(keep_alive=False)
-            if not request.payload.is_eof() and "Expect" in headers:
+            if waits_to_be_asked(message) and not request.payload.is_eof():
                 self._continue(request)
             most, seconds = self.max_body_bytes, self.body_seconds
             body = await read_body(message, request.payload, most, seconds, protocol.room)

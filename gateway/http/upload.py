@@ -16,6 +16,7 @@ from gateway.http.body import (
     read_body,
     too_large,
     too_slow,
+    waits_to_be_asked,
 )
 from gateway.http.hot import CONTINUE
 from gateway.http.protocol import GatewayProtocol
@@ -58,12 +59,13 @@ class Upload:
     async def hold(self) -> bytes | None:
         """Read a body if it is JSON; a client that waits to be asked for it is. Raises ApiError."""
         request, server = self._request, self._server
+        waits = waits_to_be_asked(self._message)
         if not request.can_read_body:
             return None
         most = server.max_request_size if self._json else server.max_upload_size
         if declared_length(self._message) > most:
             raise too_large(most)
-        if "Expect" in request.headers and request.transport is not None:
+        if waits and request.transport is not None:
             request.transport.write(CONTINUE)
         if self._json:
             await self.gather()

@@ -30,6 +30,7 @@ LINGER_SECONDS = 10.0  # how long a refused client may go on sending, so that it
 MOST_GROWTH_MB = 40  # one body of 10 MiB, its parts and its copy; a bomb would be 200 and more
 NARROW_KEY = "sk-narrow-key-1"
 CHUNKED = "Transfer-Encoding: chunked"
+JSON = "Content-Type: application/json"
 Fields = dict[str, Any]
 
 
@@ -839,7 +840,10 @@ async def test_a_client_that_is_told_to_continue_and_does_not(served: Gateway) -
         check(await wire.reply(), 408, "request_timeout")
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/v1/models", "/nothing/here"])
+PASSED_ON = "/providers/p0/v1/chat/completions"
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/v1/models", "/nothing/here", PASSED_ON])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_what_nobody_can_expect_here_is_refused(
     served: Gateway, path: str, method: str
@@ -847,6 +851,27 @@ async def test_what_nobody_can_expect_here_is_refused(
     lines = ("Expect: the-inquisition", "Content-Length: 5")
     reply = await ask(served.port, head_of(*lines, path=path, method=method) + b"hello")
     check(reply, 417, "expectation_failed")
+
+
+@pytest.mark.parametrize("body", [b"", GOOD])
+async def test_nor_can_it_be_expected_of_a_model(
+    served: Gateway, provider: UpstreamThread, body: bytes
+) -> None:
+    head = head_of("Expect: the-inquisition", f"Content-Length: {len(GOOD)}")
+    await refused_and_closed(served, head + body, 417, "expectation_failed")
+    assert provider.received == []
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, PASSED_ON])
+async def test_nobody_is_told_to_continue_who_does_not_know_of_it(
+    served: Gateway, path: str
+) -> None:
+    lines = ("Expect: 100-continue", f"Content-Length: {len(GOOD)}", JSON)
+    async with connected(served.port) as wire:
+        await wire.send(head_of(*lines, path=path, version="1.0"))
+        await asyncio.sleep(BODY_SECONDS / 4)
+        await wire.send(GOOD)
+        assert (await wire.reply()).status == 200
 
 
 # -- every answer has an id ------------------------------------------------------------------------
