@@ -51,12 +51,12 @@ def served_headers(call: Call, *, with_cost: bool) -> bytes:
     return head.encode("ascii", "replace")
 
 
-def kept_headers(call: Call, entry: Entry, age: float) -> bytes:
+def kept_headers(call: Call, entry: Entry, age: float, *, with_cost: bool = True) -> bytes:
     """Return the common headers and what served the request whose answer is kept."""
     answer = entry.answer
     kept_by = _kept_by(answer.provider, answer.model, answer.dropped)
     likeness = f"x-sluice-cache-likeness: {call.likeness:.3f}\r\n" if call.likeness else ""
-    cost = _cost(call) if answer.price else ""
+    cost = _cost(call) if with_cost and answer.price else ""
     head = f"{_common(call)}age: {int(age)}\r\n{kept_by}{likeness}{cost}"
     return head.encode("ascii", "replace")
 

@@ -91,7 +91,8 @@ async def write(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) 
     if not request.stream:
         return _whole(call, plan, entry, age, grown)
     pieces = written(entry, call, plan.form, grown)
-    client.start(kept_headers(call, entry, age))
+    # What its part is of a call that it shares is known at its end.
+    client.start(kept_headers(call, entry, age, with_cost=call.flight is None))
     if not plan.rules.pace:
         return partial(client.finish, b"".join(pieces))
     reader = Reader(None, call, 0.0)
@@ -154,7 +155,13 @@ async def take_part(services: Services, call: Call, flight: Flight, reader: Read
     def headers() -> bytes:
         return served_headers(call, with_cost=False)
 
-    await _pass_on(flight, reader, headers)
+    try:
+        await _pass_on(flight, reader, headers)
+    except asyncio.CancelledError:
+        if flight.bill == "each" and reader.place and not flight.takers and call.flight is flight:
+            _pay_so_far(flight, call)  # it leaves before the call is paid for
+            call.flight = None
+        raise
     leading = flight.call
     assert leading is not None
     call.status, call.finished = 200, not leading.error

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.config import KEY, chat, config, digest
 from tests.support.gateway import Gateway, running
-from tests.support.load import Ask, once
+from tests.support.load import Ask, Client, once
 from tests.support.upstream import Exchange, Upstream, completion, delta, usage
 
 HAIKU = "claude-haiku-4-5"
@@ -225,3 +225,65 @@ async def test_who_pays_for_an_answer_that_is_there_must_have_the_money_for_it(
         (429, "budget_exceeded")
     ] * 8
     assert paid == 0
+
+
+async def test_who_shares_a_stream_and_leaves_has_paid_for_what_it_was_given() -> None:
+    going, left = asyncio.Event(), asyncio.Event()
+
+    async def waits(exchange: Exchange) -> None:
+        await going.wait()
+        await exchange.start_stream()
+        for _ in range(20):
+            await exchange.event(delta(WORDS))
+        await left.wait()
+        await exchange.event(delta(None, "stop"))
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    async with Upstream(behaviour=waits) as upstream:
+        with running(shared(upstream.url, "each"), workers=1) as gateway:
+            rich = asyncio.create_task(once(gateway.port, Ask(chat(stream=True))))
+            await asked_by(upstream)
+            async with Client(gateway.port) as poor:
+                await poor.send(Ask(chat(stream=True), key=POOR))
+                await asyncio.sleep(0.3)  # it waits with the other
+                going.set()
+                await poor.read_head()
+                while poor.arrived.count(b"data: ") < 20:
+                    await poor.read_chunk()
+            await asyncio.to_thread(gateway.records, 1)
+            left.set()
+            assert (await rich).events[-1] == "[DONE]"
+            records = {record["key"]: record for record in gateway.records(2)}
+        assert len(upstream.received) == 1
+    assert (records["poor"]["outcome"], records["poor"]["usage_source"]) == (
+        "disconnected",
+        "partial",
+    )
+    assert 450 < records["poor"]["usage"]["completion_tokens"] < 600
+
+
+async def test_the_head_of_a_stream_that_is_paid_for_says_nothing_wrong_of_its_price() -> None:
+    going = asyncio.Event()
+
+    async def waits(exchange: Exchange) -> None:
+        await going.wait()
+        await exchange.reply(completion("word " * 10, usage(14, 20)))
+
+    text = json.loads(shared("http://127.0.0.1:1", "each"))
+    async with Upstream(behaviour=waits) as upstream:
+        text["providers"]["p0"]["base_url"] = upstream.url
+        del text["auth"]["keys"][1]["budget"]
+        with running(json.dumps(text), workers=1) as gateway:
+            first = asyncio.create_task(once(gateway.port, Ask(chat())))
+            await asked_by(upstream)
+            second = asyncio.create_task(once(gateway.port, Ask(chat(stream=True), key=POOR)))
+            await asyncio.sleep(0.3)
+            going.set()
+            await first
+            shares = await second
+            records = {record["key"]: record for record in gateway.records(2)}
+    assert shares.headers["x-sluice-cache"] == "coalesced"
+    paid = records["poor"]["cost_microusd"]
+    assert paid > 0
+    assert shares.headers.get("x-sluice-cost-usd", f"{paid / 1e6:.6f}") == f"{paid / 1e6:.6f}"
