@@ -170,7 +170,9 @@ async def reserve(
     if budgets and more:
         admission = services.admission
         try:
-            refusing = await admission.grow(principal.tenant, call.id, wanted, budgets, more)
+            verdict = await admission.grow(principal.tenant, call.id, wanted, budgets, more)
+            refusing = verdict.refused_by
+            note_overdrawn(call, verdict.overdrawn)
         except StoreError:
             if not (alone and admission.does_without(principal.tenant)):
                 raise
@@ -179,6 +181,14 @@ async def reserve(
             return refusing
     call.grants, call.holding = grown, wanted
     return None
+
+
+def note_overdrawn(call: Call, found: tuple[Limit, ...]) -> None:
+    """Note the limits in shadow that would have refused by now."""
+    seen = call.verdict.overdrawn
+    more = tuple([limit for limit in found if limit not in seen])
+    if more:
+        call.verdict = msgspec.structs.replace(call.verdict, overdrawn=seen + more)
 
 
 async def pay_for(services: Services, call: Call, other: Served) -> bool:

@@ -200,8 +200,8 @@ class Admission:
 
     async def grow(
         self, tenant: str, lease: str, holding: Holding, budgets: tuple[Grant, ...], amount: int
-    ) -> Limit | None:
-        """Reserve so many more micro-dollars for a lease; return the budget that refuses, if any.
+    ) -> Verdict:
+        """Reserve so many more micro-dollars for a lease, of all budgets or of none.
 
         `holding` is what the lease holds then; Redis takes what it has not yet. Raises StoreError.
         """
@@ -210,15 +210,14 @@ class Admission:
         specs = [(*grant.spec, grant.limit.shadow) for grant in budgets]
         data = _pack((lease, _to_json(holding).decode(), specs))
         keys = [*names.leases(tenant), *(grant.key for grant in budgets)]
-        refusing = await ran(self._client, scripts.GROW, keys, data)
+        refusing, *short = await ran(self._client, scripts.GROW, keys, data)
         if refusing < 0:
             raise StoreError("the lease is gone")
         if refusing:
-            refused_by: Limit = budgets[refusing - 1].limit
-            return refused_by
+            return Verdict(refused_by=budgets[refusing - 1].limit)
         for grant in budgets:
             self._parts.of(tenant).share.came_back(grant.key, -amount, grant.spec[1])
-        return None
+        return Verdict(overdrawn=tuple([budgets[number - 1].limit for number in short]))
 
     def grow_alone(
         self, tenant: str, lease: str, budgets: tuple[Grant, ...], amount: int

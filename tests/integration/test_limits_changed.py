@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gateway.policy.limits import MONEY, REQUESTS, TOKENS, Grant, Limit, grants
-from gateway.store.lease import Holding, Return, holds
+from gateway.store.lease import Holding, Return, Verdict, holds
 from tests.support.store import (
     StoreServer,
     ask,
@@ -50,11 +50,12 @@ async def test_a_slice_that_arrives_late_or_twice_is_taken_once(server: StoreSer
         await admission.admit(tenant, "a", first, granted)
         assert state() == ("0", "100")
         second, third = held(300)[1], held(500)[1]
-        assert await admission.grow(tenant, "a", third, granted, 200) is None
-        assert await admission.grow(tenant, "a", second, granted, 200) is None  # it comes late
-        assert await admission.grow(tenant, "a", third, granted, 400) is None
+        assert await admission.grow(tenant, "a", third, granted, 200) == Verdict()
+        assert await admission.grow(tenant, "a", second, granted, 200) == Verdict()  # it comes late
+        assert await admission.grow(tenant, "a", third, granted, 400) == Verdict()
         assert state() == ("0", "500")
-        assert await admission.grow(tenant, "a", held(1001)[1], granted, 501) is budget
+        refused = await admission.grow(tenant, "a", held(1001)[1], granted, 501)
+        assert refused.refused_by is budget
         assert state() == ("0", "500")
         given = msgspec.structs.replace(settlement("a", who), returns=_returns(granted, 40))
         assert await settle_all(admission, [given]) == [True]

@@ -287,3 +287,22 @@ async def test_the_head_of_a_stream_that_is_paid_for_says_nothing_wrong_of_its_p
     paid = records["poor"]["cost_microusd"]
     assert paid > 0
     assert shares.headers.get("x-sluice-cost-usd", f"{paid / 1e6:.6f}") == f"{paid / 1e6:.6f}"
+
+
+async def test_a_budget_in_shadow_reports_a_stream_that_it_would_have_ended() -> None:
+    async def long(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        for _ in range(60):
+            await exchange.event(delta(WORDS))
+        await exchange.event(delta(None, "stop"))
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    async with Upstream(behaviour=long) as upstream:
+        text = json.loads(shared(upstream.url, "each"))
+        text["auth"]["keys"][1]["budget"]["shadow"] = True
+        with running(json.dumps(text), workers=1) as gateway:
+            outcome = await once(gateway.port, Ask(chat(stream=True), key=POOR))
+            (record,) = gateway.records(1)
+    assert outcome.events[-1] == "[DONE]"
+    assert record["shadow"] == ["key:usd"]

@@ -4,14 +4,15 @@
 -- KEYS[3..] budgets (see limits.lua)
 -- ARGV[1]   msgpack [lease id, holding JSON with the new amounts, [[sort, capacity, more, shadow],
 --           ...]]
--- returns   0 when it was taken, the number of the budget that refuses, or -1: no such lease
+-- returns   {0, the budgets in shadow that do not cover it, ...} when it was taken; or one number:
+--           of the budget that refuses, or -1: no such lease
 --
 -- What is taken is what the lease does not hold yet: one that was asked for and believed lost may
 -- arrive late, before or behind the next.
 
 local input = cmsgpack.unpack(ARGV[1])
 local lease, holding, specs = input[1], input[2], input[3]
-if not redis.call('ZSCORE', KEYS[1], lease) then return -1 end
+if not redis.call('ZSCORE', KEYS[1], lease) then return {-1} end
 local now = clock_us()
 local held, wanted = held_by(redis.call('HGET', KEYS[2], lease)), held_by(holding)
 local limits, missing, grows = {}, {}, false
@@ -20,12 +21,14 @@ for i, spec in ipairs(specs) do
   limits[i] = load_limit(key, spec, now)
   missing[i] = math.max((wanted[key] or 0) - (held[key] or 0), 0)
   grows = grows or missing[i] > 0
-  if missing[i] > limits[i].left and missing[i] > 0 and not spec[4] then return i end
+  if missing[i] > limits[i].left and missing[i] > 0 and not spec[4] then return {i} end
 end
-if not grows then return 0 end
+local taken = {0}
+if not grows then return taken end
 for i, limit in ipairs(limits) do
   take(limit, missing[i])
   save_limit(limit, now)
+  if limit.left < 0 and specs[i][4] then taken[#taken + 1] = i end
 end
 redis.call('HSET', KEYS[2], lease, holding)
-return 0
+return taken
