@@ -17,10 +17,10 @@ from gateway.http.client import ClientWriter
 from gateway.http.hot_request import HotRequest, Sent
 from gateway.http.protocol import GatewayProtocol
 from gateway.http.request_head import (
-    MAX_PASSED_CHARS,
     MAX_TRACE_CHARS,
     PASSED_ON,
     RequestHead,
+    printable,
 )
 from gateway.pipeline.call import Call
 from gateway.pipeline.serve import serve
@@ -123,7 +123,7 @@ class HotRoutes:
         client = ClientWriter(protocol, keep_alive, modern)
         headers = message.headers
         secret = secret_of(headers)
-        trace = headers.get("traceparent", "")[:MAX_TRACE_CHARS]
+        trace = printable(headers.get("traceparent", ""), MAX_TRACE_CHARS)
         try:
             costs = not request.payload.is_eof() or message.compression is not None
             if costs and not await self._asks(secret):
@@ -186,15 +186,13 @@ class HotRoutes:
 
 
 def _hints(request: HotRequest) -> Hints:
-    found = [request.headers.get(name, "")[:MAX_PASSED_CHARS] for name in NAMES]
-    return Hints(*[value if value.isascii() and value.isprintable() else "" for value in found])
+    return Hints(*[printable(request.headers.get(name, "")) for name in NAMES])
 
 
 def _passed_on(request: HotRequest) -> tuple[tuple[str, str], ...]:
     if request.operation not in ANTHROPIC:
         return ()
-    found = [(name, request.headers.get(name, "")[:MAX_PASSED_CHARS]) for name in PASSED_ON]
-    return tuple([(n, value) for n, value in found if value.isascii() and value.isprintable()])
+    return tuple([(name, printable(request.headers.get(name, ""))) for name in PASSED_ON])
 
 
 def _refused(client: ClientWriter, error: ApiError, operation: Operation) -> Sent:

@@ -23,7 +23,7 @@ from gateway.core.target import Target
 from gateway.http.hot import secret_of
 from gateway.http.mask import Mask
 from gateway.http.protocol import SERVER, STALLED_SECONDS
-from gateway.http.request_head import MAX_TRACE_CHARS
+from gateway.http.request_head import MAX_TRACE_CHARS, printable
 from gateway.http.upload import Upload
 from gateway.pipeline.answer import common_headers, error_headers
 from gateway.pipeline.named_models import in_path
@@ -87,7 +87,7 @@ class PassthroughRoutes:
         """Pass a request on, and the answer back."""
         name, path, headers = request.match_info["name"], _rest(request), request.headers
         upload = Upload(request, self._services.config.server)
-        trace = headers.get("traceparent", "")[:MAX_TRACE_CHARS]
+        trace = printable(headers.get("traceparent", ""), MAX_TRACE_CHARS)
         call = new_call(request[REQUEST_ID], secret_of(headers), trace)
         try:
             passage = await begin(self._services, call, name, path, upload.hold, request.method)

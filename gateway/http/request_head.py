@@ -86,7 +86,7 @@ def request_head(data: bytes) -> RequestHead | None:
         or not _UNUSUAL.isdisjoint(headers)
     ):
         return None
-    trace = headers.get(b"traceparent", b"").decode("latin-1")[:MAX_TRACE_CHARS]
+    trace = _header(headers.get(b"traceparent", b""), MAX_TRACE_CHARS)
     passed_on: tuple[tuple[str, str], ...] = ()
     if operation in ANTHROPIC:
         passed_on = tuple(
@@ -98,9 +98,13 @@ def request_head(data: bytes) -> RequestHead | None:
     return RequestHead(operation, _secret(headers), int(length), trace, passed_on, hints)
 
 
-def _header(value: bytes) -> str:
-    """Return a header's value as it may go along: printable, and not endless."""
-    text = value.decode("ascii", "replace")[:MAX_PASSED_CHARS]
+def _header(value: bytes, most: int = MAX_PASSED_CHARS) -> str:
+    return printable(value.decode("ascii", "replace"), most)
+
+
+def printable(value: str, most: int = MAX_PASSED_CHARS) -> str:
+    """Return a header's value as it may go along: printable ASCII, and not endless; or empty."""
+    text = value[:most]
     return text if text.isascii() and text.isprintable() else ""
 
 

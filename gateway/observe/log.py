@@ -72,16 +72,22 @@ class JsonHandler(logging.Handler):
             "time": record.created,
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage()[:MAX_MESSAGE_CHARS],
+            "message": _writable(record.getMessage()[:MAX_MESSAGE_CHARS]),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)[-MAX_MESSAGE_CHARS:]
+            text = self.formatException(record.exc_info)[-MAX_MESSAGE_CHARS:]
+            line["exception"] = _writable(text)
         self._writer.write(_encode(line) + b"\n")
 
     @staticmethod
     def formatException(info: object) -> str:
         """Format a traceback."""
         return logging.Formatter().formatException(info)  # type: ignore[arg-type]
+
+
+def _writable(text: str) -> str:
+    """Return a text with bytes in it that are no UTF-8 (PEP 383) as it can be written."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def route_logging(writer: LineWriter, level: str) -> None:

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+import msgspec
+
 from gateway.core.record import RequestRecord
 from gateway.observe.log import encode_lines
 from gateway.observe.scoreboard import Scoreboard
@@ -15,6 +17,9 @@ logger = logging.getLogger("sluice.metrics")
 FOLD_SECONDS = 0.25
 MAX_BATCH = 2000  # folded at once past this, so that a burst cannot grow the batch
 MICROSECONDS = 1_000_000
+
+# What msgspec raises at text that is no Unicode, or at numbers that JSON's readers do not know.
+UNWRITABLE = (ValueError, OverflowError, TypeError, msgspec.EncodeError)
 
 UNPRICED = "unpriced"
 OVERHEAD = "sluice_gateway_overhead_seconds"
@@ -66,7 +71,7 @@ class Recorder:
         batch, self._batch = self._batch, []
         _add(self._totals, batch)
         if self._writers and batch:
-            lines = encode_lines(batch)
+            lines = _lines(batch)
             for writer in self._writers:
                 writer.write(lines)
         self._totals.gauges = self._gauges()
@@ -88,6 +93,22 @@ class Recorder:
         self.fold()
         self._totals.gauges = {}
         self._scoreboard.publish(self._segment, self._totals)
+
+
+def _lines(batch: list[RequestRecord]) -> bytes:
+    """Return records as JSON lines; one that cannot be written takes no others along."""
+    try:
+        return encode_lines(batch)
+    except UNWRITABLE:
+        return b"".join(map(_line, batch))
+
+
+def _line(record: RequestRecord) -> bytes:
+    try:
+        return encode_lines([record])
+    except UNWRITABLE:
+        logger.exception("the record of request %s cannot be written", record.id)
+        return b""
 
 
 def _add(totals: Totals, batch: Iterable[RequestRecord]) -> None:

@@ -635,6 +635,25 @@ async def test_a_query_changes_nothing(
     assert provider.received[0].json == chat(PRICED_MODEL)
 
 
+@pytest.mark.parametrize("connection", ["keep-alive", "close"], ids=["direct", "aiohttp"])
+@pytest.mark.parametrize("path", [CHAT_PATH, "/providers/p0/v1/chat/completions"])
+async def test_a_trace_that_is_no_text_is_left_out(
+    served: Gateway, path: str, connection: str
+) -> None:
+    """Also a stranger's: its record, and those beside it, are written."""
+    lines = ("Content-Type: application/json", "traceparent: \xff\xfe", f"Connection: {connection}")
+    known = {one["id"] for one in served.records()}
+    asked = [
+        await ask(served.port, post(chat(PRICED_MODEL), *lines, path=path, key=key))
+        for key in ("sk-stranger", KEY)
+    ]
+    asked.append(await ask(served.port, post(chat())))
+    ids = {one.headers["x-request-id"] for one in asked}
+    found = [one for one in served.records(len(known) + 3) if one["id"] in ids]
+    assert {one["id"] for one in found} == ids
+    assert {one.get("trace", "") for one in found} == {""}
+
+
 async def test_an_absolute_target_is_accepted(served: Gateway) -> None:
     # RFC 9112 section 3.2.2: a server MUST accept the absolute form.
     target = f"http://127.0.0.1:{served.port}"

@@ -1,0 +1,54 @@
+"""Records on their way to whoever writes them: one that cannot be written takes no others along."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+
+from gateway.core.record import RequestRecord
+from gateway.core.usage import Usage
+from gateway.observe.log import JsonHandler
+from gateway.observe.recorder import Recorder
+from gateway.observe.scoreboard import Scoreboard
+
+SURROGATE = "half a \ud800"
+
+
+class Lines:
+    """What a writer was given."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def write(self, data: bytes, /) -> None:
+        """Take lines."""
+        self.data += data
+
+
+def record(number: int, trace: str = "") -> RequestRecord:
+    return RequestRecord(
+        *(f"req_{number}", 0.0, "acme", "k", "chat", "m", "p0", "m", 200, "ok", "", False),
+        *(Usage(), "none", 0, "", 1, 1, 1, 1, trace),
+    )
+
+
+async def test_a_record_that_cannot_be_written_goes_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ledger, log = Lines(), Lines()
+    loop = asyncio.get_running_loop()
+    recorder = Recorder(loop, Scoreboard(2), 1, (ledger, log), dict)
+    for number, trace in enumerate(("", SURROGATE, "")):
+        recorder.emit(record(number, trace))
+    recorder.fold()
+    assert [json.loads(line)["id"] for line in ledger.data.splitlines()] == ["req_0", "req_2"]
+    assert log.data == ledger.data
+    assert "req_1 cannot be written" in caplog.text
+
+
+def test_a_log_line_quotes_whatever_bytes_there_are() -> None:
+    lines = Lines()
+    handler = JsonHandler(lines)  # type: ignore[arg-type]  # writes, and that is all it does
+    handler.emit(logging.makeLogRecord({"msg": f"GET /{SURROGATE} failed"}))
+    assert json.loads(lines.data)["message"] == "GET /half a \\ud800 failed"
