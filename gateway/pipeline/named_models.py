@@ -14,6 +14,25 @@ from gateway.policy.access import Principal, may_use
 NO_MODEL = "*"
 MAX_SHOWN_CHARS = 256
 LARGE_BODY_BYTES = 64 * 1024  # reading that name by name takes some milliseconds
+# What shows what is there, and generates nothing.
+READING = frozenset(("GET", "HEAD", "OPTIONS"))
+# What acts at once on the model that its JSON names, of any provider. Everything else may reach
+# what others have (files, batches, threads), whatever model it names.
+_GENERATING = frozenset(
+    (
+        *("chat/completions", "completions", "completion", "fim/completions", "complete"),
+        *("responses", "responses/compact", "responses/input_tokens"),
+        *("messages", "messages/count_tokens", "chat", "generate", "generate_stream"),
+        *("embeddings", "embedding", "embed", "multimodalembeddings", "contextualizedembeddings"),
+        *("rerank", "reranking", "score", "pooling", "classify", "classifications"),
+        *("moderations", "chat/moderations", "chat/classifications"),
+        *("images/generations", "images/edits", "audio/speech", "videos", "ocr"),
+        *("tokenize", "detokenize", "infill", "invocations"),
+    )
+)
+# What stands before that, beside a version: OpenAI's API at Groq, Ollama's, Fireworks', Cohere's.
+_ROOTS = frozenset(("api", "openai", "anthropic", "inference", "compatibility", "beta", "paas"))
+_VERSION = re.compile(r"v[0-9]\w*", re.ASCII)
 # A path may be decoded again by each server that it passes.
 MAX_ENCODINGS = 3
 
@@ -28,12 +47,18 @@ _CONTENT = frozenset(("messages", "contents", "metadata"))
 
 
 async def authorize(
-    catalogue: Catalogue, principal: Principal, provider: str, path: str, body: bytes | None
+    catalogue: Catalogue,
+    principal: Principal,
+    provider: str,
+    method: str,
+    path: str,
+    body: bytes | None,
 ) -> None:
     """Let a key that is restricted ask only for what it may use. Raises ApiError.
 
     Which name a provider acts on is not known here. So every one counts, wherever it stands, and
-    one must stand where providers look for it: in the path, or else in the body's own `model`.
+    one must stand where providers look for it: in the path, or else in the body's own `model` of
+    what acts on that. Anything else needs all of a provider, and so does what changes or deletes.
     """
     segments = segments_of(path)
     named = in_path(segments)
@@ -46,7 +71,10 @@ async def authorize(
     if not _is_plain(segments):
         own = [None]
     wanted = [plain_name(one) for one in (*named, *own, *asked, *inner)]
-    for model in wanted if named or own else [NO_MODEL]:
+    acts_on_own = method == "POST" and bool(own) and _generates(segments)
+    if not (acts_on_own or (named and (method in READING or method == "POST"))):
+        wanted = [NO_MODEL, *wanted]
+    for model in wanted:
         if not any(may_use(principal, name) for name in names_of(catalogue, provider, model)):
             shown = f"{provider}/{model or NO_MODEL}"[:MAX_SHOWN_CHARS]
             raise ApiError("model_not_allowed", f"This key may not use {shown!a}.", param="model")
@@ -88,6 +116,13 @@ def in_path(segments: list[str]) -> list[str]:
         for before, name in found
         if before in _COLLECTIONS
     ]
+
+
+def _generates(segments: list[str]) -> bool:
+    """Tell whether a path is that of an operation that acts at once on its body's model."""
+    kept = [one for one in segments if one]
+    ahead = takewhile(lambda one: one in _ROOTS or _VERSION.fullmatch(one) is not None, kept)
+    return "/".join(kept[len(list(ahead)) :]) in _GENERATING
 
 
 def _is_plain(segments: list[str]) -> bool:

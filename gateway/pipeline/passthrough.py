@@ -30,6 +30,7 @@ from gateway.pipeline.lanes import Answer
 from gateway.pipeline.named_models import (
     MAX_SHOWN_CHARS,
     NO_MODEL,
+    READING,
     authorize,
     in_path,
     names_of,
@@ -51,8 +52,6 @@ from gateway.providers.foreign_usage import EVENTS, MESSAGES, ForeignUsage
 from gateway.upstream.credentials import Signer
 
 MAX_TOKENS, MAX_CHOICES = 2**31, 128  # of what a request may ask, as in the dialects we know
-# What shows what is there, and generates nothing.
-_READING = frozenset(("GET", "HEAD", "OPTIONS"))
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _EXCEPTION = {
     ":message-type": "exception",
@@ -237,13 +236,13 @@ async def begin(
         body = await read()
         asked, named = _read(body), in_path(segments)
         if {NO_MODEL, f"{provider}/{NO_MODEL}"}.isdisjoint(call.principal.models):
-            await authorize(services.catalogue, call.principal, provider, path, body)
+            await authorize(services.catalogue, call.principal, provider, method, path, body)
         # A provider that has the name in the path acts on that, whatever the body says.
         model = named[0] if named else plain_name(asked.model)
         served = services.catalogue.passage(provider, model or NO_MODEL)
         if served is None:
             raise ApiError("invalid_value", "That is no model's name.", param="model")
-        call.model, call.route = _turn(served, services.loop.time(), free=method in _READING)
+        call.model, call.route = _turn(served, services.loop.time(), free=method in READING)
         call.request = _request(
             asked, served.name, body, generates=bool(model and method == "POST")
         )
@@ -266,7 +265,7 @@ def _check_payable(asked: Asked, segments: list[str], path: str, method: str) ->
     """Refuse under a budget what tells nobody what it came to. Raises ApiError."""
     last = segments[-1].lower()
     later = ":batch" in last or "longrunning" in last or not _LATER.isdisjoint(segments)
-    if asked.background is True or (later and method not in _READING):
+    if asked.background is True or (later and method not in READING):
         message = "Nothing is made in the background under a budget: nobody would pay for it."
         raise ApiError("unsupported_parameter", message, param="background")
     if "callback" in dict(parse_qsl(path.partition("?")[2], keep_blank_values=True)):

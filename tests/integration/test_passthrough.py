@@ -769,10 +769,9 @@ async def test_json_by_any_name_is_read(passing: Passing, kind: str, framing: st
 
 
 async def test_a_restricted_key_may_ask_about_its_models(passing: Passing) -> None:
-    for method in ("GET", "DELETE"):
-        assert (
-            await passing.ask(method, f"openai/v1/models/{PRICED_MODEL}", key=NARROW)
-        ).status == 200
+    for method in ("GET", "OPTIONS"):
+        reply = await passing.ask(method, f"openai/v1/models/{PRICED_MODEL}", key=NARROW)
+        assert reply.status == 200
     upload = await passing.ask(
         *("POST", "azure/openai/deployments/mini/audio/transcriptions"),
         "Content-Type: multipart/form-data; boundary=x",
@@ -897,6 +896,50 @@ async def test_no_path_gets_a_restricted_key_another_model(
     reply = await passing.post(path, content, key=NARROW)
     assert (reply.status, reply.error["code"]) == (403, "model_not_allowed"), reply
     assert passing.received == []
+
+
+AT_ONCE = [
+    *("openai/chat/completions", "openai/v1/completions", "openai/v1/fim/completions"),
+    *("openai/v1/responses", "openai/v1/responses/input_tokens", "openai/v1/messages"),
+    *("openai/v1/messages/count_tokens", "openai/v1/embeddings", "openai/v1/images/generations"),
+    *("openai/v1/audio/speech", "openai/v2/rerank", "openai/api/chat", "openai/api/generate"),
+    *("openai/openai/v1/chat/completions", "openai/v1beta/openai/chat/completions"),
+    *("openai/v1/chat/completions/", "openai/invocations", "openai/inference/v1/completions"),
+]
+
+
+@pytest.mark.parametrize("path", AT_ONCE)
+async def test_what_acts_on_its_models_name_may_be_asked(passing: Passing, path: str) -> None:
+    reply = await passing.post(path, {"model": PRICED_MODEL}, key=NARROW)
+    assert reply.status == 200, reply
+
+
+ELSEWHERE = [
+    *(("GET", "openai/v1/files"), ("HEAD", "openai/v1/files"), ("OPTIONS", "openai/v1/files")),
+    *(("GET", "openai/v1/files/file-1/content"), ("GET", CHAT), ("GET", "openai/v1/responses")),
+    *(("DELETE", "openai/v1/files/file-1"), ("PUT", CHAT), ("PATCH", CHAT), ("DELETE", CHAT)),
+    *(("DELETE", f"openai/v1/models/{PRICED_MODEL}"), ("PUT", GENERATE), ("PATCH", GENERATE)),
+    *(("POST", f"openai/v1/{one}") for one in ("files", "batches", "assistants", "threads")),
+    *(("POST", f"openai/v1/{one}") for one in ("fine_tuning/jobs", "vector_stores", "uploads")),
+    *(("POST", f"openai/v1/{one}") for one in ("threads/t1/messages", "messages/batches")),
+    *(("POST", f"openai/v1/{one}") for one in ("responses/r1/cancel", "chat/completions/c1")),
+    *(("POST", f"openai/{one}") for one in ("v1/Chat/Completions", "x/chat/completions", "v1", "")),
+    *(("POST", f"openai/api/{one}") for one in ("pull", "delete", "create", "show")),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ELSEWHERE)
+async def test_no_name_in_a_body_opens_the_rest_of_a_provider(
+    passing: Passing, method: str, path: str
+) -> None:
+    body = f"{{{MINI}}}".encode()
+    reply = await passing.ask(method, path, JSON, body=body, key=NARROW)
+    assert reply.status == 403
+    assert passing.received == []
+    body = b'{"model": "gemini-2.0-flash"}'
+    path = path.replace("openai", "gemini", 1)
+    await passing.ask(method, path, JSON, body=body, key=FLASH)
+    assert [one.method for one in passing.received] == [method]
 
 
 ODD = [
