@@ -44,6 +44,9 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _MEMBERS = frozenset(("model", "models", "model_id", "modelid", "fallbacks"))
 # What was said, and what only its reader understands: nobody acts on a name in there.
 _CONTENT = frozenset(("messages", "contents", "metadata"))
+_UNREADABLE = (ValueError, RecursionError)  # of Python's `json`
+
+Members = tuple[tuple[str, Any], ...]
 
 
 async def authorize(
@@ -64,11 +67,11 @@ async def authorize(
     named = in_path(segments)
     asked = [value for key, value in parse_qsl(path.partition("?")[2]) if key.lower() in _MEMBERS]
     try:
-        large = body is not None and len(body) > LARGE_BODY_BYTES
-        own, inner = await asyncio.to_thread(_in_body, body) if large else _in_body(body)
-    except (ValueError, RecursionError):
+        members, inner = await _named(body)
+        own = [value for key, value in members if key == "model"]
+    except _UNREADABLE:
         own, inner = [None], []  # unreadable to us, and perhaps not to the provider
-    if not _is_plain(segments):
+    if not is_plain(segments):
         own = [None]
     wanted = [plain_name(one) for one in (*named, *own, *asked, *inner)]
     acts_on_own = method == "POST" and bool(own) and _generates(segments)
@@ -78,6 +81,16 @@ async def authorize(
         if not any(may_use(principal, name) for name in names_of(catalogue, provider, model)):
             shown = f"{provider}/{model or NO_MODEL}"[:MAX_SHOWN_CHARS]
             raise ApiError("model_not_allowed", f"This key may not use {shown!a}.", param="model")
+
+
+async def own_models(body: bytes | None) -> list[str]:
+    """Return each model that JSON names as its own, in any case; none where it cannot be read."""
+    try:
+        members, _ = await _named(body)
+    except _UNREADABLE:
+        return []
+    found = [plain_name(value) for key, value in members if key.lower() == "model"]
+    return [one for one in found if one]
 
 
 def names_of(catalogue: Catalogue, provider: str, model: str) -> tuple[str, ...]:
@@ -125,7 +138,7 @@ def _generates(segments: list[str]) -> bool:
     return "/".join(kept[len(list(ahead)) :]) in _GENERATING
 
 
-def _is_plain(segments: list[str]) -> bool:
+def is_plain(segments: list[str]) -> bool:
     """Tell whether a path names models only where `in_path` finds them.
 
     Not where a slash is encoded in front of or behind what a name follows, nor where a method is
@@ -135,16 +148,21 @@ def _is_plain(segments: list[str]) -> bool:
     return _COLLECTIONS.isdisjoint(hidden) and (":" not in segments[-1] or bool(in_path(segments)))
 
 
-def _in_body(body: bytes | None) -> tuple[list[Any], list[str]]:
-    """Return what JSON names as its model, each time it does, and all it names anywhere.
+async def _named(body: bytes | None) -> tuple[Members, list[str]]:
+    """Read a body, a large one in a thread. Raises one of _UNREADABLE."""
+    large = body is not None and len(body) > LARGE_BODY_BYTES
+    return await asyncio.to_thread(_in_body, body) if large else _in_body(body)
 
-    Raises ValueError, RecursionError.
+
+def _in_body(body: bytes | None) -> tuple[Members, list[str]]:
+    """Return the members of a JSON object, each as often as it is there, and all models it names.
+
+    Raises one of _UNREADABLE.
     """
     if body is None:
-        return [], []
+        return (), []
     # An object is a tuple, a list a list. A function of ours in between lets other threads run.
     whole = json.loads(body, object_pairs_hook=lambda members: tuple(members))
-    own = [value for key, value in whole if key == "model"] if isinstance(whole, tuple) else []
     found: list[Any] = []
     waiting = [whole] if isinstance(whole, tuple | list) else []
     while waiting:
@@ -155,6 +173,7 @@ def _in_body(body: bytes | None) -> tuple[list[Any], list[str]]:
                 found += value if isinstance(value, list) else [value]
             if isinstance(value, tuple | list) and key not in _CONTENT:
                 waiting.append(value)
+    own = whole if isinstance(whole, tuple) else ()
     return own, [name for name in found if isinstance(name, str)]
 
 

@@ -33,7 +33,9 @@ from gateway.pipeline.named_models import (
     READING,
     authorize,
     in_path,
+    is_plain,
     names_of,
+    own_models,
     plain_name,
     segments_of,
 )
@@ -233,10 +235,10 @@ async def begin(
         if services.catalogue.passage(provider, NO_MODEL) is None:
             message = f"No provider named {provider[:MAX_SHOWN_CHARS]!a} is passed through."
             raise ApiError("not_found", message)
-        body = await read()
-        asked, named = _read(body), in_path(segments)
+        body, named = await read(), in_path(segments)
         if {NO_MODEL, f"{provider}/{NO_MODEL}"}.isdisjoint(call.principal.models):
             await authorize(services.catalogue, call.principal, provider, method, path, body)
+        asked = _read(body, method)
         # A provider that has the name in the path acts on that, whatever the body says.
         model = named[0] if named else plain_name(asked.model)
         served = services.catalogue.passage(provider, model or NO_MODEL)
@@ -246,7 +248,12 @@ async def begin(
         call.request = _request(
             asked, served.name, body, generates=bool(model and method == "POST")
         )
-        call.principal = _limited(services.catalogue, call.principal, provider, model)
+        if call.principal.by_model:
+            models = named or await own_models(body)
+            surely = method in READING or bool(model and models and is_plain(segments))
+            call.principal = _limited(
+                services.catalogue, call.principal, provider, models, surely=surely
+            )
         if has_budget(call.principal.limits):
             _check_payable(asked, segments, path, method)
         await admit(services, call)
@@ -299,11 +306,21 @@ def _note(call: Call, error: BaseException) -> None:
 # -- what it may come to ---------------------------------------------------------------------------
 
 
-def _read(body: bytes | None) -> Asked:
+def _read(body: bytes | None, method: str) -> Asked:
+    """Return what a body asks for. Raises ApiError where it is posted, and nobody can tell."""
     try:
+        if body and not body.isascii():
+            body.decode()  # msgspec does not look inside the strings it skips
         return msgspec.json.decode(body or b"{}", type=Asked)
-    except UNREADABLE:
-        return Asked()  # the provider's to judge
+    except msgspec.ValidationError:
+        return Asked()  # JSON, and no object: some APIs have such bodies
+    except UNREADABLE as error:
+        if method != "POST":
+            return Asked()
+        deep = isinstance(error, RecursionError)
+        why = "it is nested too deeply" if deep else str(error)
+        message = f"The request body is not valid JSON: {why}"
+        raise ApiError("invalid_json", message) from None
 
 
 def _request(asked: Asked, model: str, body: bytes | None, *, generates: bool) -> Request:
@@ -339,8 +356,18 @@ def _count(value: Any, most: int) -> int:
     return min(max(value, 0), most) if type(value) is int else 0
 
 
-def _limited(catalogue: Catalogue, principal: Principal, provider: str, model: str) -> Principal:
-    """Return a key's holder with the limits of all the names that a model has."""
-    names = names_of(catalogue, provider, model) or (f"{provider}/{NO_MODEL}",)
-    limits = dict.fromkeys(limit for name in names for limit in principal.limits_for(name))
+def _limited(
+    catalogue: Catalogue, principal: Principal, provider: str, models: list[str], *, surely: bool
+) -> Principal:
+    """Return a key's holder with the limits of all names that models have; unless surely, of all.
+
+    Nobody knows then which model it is.
+    """
+    limits = dict.fromkeys(principal.limits)
+    for name in [one for model in models for one in names_of(catalogue, provider, model)]:
+        limits |= dict.fromkeys(principal.limits_for(name))
+    if not models:
+        limits |= dict.fromkeys(principal.limits_for(f"{provider}/{NO_MODEL}"))
+    if not surely:
+        limits |= dict.fromkeys(one for _, some in principal.by_model for one in some)
     return msgspec.structs.replace(principal, limits=tuple(limits), by_model=())

@@ -38,6 +38,9 @@ NARROW, FLASH, METERED, TOKENS, SINGLE, BUDGET, HOUSE, LIMITED = (
     f"sk-{name}-key"
     for name in ("narrow", "flash", "metered", "tokens", "single", "budget", "house", "limited")
 )
+PATTERNED, TWICE, THRICE, METERED_MODEL = (
+    f"sk-{name}-key" for name in ("patterned", "twice", "thrice", "metered-model")
+)
 KEYS: list[dict[str, Any]] = [
     {"name": "k", "tenant": "acme", "sha256": digest(KEY)},
     {
@@ -55,6 +58,19 @@ KEYS: list[dict[str, Any]] = [
         "name": "house",
         "sha256": digest(HOUSE),
         "per_model": {PRICED_MODEL: {"rpm": 1}, "openai/*": {"rpm": 2}},
+    },
+    *(
+        {
+            "name": name,
+            "sha256": digest(f"sk-{name}-key"),
+            "per_model": {PRICED_MODEL: {"rpm": 1}, "gpt-4o": {"rpm": 1}},
+        }
+        for name in ("patterned", "twice", "thrice")
+    ),
+    {
+        "name": "metered-model",
+        "sha256": digest(METERED_MODEL),
+        "per_model": {PRICED_MODEL: {"budget": {"usd": 1, "per": "day"}}},
     },
 ]
 JSON = "Content-Type: application/json"
@@ -452,8 +468,8 @@ async def test_a_chunked_body_arrives_chunked_or_whole(passing: Passing) -> None
     passing.provider.reset(reads)
     for kind in ("audio/wav", "application/json"):
         head = passing.head(f"Content-Type: {kind}", "Transfer-Encoding: chunked", path="openai/x")
-        assert (await ask(passing.gateway.port, head + chunked(b"one", b" two"))).status == 200
-    assert bodies == [b"one two", b"one two"]
+        assert (await ask(passing.gateway.port, head + chunked(b"[1,", b" 2]"))).status == 200
+    assert bodies == [b"[1, 2]", b"[1, 2]"]
 
 
 @pytest.mark.parametrize("kind", ["application/json", "audio/wav"])
@@ -698,9 +714,9 @@ async def test_a_client_that_waits_to_be_asked_for_its_body(passing: Passing) ->
         async with connected(passing.gateway.port) as wire:
             await wire.send(passing.head(*lines, path="openai/x"))
             assert (await wire.reply(3)).status == 100
-            await wire.send(b"hello")
+            await wire.send(b"[1,2]")
             assert (await wire.reply()).status == 200
-    assert [one.body for one in passing.received] == [b"hello", b"hello"]
+    assert [one.body for one in passing.received] == [b"[1,2]", b"[1,2]"]
 
 
 GENERATE = "gemini/v1beta/models/gemini-2.0-flash:generateContent"
@@ -1149,13 +1165,76 @@ async def test_limits_of_a_model_hold_by_both_its_names(passing: Passing) -> Non
     assert statuses == [200, 429, 200, 429]
 
 
+UNREADABLE = [
+    f'{{{MINI}, "messages": "\\udc80"}}'.encode(),
+    f'{{{MINI}, "temperature": NaN}}'.encode(),
+    f"\ufeff{{{MINI}}}".encode(),
+    f'{{{MINI}, "messages": "'.encode() + b'\xff"}',
+    f"{{{MINI}}}".encode("utf-16"),
+    f"{{{MINI},}}".encode(),
+    f"{{{MINI}".encode(),
+    f'{{{MINI}, "a": '.encode() + b"[" * 50_000 + b"]" * 50_000 + b"}",
+]
+
+
+@pytest.mark.parametrize("body", UNREADABLE, ids=lambda one: ascii(one)[:40])
+async def test_json_that_nobody_can_read_is_not_passed_on(passing: Passing, body: bytes) -> None:
+    """Its provider may read it all the same, and act on the model that it names."""
+    for key in (KEY, PATTERNED):
+        reply = await passing.post(CHAT, body, key=key)
+        assert (reply.status, reply.error["code"]) == (400, "invalid_json")
+    assert passing.received == []
+    assert (await passing.ask("GET", "openai/files", JSON, body=body)).status == 200
+
+
+async def test_what_names_no_model_counts_against_the_limits_of_every_one(
+    passing: Passing,
+) -> None:
+    for _ in range(2):  # reading is not limited by models
+        assert (await passing.ask("GET", "openai/files", key=PATTERNED)).status == 200
+    plain = "Content-Type: text/plain"
+    body = f"{{{MINI}}}".encode()
+    assert (await passing.ask("POST", CHAT, plain, body=body, key=PATTERNED)).status == 200
+    for model in ("gpt-4o", PRICED_MODEL):
+        assert (await passing.post(CHAT, {"model": model}, key=PATTERNED)).status == 429
+    for kind, content in ((plain, body), (JSON, b"[]"), (JSON, b"{}"), (JSON, b'{"model": 7}')):
+        reply = await passing.ask("POST", CHAT, kind, body=content, key=PATTERNED)
+        assert reply.status == 429, content
+    assert (await passing.ask("DELETE", "openai/files/1", key=PATTERNED)).status == 429
+    assert (await passing.post(CHAT, {"model": "o3"}, key=PATTERNED)).status == 200
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_model_that_is_named_twice_counts_by_both_names(
+    passing: Passing, first: bool
+) -> None:
+    """Which of them counts, not all servers agree."""
+    names = [MINI, '"model": "o3"']
+    body = ", ".join(names if first else names[::-1])
+    key = TWICE if first else THRICE
+    statuses = [
+        (await passing.post(CHAT, f"{{{body}}}".encode(), key=key)).status for _ in range(2)
+    ]
+    assert statuses == [200, 429]
+
+
+async def test_a_budget_of_any_model_covers_what_names_none(passing: Passing) -> None:
+    body = f"{{{MINI}}}".encode()
+    assert (await passing.post(CHAT, body, key=METERED_MODEL)).status == 200
+    reply = await passing.ask(
+        "POST", CHAT, "Content-Type: text/plain", body=body, key=METERED_MODEL
+    )
+    assert (reply.status, reply.error["code"]) == (403, "price_unknown")
+    assert (await passing.post(CHAT, {"model": "no-such-model"}, key=METERED_MODEL)).status == 200
+
+
 async def test_a_budget_covers_only_what_has_a_price(passing: Passing) -> None:
     for method in ("GET", "OPTIONS"):  # what generates nothing costs nothing
         reply = await passing.ask(method, "openai/v1/files", key=BUDGET)
         assert reply.status == 200
     for method, path, body in (
         ("DELETE", "openai/v1/files/1", b""),
-        ("POST", "openai/v1/files", b"--x--"),
+        ("POST", "openai/v1/files", b"{}"),
         ("POST", CHAT, b'{"model": "no-such-model"}'),
         ("POST", "named/v1/chat/completions", b'{"model": "gpt-4o-mini"}'),
     ):
