@@ -3,12 +3,17 @@
 import asyncio
 import json
 import re
+from collections.abc import Set
 from itertools import pairwise, takewhile
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from msgspec import Raw
+
 from gateway.core.errors import ApiError
+from gateway.core.request import Request
 from gateway.pipeline.catalogue import Catalogue
+from gateway.pipeline.served import Served
 from gateway.policy.access import Principal, may_use
 
 NO_MODEL = "*"
@@ -44,6 +49,17 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _MEMBERS = frozenset(("model", "models", "model_id", "modelid", "fallbacks"))
 # What was said, and what only its reader understands: nobody acts on a name in there.
 _CONTENT = frozenset(("messages", "contents", "metadata"))
+# The same among the fields of a request that we understand, and what a function takes.
+_SAID = frozenset(
+    (
+        *("model", "messages", "input", "contents", "prompt", "system", "instructions"),
+        *("metadata", "user"),
+    )
+)
+_SCHEMAS = _CONTENT | {
+    *("function", "parameters", "input_schema", "input_examples", "json_schema", "schema")
+}
+_MAY_NAME = re.compile(rb"model|fallbacks|\\u", re.IGNORECASE)  # escaped or not
 _UNREADABLE = (ValueError, RecursionError)  # of Python's `json`
 
 Members = tuple[tuple[str, Any], ...]
@@ -81,6 +97,35 @@ async def authorize(
         if not any(may_use(principal, name) for name in names_of(catalogue, provider, model)):
             shown = f"{provider}/{model or NO_MODEL}"[:MAX_SHOWN_CHARS]
             raise ApiError("model_not_allowed", f"This key may not use {shown!a}.", param="model")
+
+
+def authorize_fields(
+    catalogue: Catalogue, principal: Principal, served: Served, request: Request
+) -> None:
+    """Let a key that is restricted name only models that it may use. Raises ApiError.
+
+    Providers act on names beside the one asked for: to fall back to, or as what a tool asks.
+    """
+    try:
+        found = _in_fields(request.fields)
+    except _UNREADABLE:
+        raise ApiError("invalid_json", "The request body is nested too deeply.") from None
+    providers = {route.target.provider for route in served.routes}
+    for model in map(plain_name, found):
+        names = [name for one in providers for name in names_of(catalogue, one, model)]
+        if not any(may_use(principal, name) for name in names):
+            shown = model[:MAX_SHOWN_CHARS]
+            raise ApiError("model_not_allowed", f"This key may not use {shown!a}.", param="model")
+
+
+def _in_fields(fields: dict[str, Raw]) -> list[str]:
+    """Return the models that fields name beside the request's own. Raises one of _UNREADABLE."""
+    suspicious = [
+        (name, json.loads(bytes(raw), object_pairs_hook=tuple))
+        for name, raw in fields.items()
+        if name not in _SAID and (name.lower() in _MEMBERS or _MAY_NAME.search(raw))
+    ]
+    return _names_in(tuple(suspicious), _SCHEMAS)
 
 
 async def own_models(body: bytes | None) -> list[str]:
@@ -163,6 +208,12 @@ def _in_body(body: bytes | None) -> tuple[Members, list[str]]:
         return (), []
     # An object is a tuple, a list a list. A function of ours in between lets other threads run.
     whole = json.loads(body, object_pairs_hook=lambda members: tuple(members))
+    own = whole if isinstance(whole, tuple) else ()
+    return own, _names_in(whole, _CONTENT)
+
+
+def _names_in(whole: Any, unread: Set[str]) -> list[str]:
+    """Return all models that JSON names, but in members that are not to be read."""
     found: list[Any] = []
     waiting = [whole] if isinstance(whole, tuple | list) else []
     while waiting:
@@ -171,10 +222,9 @@ def _in_body(body: bytes | None) -> tuple[Members, list[str]]:
         for key, value in members:
             if key.lower() in _MEMBERS:
                 found += value if isinstance(value, list) else [value]
-            if isinstance(value, tuple | list) and key not in _CONTENT:
+            if isinstance(value, tuple | list) and key not in unread:
                 waiting.append(value)
-    own = whole if isinstance(whole, tuple) else ()
-    return own, [name for name in found if isinstance(name, str)]
+    return [name for name in found if isinstance(name, str)]
 
 
 def plain_name(value: Any) -> str:

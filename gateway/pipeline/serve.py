@@ -23,6 +23,7 @@ from gateway.pipeline.attempt import attempt
 from gateway.pipeline.cached import Cache
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.elsewhere import Elsewhere
+from gateway.pipeline.named_models import authorize_fields
 from gateway.pipeline.planning import Plan
 from gateway.pipeline.served import Shadow
 from gateway.pipeline.services import Services
@@ -179,6 +180,8 @@ def decode(services: Services, call: Call) -> None:
     if not served.does(call.operation) and call.operation is not Operation.COUNT_TOKENS:
         message = f"The model '{request.model}' does not do {call.operation.value}."
         raise ApiError("invalid_value", message, param="model")
+    if "*" not in call.principal.models:
+        authorize_fields(services.catalogue, call.principal, served, request)
     call.model = served
 
 
