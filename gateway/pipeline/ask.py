@@ -26,6 +26,7 @@ from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure
 from gateway.pipeline.targets import Headers
 from gateway.pipeline.translation import Translation
+from gateway.policy.header_secrets import header_secrets
 from gateway.policy.retry import retry_after
 from gateway.policy.tokens import count_tokens
 from gateway.timer import FOREVER, LazyTimer
@@ -305,7 +306,9 @@ def _redacted_bytes(body: bytes, route: Route) -> bytes:
 
 
 def secrets_of(route: Route) -> tuple[str, ...]:
-    """Return what a target's provider is asked with."""
+    """Return what a target's provider is asked with, the longest first: one may hold another."""
     key = route.target.api_key
-    own = (key,) if key else ()
-    return own if route.signer is None else (*own, *route.signer.secrets)
+    found = {*header_secrets(route.target.headers), *((key,) if key else ())}
+    if route.signer is not None:
+        found.update(route.signer.secrets)
+    return tuple(sorted(found, key=len, reverse=True))

@@ -1,0 +1,51 @@
+"""A provider that quotes the headers it was asked with: no client learns the operator's secrets."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.config import PRICED_MODEL, chat, config
+from tests.support.gateway import Gateway, untroubled
+from tests.support.threaded import UpstreamThread
+from tests.support.upstream import Exchange, like_openai
+from tests.support.wire import CHAT_PATH, ask, post
+
+TEAM, GATEWAY, LONE = "team-SECRET-1", "gateway-SECRET", "lone-SECRET"
+
+
+@pytest.fixture(scope="module")
+def served(provider: UpstreamThread) -> Iterator[Gateway]:
+    """A gateway whose provider is behind another one, with its own credentials."""
+    headers = {
+        "X-Team": TEAM,
+        "X-Gateway-Authorization": f"Bearer {GATEWAY}",
+        "X-Auth": f"{LONE}-longer",
+        "Authorization": f"Bearer {LONE}",
+        "X-Place": "upstairs",
+    }
+    row = {"kind": "openai-compatible", "base_url": provider.url, "headers": headers}
+    with untroubled(config(providers={"p0": row}, models={})) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, "/providers/p0/v1/chat/completions"])
+@pytest.mark.parametrize("status", [400, 401, 404, 500])
+async def test_a_provider_that_quotes_headers_tells_nobody(
+    served: Gateway, provider: UpstreamThread, path: str, status: int
+) -> None:
+    async def quotes(exchange: Exchange) -> None:
+        told = json.dumps(exchange.request.headers)
+        error = {"message": f"{LONE} {told}", "type": "x", "code": told, "param": None}
+        await exchange.reply({"error": error}, status=status, headers={"X-Seen": told})
+
+    provider.reset(quotes)
+    model = f"p0/{PRICED_MODEL}" if path == CHAT_PATH else PRICED_MODEL
+    data = post(chat(model), "Content-Type: application/json", path=path)
+    reply = await ask(served.port, data)
+    (asked,) = provider.received
+    assert GATEWAY in str(asked.headers)
+    shown = str(reply)
+    assert [one for one in (TEAM, GATEWAY, LONE, "-longer") if one in shown] == []
+    assert path == CHAT_PATH or "upstairs" in shown
+    provider.reset(like_openai)
