@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from gateway.core.errors import ApiError, Failure, UpstreamError
+from gateway.core.errors import INVALID, ApiError, Failure, UpstreamError
 from gateway.core.hints import NO_HINTS
-from gateway.core.operations import Operation
+from gateway.core.operations import ANTHROPIC, Operation
 from gateway.core.raw import NOTHING
 from gateway.core.request import Request
 from gateway.core.target import Deadlines
@@ -20,13 +20,14 @@ from gateway.formats import Meta
 from gateway.formats.opening import only_opens
 from gateway.pipeline.answer import served_headers
 from gateway.pipeline.call import Call, Deliver
-from gateway.pipeline.lanes import HubLane, Lane
+from gateway.pipeline.lanes import Answer, HubLane, Lane
 from gateway.pipeline.served import Route
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure
 from gateway.pipeline.targets import Headers
 from gateway.pipeline.translation import Translation
 from gateway.policy.header_secrets import header_secrets
+from gateway.policy.refusal import request_fault
 from gateway.policy.retry import retry_after
 from gateway.policy.tokens import count_tokens
 from gateway.timer import FOREVER, LazyTimer
@@ -79,6 +80,8 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     watch = _Watch(services, relay, target.deadlines) if relay is not None else None
     try:
         reply = await services.transport.send(target.origin, data, relay, target.deadlines, until)
+    except UpstreamError as error:
+        raise _told(call, route, error) from None
     finally:
         if watch is not None:
             watch.close()
@@ -87,25 +90,19 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
         raise refusal(route, reply)
     if reply.streamed:
         assert relay is not None
-        ending = relay.end()
+        try:
+            ending = relay.end()
+        except UpstreamError as error:
+            raise _told(call, route, error) from None
         call.status = 200
         call.finished = True
         measure(call)
         return partial(call.client.finish, ending)
     call.relay = None
-    content = _decompressed(reply)
-    if not content.lstrip().startswith(b"{"):
-        # A login page, or whatever stands in front of a provider: no answer of its API.
-        raise UpstreamError(Failure.PROTOCOL, "the reply is no JSON object")
-    if not content.isascii():
-        _check_text(content)
-    answer = lane.read(content, request, meta)
-    if answer.usage is None and _error(content) is not None:  # some servers answer so with 200
-        raise UpstreamError(Failure.STREAM_ERROR, content.decode(errors="replace"))
-    if lane.native:
-        known = _KNOWN_BY.get(call.operation)
-        if answer.usage is None or known is None or known not in content:
-            _check_kind(call.operation, content)
+    try:
+        answer = _whole(lane, request, meta, reply)
+    except UpstreamError as error:
+        raise _told(call, route, error) from None
     call.status = 200
     call.finished = True
     measure(call, answer)
@@ -117,6 +114,24 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
         content_type = reply.headers.get(b"content-type", b"application/json").decode("latin-1")
     headers = served_headers(call, with_cost=True)
     return partial(call.client.reply, 200, content_type, headers, answer.body)
+
+
+def _whole(lane: Lane, request: Request, meta: Meta, reply: Reply) -> Answer:
+    """Read a whole reply. Raises UpstreamError."""
+    content = _decompressed(reply)
+    if not content.lstrip().startswith(b"{"):
+        # A login page, or whatever stands in front of a provider: no answer of its API.
+        raise UpstreamError(Failure.PROTOCOL, "the reply is no JSON object")
+    if not content.isascii():
+        _check_text(content)
+    answer = lane.read(content, request, meta)
+    if answer.usage is None and _error(content) is not None:  # some servers answer so with 200
+        raise UpstreamError(Failure.STREAM_ERROR, content.decode(errors="replace"))
+    if lane.native:
+        known = _KNOWN_BY.get(request.operation)
+        if answer.usage is None or known is None or known not in content:
+            _check_kind(request.operation, content)
+    return answer
 
 
 async def packed(call: Call, route: Route, body: bytes, until: float) -> bytes:
@@ -271,6 +286,30 @@ def refusal(route: Route, reply: Reply) -> UpstreamError:
         content_type=reply.headers.get(b"content-type", b"").decode("latin-1"),
         retry_after=retry_after(reply.headers, time()),
     )
+
+
+def _told(call: Call, route: Route, error: UpstreamError) -> UpstreamError:
+    """Return the error that a stream tells, in its own words only.
+
+    Before there is any content a fault of the request is as good as refused with a status.
+    """
+    if error.failure is not Failure.STREAM_ERROR:
+        return error
+    event = error.message.encode(errors="replace")
+    said = redacted(route.adapter.parse_error(event) or error.message, route)[:MAX_SHOWN_CHARS]
+    fault = request_fault(event)
+    if fault is None or (call.relay is not None and call.relay.started):
+        return UpstreamError(Failure.STREAM_ERROR, said)
+    status, found = fault
+    named = [found.get(name) for name in ("type", "code")]
+    kind, code = [one[:MAX_SHOWN_CHARS] if isinstance(one, str) else None for one in named]
+    told: dict[str, Any] = {"error": {"message": said, "type": kind or INVALID}}
+    if call.operation in ANTHROPIC:
+        told["type"] = "error"
+    else:
+        told["error"] |= {"param": None, "code": code}
+    body = _redacted_bytes(msgspec.json.encode(told), route)
+    return UpstreamError(Failure.STATUS, said, status=status, body=body)
 
 
 def _decompressed(reply: Reply) -> bytes:

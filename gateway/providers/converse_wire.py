@@ -265,4 +265,5 @@ def _failed(headers: dict[str, str], payload: bytes) -> Event:
         said = _decode_event(payload).message or headers.get(":error-message", "")
     except UNREADABLE:
         said = ""
-    return events.Failed(_encode({"error": {"message": f"{kind}: {said}"}}).decode())
+    told = {"message": f"{kind}: {said}", "type": kind}
+    return events.Failed(_encode({"error": told}).decode())

@@ -35,7 +35,10 @@ def error_message(body: bytes) -> str | None:
 
 
 def _message(found: Any, depth: int) -> str | None:
-    """`error.message`, `error` as text, `message`, `detail` as text or list, lists of errors."""
+    """`error.message`, `error` as text, `message`, `detail` as text or list, lists of errors.
+
+    Also those of a `response` that failed.
+    """
     if depth > 4:
         return None
     if isinstance(found, str):
@@ -43,7 +46,7 @@ def _message(found: Any, depth: int) -> str | None:
     if isinstance(found, list):
         return next((said for one in found if (said := _message(one, depth + 1))), None)
     if isinstance(found, dict):
-        for name in ("error", *_NAMES):
+        for name in ("error", *_NAMES, "response"):
             if found.get(name) and (said := _message(found[name], depth + 1)):
                 return said
     return None

@@ -1,9 +1,12 @@
-"""What providers say where a prompt is too long for a model, or against a policy."""
+"""What providers say where a prompt is too long for a model, or against a policy, or just wrong."""
+
+import json
+from typing import Any
 
 import pytest
 
 from gateway.core.errors import Failure, UpstreamError
-from gateway.policy.refusal import CONTENT_POLICY, CONTEXT_WINDOW, refusal_of
+from gateway.policy.refusal import CONTENT_POLICY, CONTEXT_WINDOW, refusal_of, request_fault
 
 TOO_LONG = {
     "openai": "This model's maximum context length is 128000 tokens. However, your messages "
@@ -68,3 +71,54 @@ def test_other_refusals_are_neither(text: str) -> None:
 def test_what_is_not_the_prompts_fault_is_no_refusal(status: int) -> None:
     assert refusal_of(refused(TOO_LONG["openai"], status)) is None
     assert refusal_of(UpstreamError(Failure.CONNECT, TOO_LONG["openai"])) is None
+
+
+INVALID = {"type": "invalid_request_error", "message": "no"}
+FAULTS: list[tuple[Any, int]] = [
+    ({"type": "response.failed", "response": {"error": {"code": "invalid_prompt"}}}, 400),
+    ({"type": "response.failed", "response": {"error": {"code": "image_too_large"}}}, 400),
+    ({"type": "error", "code": "context_length_exceeded", "message": "no"}, 400),
+    ({"type": "error", "error": {**INVALID, "code": None}}, 400),
+    ({"type": "error", "error": {"type": "request_too_large"}}, 400),
+    ({"error": {"code": "content_filter", "status": 400}}, 400),
+    ({"error": {"code": 413, "message": "no", "type": "BadRequestError"}}, 413),
+    ({"error": {"code": "422", "message": "no"}}, 422),
+    ({"error": {"code": 400, "status": "INVALID_ARGUMENT"}}, 400),
+    ({"error": {"type": "validationException", "message": "no"}}, 400),
+]
+TROUBLES: list[Any] = [
+    {
+        "type": "error",
+        "sequence_number": 2,
+        "error": {"type": "insufficient_quota", "code": "insufficient_quota", "message": "Quota"},
+    },
+    {"type": "response.failed", "response": {"error": {"code": "rate_limit_exceeded"}}},
+    {"type": "response.failed", "response": {"error": {"code": "server_error"}}},
+    {"type": "response.failed", "response": {"error": None, "status": "failed"}},
+    {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}},
+    {"error": {**INVALID, "code": "invalid_api_key"}},
+    {"error": {**INVALID, "code": "rate_limit_exceeded"}},
+    {"error": {**INVALID, "code": 500}},
+    {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED"}},
+    {"error": {"code": 401}},
+    {"error": {"code": 10**30}},
+    {"error": {"code": "4" * 5000}},
+    {"error": {"code": True}},
+    {"error": {"message": "context_length_exceeded"}},
+    {"error": "out of memory"},
+    ["no"],
+    "no",
+]
+
+
+@pytest.mark.parametrize(("event", "status"), FAULTS)
+def test_a_fault_of_the_request_is_told_by_its_code(event: Any, status: int) -> None:
+    fault = request_fault(json.dumps(event).encode())
+    assert fault is not None
+    assert fault[0] == status
+
+
+@pytest.mark.parametrize("event", TROUBLES, ids=lambda one: str(one)[:60])
+def test_trouble_of_the_provider_is_none(event: Any) -> None:
+    assert request_fault(json.dumps(event).encode()) is None
+    assert request_fault(json.dumps(event).encode()[:-1]) is None
