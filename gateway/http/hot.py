@@ -186,13 +186,18 @@ class HotRoutes:
 
 
 def _hints(request: HotRequest) -> Hints:
-    return Hints(*[printable(request.headers.get(name, "")) for name in NAMES])
+    return Hints(*[_joined(request, name) for name in NAMES])
 
 
 def _passed_on(request: HotRequest) -> tuple[tuple[str, str], ...]:
     if request.operation not in ANTHROPIC:
         return ()
-    return tuple([(name, printable(request.headers.get(name, ""))) for name in PASSED_ON])
+    return tuple([(name, _joined(request, name)) for name in PASSED_ON])
+
+
+def _joined(request: HotRequest, name: str) -> str:
+    """Return a header's lines as one (RFC 9110 section 5.3), as it may go along."""
+    return printable(", ".join(request.headers.getall(name, ())))
 
 
 def _refused(client: ClientWriter, error: ApiError, operation: Operation) -> Sent:
