@@ -247,7 +247,7 @@ class _Course:
             until = until if until < self._until else self._until
             deliver = await asking(self._services, call, route, until)
         except UpstreamError as error:
-            if _learn(route, error):
+            if _learn(route, error, call.sent_at):
                 self._services.ejected(route)
             tried = _tried(call, route, error.failure.value, error.status, monotonic())
             call.tries.append(tried)
@@ -273,7 +273,7 @@ class _Course:
             if quota is not None:
                 quota.give_back(_used(call))
         now = monotonic()
-        breaker.succeeded(now)
+        breaker.succeeded(now, call.sent_at)
         state.took((_first(call) or now) - call.sent_at, now)
         call.tries.append(_tried(call, route, "", 200, now))
         return deliver
@@ -306,14 +306,14 @@ def _used(call: Call) -> int:
     return call.request.prompt_estimate + call.relay.delivered_tokens()
 
 
-def _learn(route: Route, error: UpstreamError) -> bool:
+def _learn(route: Route, error: UpstreamError, began: float) -> bool:
     """Let a target's breaker know of a failure; tell whether it is left alone from now on."""
     breaker, now = route.state.breaker, monotonic()
     if error.status == 429 and error.retry_after and route.rotation is None:
         breaker.eject(now, error.retry_after)  # for as long as it says itself
         return True
     if is_clients_fault(error) and not breaker.closed(now):
-        breaker.succeeded(now)  # whoever refuses a request is there
+        breaker.succeeded(now, began)  # whoever refuses a request is there
     return counts_against(error) and breaker.failed(now)
 
 

@@ -5,6 +5,7 @@ probe once its time is over; the probe decides. Each ejection is longer than the
 """
 
 from collections.abc import Callable
+from math import inf
 
 import msgspec
 
@@ -26,6 +27,7 @@ class Breaker:
     """One target's. Times are monotonic seconds; `jitter` returns 0 to 1."""
 
     __slots__ = (
+        "_ejected_at",
         "_ejections",
         "_failed",
         "_in_row",
@@ -44,6 +46,7 @@ class Breaker:
         self._seen = [0] * BUCKETS
         self._failed = [0] * BUCKETS
         self._probing_until = 0.0
+        self._ejected_at = -inf
         self.open_until = 0.0
 
     def closed(self, now: float) -> bool:
@@ -65,8 +68,10 @@ class Breaker:
         """Know that a probe has ended, whatever it has told: the next one may try."""
         self._probing_until = 0.0
 
-    def succeeded(self, now: float) -> None:
-        """Count a success; it closes an open breaker."""
+    def succeeded(self, now: float, began: float = inf) -> None:
+        """Count a success; it closes an open breaker, unless it was begun before the ejection."""
+        if began < self._ejected_at:
+            return
         self._in_row = 0
         if self.open_until:
             self.open_until = self._probing_until = 0.0
@@ -99,6 +104,7 @@ class Breaker:
             self._ejections += 1
         self.open_until = max(self.open_until, now + min(seconds, self._rules.longest))
         self._probing_until = 0.0
+        self._ejected_at = now
 
     def _count(self, now: float, *, failed: bool) -> None:
         slot = int(now * BUCKETS / self._rules.window)

@@ -67,6 +67,32 @@ async def test_a_long_wait_is_the_clients_to_make(upstream: Upstream) -> None:
         assert len(upstream.received) == 1
 
 
+async def test_an_answer_asked_for_before_does_not_end_a_wait(upstream: Upstream) -> None:
+    release = asyncio.Event()
+
+    async def limits(exchange: Exchange) -> None:
+        if len(upstream.received) == 1:
+            await release.wait()
+            await answer(exchange)
+        else:
+            await failing(429, retry_after="60")(exchange)
+
+    upstream.behaviour = limits
+    async with Upstream(behaviour=answer) as other:
+        urls = (upstream.url, other.url)
+        with running(config(*urls, breaker={})) as gateway:  # the model's default: in their order
+            first = asyncio.create_task(once(gateway.port, Ask(chat())))
+            async with asyncio.timeout(10):
+                while not upstream.received:
+                    await asyncio.sleep(0.01)
+            assert (await once(gateway.port, Ask(chat()))).headers["x-sluice-provider"] == "p1"
+            release.set()
+            assert (await first).headers["x-sluice-provider"] == "p0"
+            for _ in range(3):
+                assert (await once(gateway.port, Ask(chat()))).headers["x-sluice-provider"] == "p1"
+            assert len(upstream.received) == 2
+
+
 async def test_what_the_client_did_wrong_is_not_tried_again(upstream: Upstream) -> None:
     upstream.behaviour = failing(400)
     with running(config(upstream.url, retries=PATIENT)) as gateway:

@@ -60,6 +60,19 @@ def test_one_probe_decides() -> None:
     assert one.allows(5.0)
 
 
+def test_what_was_begun_before_the_ejection_does_not_close_it() -> None:
+    one = breaker()
+    one.eject(2.0, 30)
+    one.succeeded(3.0, began=1.0)
+    assert not one.closed(3.0)
+    assert not one.allows(3.0)
+    one.probe(32.0, seconds=10)
+    one.succeeded(32.5, began=1.0)  # nor while it is probed
+    assert not one.closed(32.5)
+    one.succeeded(33.0, began=32.0)
+    assert one.closed(33.0)
+
+
 def test_each_ejection_is_longer_up_to_a_bound() -> None:
     one, now, lengths = breaker(), 0.0, []
     for _ in range(3):
