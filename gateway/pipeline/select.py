@@ -14,6 +14,7 @@ from gateway.policy.selection import Facts, choose, share_of
 MAX_TAGS = 16
 PREFIX_BYTES = 1024  # of a prompt, by which its cache is found again
 _IMAGE = re.compile(rb'"type"\s*:\s*"(?:image|image_url|input_image)"')
+_EMPTY = re.compile(rb'\s*(?:null|"\s*"|\{\s*\})\s*')  # which tells nobody from another
 _PROMPTS = ("messages", "input", "prompt")
 # Where clients say who asks, in the order of what is nearest to a conversation.
 _WHO = ("prompt_cache_key", "safety_identifier", "user", "metadata")
@@ -66,7 +67,10 @@ def _identity(call: Call, request: Request) -> bytes:
     """Return whatever tells one user or conversation from another; empty where nothing does."""
     if call.hints.session:
         return call.hints.session.encode()
-    return next((bytes(request.fields[name]) for name in _WHO if name in request.fields), b"")
+    for name in _WHO:
+        if name in request.fields and not _EMPTY.fullmatch(request.fields[name]):
+            return bytes(request.fields[name])
+    return b""
 
 
 def _beginning(request: Request) -> bytes:

@@ -54,6 +54,10 @@ async def serving(
         yield stack.enter_context(running(text, workers=workers)), upstreams
 
 
+def questions(count: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"question {i}"} for i in range(count)]
+
+
 async def asked(gateway: Gateway, *asks: Ask) -> list[str]:
     """The providers that served these, in order."""
     outcomes = [await once(gateway.port, ask) for ask in asks]
@@ -167,6 +171,20 @@ async def test_a_session_stays_with_one_target_on_every_worker() -> None:
             found.setdefault(name, set()).add(one.headers["x-sluice-provider"])
         assert all(len(placed) == 1 for placed in found.values())
         assert {min(placed) for placed in found.values()} == {"p0", "p1", "p2"}
+
+
+@pytest.mark.parametrize("nobody", [None, "", " ", {}])
+async def test_what_says_nothing_of_a_user_is_none(nobody: Any) -> None:
+    """Else all such requests would go to one target, and those of a user anywhere."""
+    targets = [target(i) for i in range(3)]
+    async with serving(targets, affinity="session", strategy="weighted") as (gateway, _):
+        name = "metadata" if nobody == {} else "user"
+        others = [Ask(chat(messages=[said], **{name: nobody})) for said in questions(60)]
+        assert set(await asked(gateway, *others)) == {"p0", "p1", "p2"}
+        placed = await asked(
+            gateway, *[Ask(chat(prompt_cache_key=nobody, user="u", seed=i)) for i in range(20)]
+        )
+        assert len(set(placed)) == 1
 
 
 @pytest.mark.parametrize("affinity", ["session", "prompt"])
