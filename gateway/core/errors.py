@@ -108,6 +108,7 @@ class Failure(Enum):
     TOTAL_TIMEOUT = "total_timeout"
     RESET = "reset"  # the connection ended before the reply did
     PROTOCOL = "protocol"  # not HTTP/1.1, or past a cap
+    TOO_LARGE = "too_large"  # an event of a stream is past our cap: it is what was asked for
     BUSY = "busy"  # the pool's bounds are reached
     FULL = "full"  # the target has had what it is to have of requests or tokens
     STATUS = "status"  # a reply that says it failed

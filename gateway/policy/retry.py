@@ -33,7 +33,12 @@ _PASSING = frozenset(
     )
 )
 # Not the target's doing: its breaker does not hear of them.
-_NOT_ITS_FAULT = frozenset({Failure.BUSY, Failure.FULL, Failure.TOTAL_TIMEOUT, Failure.SPENT})
+_NOT_ITS_FAULT = frozenset(
+    (
+        *(Failure.BUSY, Failure.FULL, Failure.TOTAL_TIMEOUT, Failure.SPENT),
+        Failure.TOO_LARGE,
+    )
+)
 
 
 class Rules(msgspec.Struct, frozen=True):

@@ -75,7 +75,7 @@ class SseDecoder(ABC):
 
 
 def _too_large() -> UpstreamError:
-    return UpstreamError(Failure.PROTOCOL, "an event of the stream is too large")
+    return UpstreamError(Failure.TOO_LARGE, "an event of the stream is too large")
 
 
 def raw_text(raw: Raw) -> str:

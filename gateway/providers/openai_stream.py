@@ -286,7 +286,7 @@ def _is_whole(payload: bytes) -> bool:
 
 
 def _too_large() -> UpstreamError:
-    return UpstreamError(Failure.PROTOCOL, "an event of the stream is too large")
+    return UpstreamError(Failure.TOO_LARGE, "an event of the stream is too large")
 
 
 def _data_lines(event: bytes) -> bytes:

@@ -12,6 +12,7 @@ from tests.chaos.fault_case import (
     BrokenOff,
     Expected,
     Fault,
+    HandedOver,
     late,
 )
 from tests.chaos.fault_pieces import CUT, PROTOCOL, SHOWN, TOLD, end, everything, words
@@ -166,11 +167,13 @@ ERRORS = (
 
 CUTS = (
     Fault(
-        "event-too-large-first", PROTOCOL, stream=(raw(STREAM_HEAD), chunk(HUGE), raw(LAST_CHUNK))
+        "event-too-large-first",
+        HandedOver("too_large"),
+        stream=(raw(STREAM_HEAD), chunk(HUGE), raw(LAST_CHUNK)),
     ),
     Fault(
         "event-too-large-behind-content",
-        BrokenOff("protocol"),
+        BrokenOff("too_large"),
         stream=(*SHOWN, chunk(HUGE), raw(LAST_CHUNK)),
     ),
 )

@@ -286,7 +286,7 @@ def test_an_event_past_the_cap_is_refused(first: bytes, size: int) -> None:
     stream = first + data(b'{"x":"' + b"a" * (MAX_EVENT_BYTES + 64 * 1024) + b'"}')
     with pytest.raises(UpstreamError, match="too large") as caught:
         decode(stream[at : at + size] for at in range(0, len(stream), size))
-    assert caught.value.failure is Failure.PROTOCOL
+    assert caught.value.failure is Failure.TOO_LARGE
 
 
 def test_a_large_event_within_the_cap_passes() -> None:

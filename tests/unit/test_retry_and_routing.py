@@ -68,6 +68,7 @@ def test_every_failure_but_the_total_deadline_goes_to_the_next(failure: Failure)
         (Failure.TLS, "upstream_failed", 502),
         (Failure.RESET, "upstream_failed", 502),
         (Failure.PROTOCOL, "upstream_failed", 502),
+        (Failure.TOO_LARGE, "upstream_failed", 502),
         (Failure.STREAM_ERROR, "upstream_failed", 502),
         (Failure.STREAM_CUT, "upstream_failed", 502),
         (Failure.CONNECT_TIMEOUT, "deadline_exceeded", 504),
@@ -274,4 +275,5 @@ def test_what_counts_against_a_target() -> None:
     assert not counts_against(status(429))  # it says itself how long
     assert not counts_against(status(400))
     assert not counts_against(UpstreamError(Failure.BUSY, "x"))
+    assert not counts_against(UpstreamError(Failure.TOO_LARGE, "x"))
     assert not counts_against(UpstreamError(Failure.TOTAL_TIMEOUT, "x"))
