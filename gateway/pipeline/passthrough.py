@@ -312,15 +312,18 @@ def _read(body: bytes | None, method: str) -> Asked:
         if body and not body.isascii():
             body.decode()  # msgspec does not look inside the strings it skips
         return msgspec.json.decode(body or b"{}", type=Asked)
-    except msgspec.ValidationError:
-        return Asked()  # JSON, and no object: some APIs have such bodies
     except UNREADABLE as error:
-        if method != "POST":
+        no_object = isinstance(error, msgspec.ValidationError) and not _is_object(body)
+        if no_object or method != "POST":  # some APIs have such bodies
             return Asked()
         deep = isinstance(error, RecursionError)
         why = "it is nested too deeply" if deep else str(error)
         message = f"The request body is not valid JSON: {why}"
         raise ApiError("invalid_json", message) from None
+
+
+def _is_object(body: bytes | None) -> bool:
+    return body is not None and body.lstrip().startswith(b"{")
 
 
 def _request(asked: Asked, model: str, body: bytes | None, *, generates: bool) -> Request:

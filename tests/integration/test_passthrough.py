@@ -1168,6 +1168,7 @@ async def test_limits_of_a_model_hold_by_both_its_names(passing: Passing) -> Non
 UNREADABLE = [
     f'{{{MINI}, "messages": "\\udc80"}}'.encode(),
     f'{{{MINI}, "temperature": NaN}}'.encode(),
+    f'{{{MINI}, "n": 1e999}}'.encode(),
     f"\ufeff{{{MINI}}}".encode(),
     f'{{{MINI}, "messages": "'.encode() + b'\xff"}',
     f"{{{MINI}}}".encode("utf-16"),
