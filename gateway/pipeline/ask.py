@@ -26,7 +26,7 @@ from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure
 from gateway.pipeline.targets import Headers
 from gateway.pipeline.translation import Translation
-from gateway.policy.header_secrets import header_secrets
+from gateway.policy.header_secrets import MIN_CHARS, header_secrets
 from gateway.policy.refusal import request_fault
 from gateway.policy.retry import retry_after
 from gateway.policy.tokens import count_tokens
@@ -345,9 +345,12 @@ def _redacted_bytes(body: bytes, route: Route) -> bytes:
 
 
 def secrets_of(route: Route) -> tuple[str, ...]:
-    """Return what a target's provider is asked with, the longest first: one may hold another."""
-    key = route.target.api_key
-    found = {*header_secrets(route.target.headers), *((key,) if key else ())}
+    """Return what a target's provider is asked with, the longest first: one may hold another.
+
+    Not what is given where none is needed (`x`, `EMPTY`, `ollama`): it is a word like any other.
+    """
+    key = route.target.api_key or ""
+    found = {*header_secrets(route.target.headers), *((key,) if len(key) >= MIN_CHARS else ())}
     if route.signer is not None:
         found.update(route.signer.secrets)
     return tuple(sorted(found, key=len, reverse=True))

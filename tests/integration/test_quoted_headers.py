@@ -25,7 +25,8 @@ def served(provider: UpstreamThread) -> Iterator[Gateway]:
         "X-Place": "upstairs",
     }
     row = {"kind": "openai-compatible", "base_url": provider.url, "headers": headers}
-    with untroubled(config(providers={"p0": row}, models={})) as gateway:
+    local = {**row, "api_key": "ollama", "headers": {}}
+    with untroubled(config(providers={"p0": row, "local": local}, models={})) as gateway:
         yield gateway
 
 
@@ -48,4 +49,18 @@ async def test_a_provider_that_quotes_headers_tells_nobody(
     shown = str(reply)
     assert [one for one in (TEAM, GATEWAY, LONE, "-longer") if one in shown] == []
     assert path == CHAT_PATH or "upstairs" in shown
+    provider.reset(like_openai)
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, "/providers/local/v1/chat/completions"])
+async def test_a_word_that_stands_for_a_key_is_none(
+    served: Gateway, provider: UpstreamThread, path: str
+) -> None:
+    async def refuses(exchange: Exchange) -> None:
+        await exchange.reply({"error": {"message": "not in ollama's context"}}, status=400)
+
+    provider.reset(refuses)
+    data = post(chat("local/llama"), "Content-Type: application/json", path=path)
+    reply = await ask(served.port, data)
+    assert reply.json["error"]["message"] == "not in ollama's context"
     provider.reset(like_openai)
