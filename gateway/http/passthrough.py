@@ -133,8 +133,8 @@ class PassthroughRoutes:
                 reply.connection.protocol.read_timeout = None  # from here on it is `_relay`'s
                 reply.connection.protocol.start_timeout()
             answer = _answer(reply, passage)
-            await answer.prepare(request)
             try:
+                await answer.prepare(request)
                 await _relay(reply, answer, passage, times.idle)
             except ConnectionResetError:  # aiohttp's word for a client that is gone
                 passage.end(0, record.DISCONNECTED)

@@ -314,7 +314,7 @@ def _learn(route: Route, error: UpstreamError, began: float) -> bool:
         return True
     if is_clients_fault(error) and not breaker.closed(now):
         breaker.succeeded(now, began)  # whoever refuses a request is there
-    return counts_against(error) and breaker.failed(now)
+    return counts_against(error) and breaker.failed(now, began)
 
 
 def _keyed(route: Route, *, last: bool) -> tuple[Route, ...] | list[Route]:

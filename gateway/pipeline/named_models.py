@@ -8,13 +8,15 @@ from itertools import pairwise, takewhile
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from msgspec import Raw
+from msgspec import Raw, structs
 
 from gateway.core.errors import ApiError
 from gateway.core.request import Request
 from gateway.pipeline.catalogue import Catalogue
 from gateway.pipeline.served import Served
 from gateway.policy.access import Principal, may_use
+
+Names = tuple[str, ...]  # of one model; the first as it was written
 
 NO_MODEL = "*"
 MAX_SHOWN_CHARS = 256
@@ -99,23 +101,36 @@ async def authorize(
             raise ApiError("model_not_allowed", f"This key may not use {shown!a}.", param="model")
 
 
-def authorize_fields(
-    catalogue: Catalogue, principal: Principal, served: Served, request: Request
-) -> None:
-    """Let a key that is restricted name only models that it may use. Raises ApiError.
+def named_beside(catalogue: Catalogue, served: Served, request: Request) -> list[Names]:
+    """Return the names of each model that a request names beside the one asked for.
 
-    Providers act on names beside the one asked for: to fall back to, or as what a tool asks.
+    Providers act on them: to fall back to, or as what a tool asks. Raises ApiError.
     """
     try:
         found = _in_fields(request.fields)
     except _UNREADABLE:
         raise ApiError("invalid_json", "The request body is nested too deeply.") from None
     providers = {route.target.provider for route in served.routes}
-    for model in map(plain_name, found):
-        names = [name for one in providers for name in names_of(catalogue, one, model)]
+    return [
+        (model, *[name for one in providers for name in names_of(catalogue, one, model)])
+        for model in map(plain_name, found)
+    ]
+
+
+def authorize_beside(principal: Principal, beside: list[Names]) -> None:
+    """Let a key that is restricted name only models that it may use. Raises ApiError."""
+    for model, *names in beside:
         if not any(may_use(principal, name) for name in names):
             shown = model[:MAX_SHOWN_CHARS]
             raise ApiError("model_not_allowed", f"This key may not use {shown!a}.", param="model")
+
+
+def limited_beside(principal: Principal, model: str, beside: list[Names]) -> Principal:
+    """Return a key's holder with the limits of all models that a request names."""
+    limits = dict.fromkeys(principal.limits_for(model))
+    for name in [name for names in beside for name in names]:
+        limits |= dict.fromkeys(principal.limits_for(name))
+    return structs.replace(principal, limits=tuple(limits), by_model=())
 
 
 def _in_fields(fields: dict[str, Raw]) -> list[str]:

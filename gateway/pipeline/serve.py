@@ -23,7 +23,7 @@ from gateway.pipeline.attempt import attempt
 from gateway.pipeline.cached import Cache
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.elsewhere import Elsewhere
-from gateway.pipeline.named_models import authorize_fields
+from gateway.pipeline.named_models import authorize_beside, limited_beside, named_beside
 from gateway.pipeline.planning import Plan
 from gateway.pipeline.served import Shadow
 from gateway.pipeline.services import Services
@@ -180,9 +180,21 @@ def decode(services: Services, call: Call) -> None:
     if not served.does(call.operation) and call.operation is not Operation.COUNT_TOKENS:
         message = f"The model '{request.model}' does not do {call.operation.value}."
         raise ApiError("invalid_value", message, param="model")
-    if "*" not in call.principal.models:
-        authorize_fields(services.catalogue, call.principal, served, request)
+    if call.principal.by_model or "*" not in call.principal.models:
+        _mind_others(services, call, served, request)
     call.model = served
+
+
+def _mind_others(services: Services, call: Call, served: Served, request: Request) -> None:
+    """Let the models that a request names beside its own be allowed, and count against limits."""
+    principal = call.principal
+    assert principal is not None
+    beside = named_beside(services.catalogue, served, request)
+    if not beside:
+        return
+    if "*" not in principal.models:
+        authorize_beside(principal, beside)
+    call.principal = limited_beside(principal, request.model, beside)
 
 
 def _refuse(call: Call, error: ApiError) -> Deliver:

@@ -80,8 +80,13 @@ class Breaker:
         if self._ejections and not any(self._failed):
             self._ejections = 0
 
-    def failed(self, now: float) -> bool:
-        """Count a failure; tell whether the target is ejected by it."""
+    def failed(self, now: float, began: float = inf) -> bool:
+        """Count a failure; tell whether the target is ejected by it.
+
+        One that was begun before the last ejection has nothing new to tell.
+        """
+        if self.open_until and began < self._ejected_at:
+            return False
         self._in_row += 1
         self._count(now, failed=True)
         if self.open_until:
