@@ -37,9 +37,9 @@ from gateway.pipeline.health import Health
 from gateway.pipeline.keyring import Keyring
 from gateway.pipeline.looking import Answers
 from gateway.pipeline.planning import KIBIBYTE
-from gateway.pipeline.reap import reap
 from gateway.pipeline.serve import serve
 from gateway.pipeline.services import Services
+from gateway.pipeline.upkeep import Mishaps, Upkeep
 from gateway.policy.overload import Gate
 from gateway.policy.overload import Rules as OverloadRules
 from gateway.policy.pricing import PriceTable
@@ -52,7 +52,6 @@ from gateway.store.client import Client, make_client
 from gateway.store.journal import Journal
 from gateway.store.keys import VirtualKeys
 from gateway.store.location import Location
-from gateway.store.replay import replay
 from gateway.store.targets import TargetBoard
 from gateway.store.usage import UsageReader
 from gateway.upstream.pool import Transport
@@ -184,17 +183,28 @@ class Gateway:
             server.overload, connections=min(server.overload.connections, _affordable())
         )
         self.server = GatewayServer(self._runner.server, hot, server.request_timeout, bounds)
-        self._tasks = [
-            self._loop.create_task(self._keep_up(), name="upkeep"),
-            self._loop.create_task(self._services.keyring.watch(), name="keys"),
-            self._loop.create_task(self._health.watch(), name="health"),
-            self._loop.create_task(self._watch_lag(), name="lag"),
-        ]
-        if self._cache is not None:
-            watch = self._cache.answers.watch(self._services)
-            self._tasks.append(self._loop.create_task(watch, name="cache"))
+        self._watch_all()
         self.recorder.fold()
         return self.server
+
+    def _watch_all(self) -> None:
+        """Begin what goes on beside serving, until this is closed."""
+        mishaps = Mishaps()
+        upkeep = Upkeep(self._services, mishaps, self._journal, self._name, self._upkeep_seconds)
+        watches = {
+            "leases": upkeep.keep_leases,
+            "orphans": upkeep.settle_orphans,
+            "keys": self._services.keyring.watch,
+            "health": self._health.watch,
+            "lag": self._watch_lag,
+            "counters": self._watch_counters,
+        }
+        if self._cache is not None:
+            watches["cache"] = partial(self._cache.answers.watch, self._services)
+        self._tasks = [
+            self._loop.create_task(mishaps.outlived(name, watch), name=name)
+            for name, watch in watches.items()
+        ]
 
     async def _connect(self) -> None:
         """Connect to the store. Raises StoreError where nobody has before."""
@@ -308,35 +318,31 @@ class Gateway:
             self._lag = max(0.0, self._loop.time() - before - seconds)
             gate.late(self._lag)
 
-    async def _keep_up(self) -> None:
-        """Extend leases, settle those of dead workers, measure the loop's lag."""
-        if self._journal is not None:
-            with contextlib.suppress(StoreError):
-                await replay(self._admission.orphans, self._journal)
+    async def _watch_counters(self) -> None:
+        """Publish what others count, now and then."""
         while True:
             await asyncio.sleep(self._upkeep_seconds)
-            self.recorder.count("sluice_log_lines_dropped", self._resources.writer.dropped)
-            self.recorder.count("sluice_requests_shed", self._services.gate.refused)
-            if self.server is not None:
-                self.recorder.count("sluice_connections_refused", self.server.refused_connections)
-            self.recorder.count("sluice_settlements_lost", self._admission.lost_settlements)
-            if self._cache is not None:
-                self.recorder.count("sluice_cache_corrupted", self._cache.answers.corrupted)
-            if self._ledger is not None:
-                self.recorder.count("sluice_ledger_lines_dropped", self._ledger.dropped)
-            if self._webhook is not None:
-                self.recorder.count("sluice_webhook_records_dropped", self._webhook.dropped)
-            if self._traces is not None:
-                self.recorder.count("sluice_spans_dropped", self._traces.dropped)
+            for name, amount in self._counters().items():
+                self.recorder.count(name, amount)
             self.recorder.fold()  # gauges move where no request ends, too
-            self._admission.extend_open()
-            self._admission.retry_unsettled()
-            with contextlib.suppress(StoreError):  # it is away: its leases wait for it
-                await self._admission.roster.count(self._name, self._upkeep_seconds)
-            if self._journal is not None:
-                with contextlib.suppress(StoreError):
-                    await replay(self._admission.orphans, self._journal)
-            await reap(self._services)
+
+    def _counters(self) -> dict[str, float]:
+        counters: dict[str, float] = {
+            "sluice_log_lines_dropped": self._resources.writer.dropped,
+            "sluice_requests_shed": self._services.gate.refused,
+            "sluice_settlements_lost": self._admission.lost_settlements,
+        }
+        if self.server is not None:
+            counters["sluice_connections_refused"] = self.server.refused_connections
+        if self._cache is not None:
+            counters["sluice_cache_corrupted"] = self._cache.answers.corrupted
+        if self._ledger is not None:
+            counters["sluice_ledger_lines_dropped"] = self._ledger.dropped
+        if self._webhook is not None:
+            counters["sluice_webhook_records_dropped"] = self._webhook.dropped
+        if self._traces is not None:
+            counters["sluice_spans_dropped"] = self._traces.dropped
+        return counters
 
 
 def _caches(config: Config) -> bool:

@@ -1,0 +1,91 @@
+"""What a worker does time and again besides serving. A part that fails takes no other along."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from time import monotonic
+
+from gateway.core.errors import StoreError
+from gateway.pipeline.reap import reap
+from gateway.pipeline.services import Services
+from gateway.store.journal import Journal
+from gateway.store.replay import replay
+
+logger = logging.getLogger("sluice.upkeep")
+
+LOGGED_SECONDS = 60.0  # between two lines about a part that goes on failing
+AGAIN_SECONDS = 1.0
+
+
+class Mishaps:
+    """Lets work go on after what went wrong in a part of it, and logs that now and then."""
+
+    def __init__(self) -> None:
+        self._quiet_until: dict[str, float] = {}
+
+    def log(self, part: str) -> None:
+        """Log the exception at hand, unless this part's last is not long ago."""
+        now = monotonic()
+        if now >= self._quiet_until.get(part, now):
+            self._quiet_until[part] = now + LOGGED_SECONDS
+            logger.exception("%s failed, and is tried again", part)
+
+    @contextlib.contextmanager
+    def survived(self, part: str) -> Iterator[None]:
+        """Go on after any failure of a block. That Redis is away is nothing to log."""
+        try:
+            yield
+        except StoreError:
+            pass
+        except Exception:
+            self.log(part)
+
+    async def outlived(self, part: str, watch: Callable[[], Awaitable[None]]) -> None:
+        """Run a watch until it returns; one that fails begins again."""
+        while True:
+            try:
+                return await watch()
+            except Exception:
+                self.log(part)
+            await asyncio.sleep(AGAIN_SECONDS)
+
+
+class Upkeep:
+    """A worker's leases, and those of workers that are gone; `name` is this one's among all."""
+
+    def __init__(
+        self,
+        services: Services,
+        mishaps: Mishaps,
+        journal: Journal | None,
+        name: str,
+        seconds: float,
+    ) -> None:
+        self._services, self._mishaps = services, mishaps
+        self._journal, self._name, self._seconds = journal, name, seconds
+
+    async def keep_leases(self) -> None:
+        """Extend leases, settle again what Redis refused, be counted; runs until cancelled."""
+        admission, survived = self._services.admission, self._mishaps.survived
+        while True:
+            await asyncio.sleep(self._seconds)
+            with survived("extending leases"):
+                admission.extend_open()
+            with survived("settling again"):
+                admission.retry_unsettled()
+            with survived("counting workers"):
+                await admission.roster.count(self._name, self._seconds)
+
+    async def settle_orphans(self) -> None:
+        """Settle what workers that are gone have left, however long it takes.
+
+        A task of its own: neither a slow disk nor a long journal keeps leases from being extended.
+        """
+        while True:
+            if self._journal is not None:
+                with self._mishaps.survived("replaying journals"):
+                    await replay(self._services.admission.orphans, self._journal)
+            with self._mishaps.survived("reaping leases"):
+                await reap(self._services)
+            await asyncio.sleep(self._seconds)
