@@ -65,11 +65,14 @@ class Spool:
 
     def clear(self) -> None:
         """Remove what this worker has written: it is no longer needed."""
-        self._submit_after_writing(self._remove)
+        with self._lock:
+            self._queued -= sum(map(len, self._queue))
+            self._queue.clear()
+        self._submit(self._remove)
 
     def leave(self) -> None:
         """Let somebody read what is written, and begin another file."""
-        self._submit_after_writing(self._close)
+        self._submit(self._close)
 
     def leave_large(self) -> None:
         """Leave what is written where it is a large file; a smaller one grows on."""
@@ -96,16 +99,18 @@ class Spool:
     def _start_writing(self) -> None:
         self._scheduled = False
         with contextlib.suppress(RuntimeError):  # closed
-            self._thread.submit(self._write_queued)
+            self._thread.submit(self._write_queued, self._queue)
 
-    def _submit_after_writing(self, action: Callable[[], None]) -> None:
-        self._thread.submit(self._write_queued)
+    def _submit(self, action: Callable[[], None]) -> None:
+        """Do this after all lines so far are written, and before any later one is."""
+        queue, self._queue = self._queue, []
+        self._thread.submit(self._write_queued, queue)
         self._thread.submit(action)
 
-    def _write_queued(self) -> None:
+    def _write_queued(self, queue: list[bytes]) -> None:
         with self._lock:
-            queue, self._queue = self._queue, []
-        data = b"".join(queue)
+            lines, queue[:] = tuple(queue), ()
+        data = b"".join(lines)
         if not data:
             return
         try:
