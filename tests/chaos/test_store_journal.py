@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import tempfile
@@ -22,9 +23,9 @@ from gateway.store.location import Location
 from gateway.store.packing import pack_asks
 from gateway.store.replay import replay
 from tests.chaos.test_store_degraded import degrading, nothing_unsettled, slow
-from tests.support.config import chat
+from tests.support.config import chat, config
 from tests.support.gateway import Gateway, running
-from tests.support.load import Ask, Client, steady
+from tests.support.load import Ask, Client, once, steady
 from tests.support.store import (
     StoreServer,
     ask,
@@ -258,3 +259,38 @@ async def test_a_full_disk_loses_what_memory_cannot_hold_and_says_so(
     await journal.aclose()
     assert kept.unsettled == 10
     assert kept.lost >= 30
+
+
+@pytest.mark.parametrize("hangs", ["before the request", "during it"])
+async def test_what_redis_has_not_answered_at_the_end_is_told_by_the_next(
+    upstream: Upstream, hangs: str
+) -> None:
+    ready = asyncio.Event()
+
+    async def when_ready(exchange: Exchange) -> None:
+        await ready.wait()
+        await slow(exchange)
+
+    upstream.behaviour = when_ready
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(short_directory())
+        server = stack.enter_context(store_server(place))
+        text = json.loads(config(upstream.url))
+        text["redis"] = {"url": f"unix://{server.socket}", "timeout": 30}
+        gateway = stack.enter_context(running(json.dumps(text)))
+        pid = server.redis.info("server")["process_id"]
+        if hangs == "before the request":
+            os.kill(pid, signal.SIGSTOP)
+        asked = asyncio.create_task(once(gateway.port, Ask(chat(max_tokens=10))))
+        await until("asked", lambda: bool(upstream.received))
+        if hangs == "during it":
+            await until("a lease", lambda: server.redis.zcard(names.leases("acme")[0]) == 1)
+            os.kill(pid, signal.SIGSTOP)
+        ready.set()
+        assert (await asked).status == 200
+        assert await asyncio.to_thread(gateway.stop) == 0
+        server.kill()
+        server.start()
+        gateway.start()
+        await until("told", lambda: server.usage("acme").get("requests") == 1)
+        await until("read", lambda: not journals(gateway))
