@@ -10,7 +10,7 @@ from gateway.core.errors import StoreError
 from gateway.pipeline.reap import reap
 from gateway.pipeline.services import Services
 from gateway.store.journal import Journal
-from gateway.store.replay import replay
+from gateway.store.replay import Replay
 
 logger = logging.getLogger("sluice.upkeep")
 
@@ -63,7 +63,8 @@ class Upkeep:
         seconds: float,
     ) -> None:
         self._services, self._mishaps = services, mishaps
-        self._journal, self._name, self._seconds = journal, name, seconds
+        self._replay = Replay(services.admission.orphans, journal) if journal is not None else None
+        self._name, self._seconds = name, seconds
 
     async def keep_leases(self) -> None:
         """Extend leases, settle again what Redis refused, be counted; runs until cancelled."""
@@ -83,9 +84,9 @@ class Upkeep:
         A task of its own: neither a slow disk nor a long journal keeps leases from being extended.
         """
         while True:
-            if self._journal is not None:
+            if self._replay is not None:
                 with self._mishaps.survived("replaying journals"):
-                    await replay(self._services.admission.orphans, self._journal)
+                    await self._replay.turn()
             with self._mishaps.survived("reaping leases"):
                 await reap(self._services)
             await asyncio.sleep(self._seconds)

@@ -20,6 +20,10 @@ class Orphans:
         """Return every tenant that ever used this store. Raises StoreError."""
         return {name.decode() for name in await self._client.call("SMEMBERS", names.TENANTS)}
 
+    def reaches(self, tenant: str) -> bool:
+        """Tell whether a tenant's part of Redis is there now."""
+        return self._client.reaches(tenant)
+
     async def expired(self, tenant: str, most: int = 100) -> list[tuple[str, Holding | None]]:
         """Return a tenant's leases that nobody extends any more. Raises StoreError."""
         keys = list(names.leases(tenant))
@@ -31,6 +35,9 @@ class Orphans:
         for part in batches(asks):
             keys, data, _ = pack_asks(tenant, part, self._lease_ms)
             await ran(self._client, scripts.ADMIT, keys, data)
+
+    async def enlist(self, tenant: str) -> None:
+        """Let every worker look after a tenant's leases. Raises StoreError."""
         await self._client.call("SADD", names.TENANTS, tenant)
 
     async def deliver(self, tenant: str, settlements: list[Settlement]) -> None:

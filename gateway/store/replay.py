@@ -3,6 +3,8 @@
 import contextlib
 import logging
 
+from gateway.core.errors import StoreError
+from gateway.spool import Left
 from gateway.store.journal import Entry, Journal, Opened, Settled, entries
 from gateway.store.lease import Ask, Settlement
 from gateway.store.orphans import Orphans
@@ -10,34 +12,90 @@ from gateway.store.orphans import Orphans
 logger = logging.getLogger("sluice.store")
 
 
-async def replay(orphans: Orphans, journal: Journal) -> None:
-    """Settle what the files of dead workers hold. Raises StoreError.
+class Replay:
+    """Settles what the files of dead workers hold. A file goes when Redis has been told all of it.
 
-    Safe to be interrupted and to be done again: a lease that was settled is not opened again, and
-    settles once.
+    Safe to be interrupted and to be done again: a lease settles once, and is not opened again for
+    two days. What of a file has been told is not told again while the rest of it waits.
     """
-    for name in await journal.left():
-        file = await journal.take(name)
-        if file is None:
-            continue
+
+    def __init__(self, orphans: Orphans, journal: Journal) -> None:
+        self._orphans, self._journal = orphans, journal
+        self._owed: dict[str, set[str]] = {}  # file -> the tenants of it that have yet to be told
+        self._unlisted: set[str] = set()  # tenants whose leases everybody is to look after
+        self._away: dict[str, Exception] = {}  # tenants that could not be told in this turn
+
+    async def turn(self) -> None:
+        """Tell what can be told now; in the end raise what went wrong, StoreError or another."""
+        self._away.clear()
+        troubles: list[Exception] = []
+        for tenant in tuple(self._unlisted):
+            await self._enlist(tenant)
+        names = await self._journal.left()
+        self._owed = {name: owed for name, owed in self._owed.items() if name in names}
+        for name in names:
+            try:
+                await self._tell_file(name)
+            except Exception as error:  # a disk's: other files may be well
+                troubles.append(error)
+        for trouble in (*troubles, *self._away.values()):
+            raise trouble
+
+    async def _tell_file(self, name: str) -> None:
+        owed = self._owed.get(name)
+        if owed is not None and not any(map(self._orphans.reaches, owed)):
+            return
+        file = await self._journal.take(name)
+        if file is None:  # another worker has it
+            return
         with contextlib.closing(file):
-            while lines := await journal.read(file):
-                await _tell(orphans, entries(lines))
-            file.remove()
-            logger.info("Redis has been told what %s held", name)
+            owed = self._owed[name] = await self._tell_all(file, owed)
+            if not owed:
+                file.remove()
+                del self._owed[name]
+                logger.info("Redis has been told what %s held", name)
+
+    async def _tell_all(self, file: Left, wanted: set[str] | None) -> set[str]:
+        """Tell of a file's tenants, or of some; return those that could not be told."""
+        left = set()
+        while lines := await self._journal.read(file):
+            for tenant, (asks, settlements) in _by_tenant(entries(lines)).items():
+                if wanted is None or tenant in wanted:
+                    await self._tell(tenant, asks, settlements)
+                    if tenant in self._away:
+                        left.add(tenant)
+        return left
+
+    async def _tell(self, tenant: str, asks: list[Ask], settlements: list[Settlement]) -> None:
+        """Open leases first: a settlement needs its own."""
+        if tenant in self._away:
+            return
+        try:
+            if asks:
+                await self._orphans.reopen(tenant, asks)
+                await self._enlist(tenant)
+            if settlements:
+                await self._orphans.deliver(tenant, settlements)
+        except Exception as error:  # its part of Redis is away, or takes none of this
+            self._away[tenant] = error
+
+    async def _enlist(self, tenant: str) -> None:
+        """Let everybody look after a tenant's leases, or try it again in the next turn."""
+        try:
+            await self._orphans.enlist(tenant)
+        except StoreError:  # the list may be in another part of Redis than the tenant
+            self._unlisted.add(tenant)
+        else:
+            self._unlisted.discard(tenant)
 
 
-async def _tell(orphans: Orphans, told: list[Entry]) -> None:
-    """Open leases first: a settlement needs its own."""
-    asks: dict[str, list[Ask]] = {}
-    settlements: dict[str, list[Settlement]] = {}
+def _by_tenant(told: list[Entry]) -> dict[str, tuple[list[Ask], list[Settlement]]]:
+    found: dict[str, tuple[list[Ask], list[Settlement]]] = {}
     for entry in told:
         match entry:
             case Opened(tenant=tenant, lease=lease, holding=holding):
-                asks.setdefault(tenant, []).append(Ask(lease, bytes(holding), (), forced=True))
+                ask = Ask(lease, bytes(holding), (), forced=True)
+                found.setdefault(tenant, ([], []))[0].append(ask)
             case Settled(settlement=settlement):
-                settlements.setdefault(settlement.tenant, []).append(settlement)
-    for tenant, wanted in asks.items():
-        await orphans.reopen(tenant, wanted)
-    for tenant, ended in settlements.items():
-        await orphans.deliver(tenant, ended)
+                found.setdefault(settlement.tenant, ([], []))[1].append(settlement)
+    return found

@@ -21,7 +21,7 @@ from gateway.store.journal import Journal
 from gateway.store.link import Link
 from gateway.store.location import Location
 from gateway.store.packing import pack_asks
-from gateway.store.replay import replay
+from gateway.store.replay import Replay
 from tests.chaos.test_store_degraded import degrading, nothing_unsettled, slow
 from tests.support.config import chat, config
 from tests.support.gateway import Gateway, running
@@ -156,7 +156,7 @@ async def test_what_memory_cannot_hold_is_told_from_disk(
             await until("connected", lambda: client.connected)
             await until("told", lambda: admission.unsettled == 0)
             for _ in range(3):  # as often as anybody looks
-                await replay(admission.orphans, journal)
+                await Replay(admission.orphans, journal).turn()
             assert server.usage(tenant)["requests"] == 300
             assert not list(tmp_path.iterdir())
             assert server.redis.exists(names.leases(tenant)[0]) == 0
@@ -180,7 +180,7 @@ async def test_an_interrupted_replay_counts_nothing_twice(tmp_path: Path) -> Non
         async with journaled(server, tmp_path) as (admission, _, journal):
             for torn in (kept[: len(kept) // 2], kept + b'{"type":"opened","ten', kept):
                 left.write_bytes(torn)
-                await replay(admission.orphans, journal)
+                await Replay(admission.orphans, journal).turn()
                 assert not left.exists()
         assert server.usage(tenant)["requests"] == 20
         assert server.redis.exists(names.leases(tenant)[0]) == 0
@@ -203,7 +203,7 @@ async def test_a_request_that_ends_before_redis_is_given_up_counts_once(tmp_path
         async with journaled(server, tmp_path) as (admission, _, journal):
             for _ in range(2):
                 left.write_bytes(kept)
-                await replay(admission.orphans, journal)
+                await Replay(admission.orphans, journal).turn()
         assert server.usage(who.tenant)["requests"] == 20
 
 
@@ -241,11 +241,11 @@ async def test_a_replay_goes_on_where_redis_left(tmp_path: Path) -> None:
             while client.connected:
                 await asyncio.sleep(0)
             with pytest.raises(StoreError):
-                await replay(admission.orphans, journal)
+                await Replay(admission.orphans, journal).turn()
             assert len(list(tmp_path.iterdir())) == 1
             server.start()
             await until("connected", lambda: client.connected)
-            await replay(admission.orphans, journal)
+            await Replay(admission.orphans, journal).turn()
             assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,142 @@
+"""What dead workers have left is told as far as it goes: what cannot be told waits alone."""
+
+import errno
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.core.errors import StoreError
+from gateway.spool import Left
+from gateway.store import names
+from gateway.store.journal import Journal, Opened, Settled
+from gateway.store.link import Link
+from gateway.store.replay import Replay
+from tests.chaos.test_store_journal import journaled, short_directory
+from tests.support.store import (
+    StoreServer,
+    holding,
+    new_tenant,
+    principal,
+    settlement,
+    store_server,
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StoreServer]:
+    with short_directory() as place, store_server(place) as server:
+        yield server
+
+
+async def dead_worker(directory: Path, name: str, *tenants: str) -> Path:
+    """A file with a request of each tenant."""
+    before = set(directory.iterdir())
+    journal = Journal(directory, name, 2**20)
+    held = msgspec.Raw(msgspec.json.encode(holding()))
+    for tenant in tenants:
+        lease = f"{name}-{tenant}"
+        journal.enter(Opened(tenant, lease, held))
+        ended = msgspec.structs.replace(settlement(lease, principal(tenant)), marked=True)
+        journal.enter(Settled(ended))
+    await journal.aclose()
+    (left,) = set(directory.iterdir()) - before
+    return left
+
+
+class Cut:
+    """Fails what goes to some keys, as the client of a cluster does whose master is away."""
+
+    def __init__(self, client: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.keys: set[str] = set()
+        self.runs = 0
+        run, call = client.run, client.call
+
+        def cut_run(
+            script: Any, keys: list[str], args: Any, done: Any, command: bytes = b""
+        ) -> None:
+            self.runs += 1
+            if any(cut in keys[0] for cut in self.keys):
+                done(StoreError("away"))
+            else:
+                run(script, keys, args, done, command)
+
+        def cut_call(*args: Any) -> Any:
+            return call("CUT") if args[1] in self.keys else call(*args)  # which Redis refuses
+
+        monkeypatch.setattr(client, "run", cut_run)
+        monkeypatch.setattr(client, "call", cut_call)
+        monkeypatch.setattr(client, "reaches", lambda tenant: f"{{{tenant}}}" not in self.keys)
+
+
+async def test_a_dead_master_holds_up_its_own_tenants_alone(
+    server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, well = new_tenant(), new_tenant()
+    both = await dead_worker(tmp_path, "w1", gone, well)
+    await dead_worker(tmp_path, "w2", well)
+    async with journaled(server, tmp_path) as (admission, client, journal):
+        cut = Cut(client, monkeypatch)
+        cut.keys = {f"{{{gone}}}"}
+        replay = Replay(admission.orphans, journal)
+        with pytest.raises(StoreError):
+            await replay.turn()
+        assert server.usage(well)["requests"] == 2
+        assert list(tmp_path.iterdir()) == [both]
+        # The marks of what was told may be over by the time the master is back.
+        server.redis.delete(names.settled(well))
+        runs = cut.runs
+        await replay.turn()
+        assert cut.runs == runs, "nobody is asked again for nothing"
+        cut.keys.clear()
+        await replay.turn()
+        assert not list(tmp_path.iterdir())
+        assert [server.usage(tenant)["requests"] for tenant in (gone, well)] == [1, 2]
+
+
+async def test_tenants_count_though_the_list_of_them_is_away(
+    server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = new_tenant()
+    await dead_worker(tmp_path, "w", tenant)
+    async with journaled(server, tmp_path) as (admission, client, journal):
+        cut = Cut(client, monkeypatch)
+        cut.keys = {names.TENANTS}
+        replay = Replay(admission.orphans, journal)
+        await replay.turn()
+        assert server.usage(tenant)["requests"] == 1
+        assert not server.redis.sismember(names.TENANTS, tenant)
+        cut.keys.clear()
+        await replay.turn()
+        assert server.redis.sismember(names.TENANTS, tenant)
+
+
+@pytest.mark.parametrize("fails", ["read", "remove"])
+async def test_a_file_that_its_disk_does_not_give_holds_up_no_other(
+    server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    tenant = new_tenant()
+    bad = await dead_worker(tmp_path, "w1", tenant)
+    await dead_worker(tmp_path, "w2", tenant)
+    real: Callable[[Left], Any] = getattr(Left, fails)
+
+    def failing(left: Left) -> Any:
+        if left.name == bad.stem:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(left)
+
+    async with journaled(server, tmp_path) as (admission, _, journal):
+        replay = Replay(admission.orphans, journal)
+        with monkeypatch.context() as patch:
+            patch.setattr(Left, fails, failing)
+            for _ in range(2):
+                with pytest.raises(OSError, match="Input"):
+                    await replay.turn()
+                server.redis.delete(names.settled(tenant))
+        assert list(tmp_path.iterdir()) == [bad]
+        assert server.usage(tenant)["requests"] == (2 if fails == "remove" else 1)
+        await replay.turn()
+        assert not list(tmp_path.iterdir())
+        assert server.usage(tenant)["requests"] == 2
