@@ -4,6 +4,9 @@ A small keeper process runs it. The keeper holds the reading end of a pipe whose
 supervisor and every worker hold: the store goes on exactly as long as any of them lives, so that
 workers that outlive a killed supervisor can still settle what they finish.
 
+The server holds a lock for as long as it lives, so that its successor begins only then: two would
+write the same files, and the one that ends last removes the other's socket.
+
 The server itself writes before it answers and leaves it to the keeper to have that put on the disk,
 once a second. With `everysec` it would answer without having written while a disk is slow to sync,
 and what it answered for would be gone if it were killed then.
@@ -11,6 +14,7 @@ and what it answered for would be gone if it were killed then.
 
 import contextlib
 import ctypes
+import fcntl
 import importlib.util
 import os
 import platform
@@ -22,10 +26,13 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from gateway.core.errors import ConfigError
+from workers.backoff import LEAST_SECONDS, MOST_SECONDS, Backoff
+from workers.report import report
 from workers.state import StateDirectory
 
 START_SECONDS = 30.0
@@ -82,7 +89,10 @@ class EmbeddedStore:
         self.socket = state.socket_path("redis.sock")
         self._reading, self._writing = os.pipe()
         self.keeper_pid = 0
-        self.started_at = 0.0  # monotonic seconds
+        self._started_at = self._due = 0.0  # monotonic seconds
+        self._refused_at: float | None = None  # since when the server before has been in the way
+        self._found = False  # the socket, when it was last looked for
+        self._backoff = Backoff(LEAST_SECONDS)
 
     @property
     def url(self) -> str:
@@ -91,12 +101,15 @@ class EmbeddedStore:
 
     def start(self) -> None:
         """Fork the keeper and wait until the server answers. Raises ConfigError."""
+        deadline = time.monotonic() + START_SECONDS
         try:
-            self.spawn()
+            while not self.spawn():
+                if time.monotonic() > deadline:
+                    raise ConfigError("the embedded store does not start: another one runs")
+                time.sleep(0.02)
         except OSError as error:
             message = f"the embedded store does not start: {error.strerror}"
             raise ConfigError(message) from None
-        deadline = time.monotonic() + START_SECONDS
         while not self._answers():
             ended, _ = os.waitpid(self.keeper_pid, os.WNOHANG)
             if ended or time.monotonic() > deadline:
@@ -104,14 +117,44 @@ class EmbeddedStore:
                 raise ConfigError(f"the embedded store does not start: {self._last_words()}")
             time.sleep(0.005)
 
-    def spawn(self) -> None:
-        """Fork the keeper. Raises OSError."""
-        self.started_at = time.monotonic()
-        settings = self._settings()
-        pid = os.fork()
-        if pid == 0:
-            _keep(self._binary, settings, self._reading, self._state)
-        self.keeper_pid = pid
+    def spawn(self) -> bool:
+        """Fork the keeper, unless the server before it has yet to end. Raises OSError."""
+        lock = self._lock()
+        if lock is None:
+            return False
+        try:
+            self._started_at = time.monotonic()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.socket)  # of a server that was killed
+            self._found = False
+            settings = self._settings()
+            pid = os.fork()
+            if pid == 0:
+                _keep(self._binary, settings, self._reading, self._state, lock)
+            self.keeper_pid = pid
+        finally:
+            os.close(lock)  # the keeper and the server have it
+        return True
+
+    def start_again(self) -> None:
+        """Start it soon: the keeper has ended."""
+        report("the embedded store ended: starting it again")
+        now = time.monotonic()
+        self._due = now + self._backoff.after(now - self._started_at)
+
+    def tend(self, now: float) -> None:
+        """Start it when it is time to; have it ended where its socket is gone."""
+        if self._due and now >= self._due:
+            try:
+                if self.spawn():
+                    self._due = 0.0
+            except OSError as error:
+                report(f"cannot start the embedded store: {error.strerror}")
+                self._due = now + MOST_SECONDS
+        found, self._found = self._found, os.path.exists(self.socket)
+        if self.keeper_pid and found and not self._found:
+            report("the embedded store's socket is gone: ending it")
+            os.kill(self.keeper_pid, signal.SIGTERM)  # it has not been waited for: it is there
 
     def stop(self) -> None:
         """End the server in order, saving what it holds. Idempotent."""
@@ -123,9 +166,40 @@ class EmbeddedStore:
                 os.waitpid(self.keeper_pid, 0)
             self.keeper_pid = 0
 
-    def _settings(self) -> str:
+    def _lock(self) -> int | None:
+        """Take the lock of the server's files, or have whoever holds it ended. Raises OSError."""
         directory = self._state.path / "store"
         directory.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(fd, 0)
+        except BlockingIOError:
+            self._end_other(int(os.pread(fd, 32, 0) or 0))
+            os.close(fd)
+            return None
+        except OSError:
+            os.close(fd)
+            raise
+        self._refused_at = None
+        return fd
+
+    def _end_other(self, group: int) -> None:
+        """End the server before, as its keeper would, and what it has forked to rewrite its log.
+
+        While any of them lives, the number of their group is nobody else's.
+        """
+        now = time.monotonic()
+        if self._refused_at is None:
+            self._refused_at = now
+            report("the embedded store waits for the one before it to end")
+        late = now - self._refused_at > STOP_SECONDS
+        with contextlib.suppress(ProcessLookupError):
+            if group:
+                os.killpg(group, signal.SIGKILL if late else signal.SIGTERM)
+
+    def _settings(self) -> str:
+        directory = self._state.path / "store"
         (directory / "store.log").write_bytes(b"")  # one run's warnings, not all of history's
         return SETTINGS.format(socket=self.socket, directory=directory, memory_mb=self._memory_mb)
 
@@ -146,14 +220,14 @@ class EmbeddedStore:
         return "no message"
 
 
-def _keep(binary: str, settings: str, pipe: int, state: StateDirectory) -> NoReturn:
+def _keep(binary: str, settings: str, pipe: int, state: StateDirectory, lock: int) -> NoReturn:
     """Run the server until the pipe's other end is closed everywhere; then end it in order."""
     code = 1
     try:
         for signum in (signal.SIGINT, signal.SIGHUP):
             signal.signal(signum, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, lambda *_: None)  # wakes the wait below
-        _close_all_but({0, 1, 2, pipe, state.lock_fd})
+        _close_all_but({0, 1, 2, pipe, state.lock_fd, lock})
         wake_read, wake_write = os.pipe()
         for fd in (wake_read, wake_write):
             os.set_blocking(fd, False)
@@ -165,7 +239,8 @@ def _keep(binary: str, settings: str, pipe: int, state: StateDirectory) -> NoRet
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            pass_fds=(lock,),
+            preexec_fn=partial(_begin_server, lock),
         )
         assert server.stdin is not None
         server.stdin.write(settings.encode())
@@ -219,8 +294,10 @@ def sync_changed(directory: Path, seen: dict[Path, tuple[int, int]]) -> dict[Pat
     return found
 
 
-def _die_with_parent() -> None:
-    """End the server if the keeper is killed (Linux; elsewhere it is ended by the next start)."""
+def _begin_server(lock: int) -> None:
+    """Say who has the lock. End with the keeper (Linux; elsewhere the next start ends it)."""
+    with contextlib.suppress(OSError):  # a full disk: then it ends by itself, or by hand
+        os.pwrite(lock, b"%d" % os.getpid(), 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -21,7 +21,7 @@ from gateway.observe.scoreboard import RETIRED
 from gateway.policy.tokens import preload
 from gateway.store.location import Location, parse_url
 from workers import settings
-from workers.backoff import LEAST_SECONDS, MOST_SECONDS, Backoff
+from workers.backoff import MOST_SECONDS, Backoff
 from workers.kernel import how_it_ended, raise_file_limit
 from workers.plan import Plan
 from workers.prices import load_prices
@@ -68,8 +68,7 @@ class Supervisor:
         self._serving = 0  # the generation that serves; the newest one may be starting
         self._due: dict[int, float] = {}  # slot -> when to fork its next worker
         self._backoffs: dict[int, Backoff] = {}  # by slot
-        self._store_due = self._recycle_due = 0.0
-        self._store_backoff = Backoff(LEAST_SECONDS)
+        self._recycle_due = 0.0
         self._reload_asked = self._reload_waits = self._booted = False
         self._stopping_at: float | None = None
         self._failed = False
@@ -175,13 +174,8 @@ class Supervisor:
             if now >= at and self._stopping_at is None:
                 del self._due[slot]
                 self._fork(slot, self._serving)
-        if self._store is not None and self._store_due and now >= self._store_due:
-            self._store_due = 0.0
-            try:
-                self._store.spawn()
-            except OSError as error:
-                report(f"cannot start the embedded store: {error.strerror}")
-                self._store_due = now + MOST_SECONDS
+        if self._store is not None:
+            self._store.tend(now)
         if self._stopping_at is not None and now >= self._stopping_at:
             self._drain_all(now)
         if self._reload_asked and self._stopping_at is None:
@@ -409,9 +403,7 @@ class Supervisor:
         assert self._store is not None
         self._store.keeper_pid = 0
         if self._stopping_at is None or self._workers:
-            report("the embedded store ended: starting it again")
-            now = time.monotonic()
-            self._store_due = now + self._store_backoff.after(now - self._store.started_at)
+            self._store.start_again()
 
     def _stop(self) -> None:
         self._notifier.stopping()

@@ -33,6 +33,12 @@ async def store_again(gateway: Gateway, killed: int) -> None:
         await asyncio.sleep(0.02)
 
 
+def runs(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 async def test_a_killed_store_comes_back_and_no_completed_request_is_lost(
     upstream: Upstream,
 ) -> None:
@@ -123,6 +129,46 @@ async def test_usage_and_limits_survive_a_restart(upstream: Upstream) -> None:
         gateway.settled()
         assert gateway.usage("acme")["requests"] == 2
         assert gateway.usage("acme", time.strftime("%Y-%m", time.gmtime()))["requests"] == 2
+
+
+async def test_a_store_begins_only_when_the_one_before_has_ended(upstream: Upstream) -> None:
+    with running(config(upstream.url), workers=1) as gateway:
+        assert (await once(gateway.port)).status == 200
+        old = gateway.store_pid
+        keeper = psutil.Process(old).parent()
+        assert keeper is not None
+        os.kill(old, signal.SIGSTOP)  # slow to end, as on a slow disk
+        keeper.kill()
+        gateway.wait_for("waits for the one before it to end")
+        assert runs(old)
+        os.kill(old, signal.SIGCONT)
+        await store_again(gateway, old)
+        assert not runs(old)
+        assert (await once(gateway.port)).status == 200
+        async with asyncio.timeout(20):
+            while gateway.usage("acme").get("requests") != 2:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_store_that_does_not_end_is_ended(upstream: Upstream) -> None:
+    with running(config(upstream.url), workers=1) as gateway:
+        old = gateway.store_pid
+        keeper = psutil.Process(old).parent()
+        assert keeper is not None
+        os.kill(old, signal.SIGSTOP)
+        keeper.kill()
+        await store_again(gateway, old)
+        assert not runs(old)
+
+
+async def test_a_store_whose_socket_is_gone_is_started_again(upstream: Upstream) -> None:
+    with running(config(upstream.url), workers=1) as gateway:
+        assert (await once(gateway.port)).status == 200
+        gateway.settled()
+        old = gateway.store_pid
+        (gateway.state / "redis.sock").unlink()
+        await store_again(gateway, old)
+        assert gateway.usage("acme")["requests"] == 1
 
 
 async def test_the_store_is_private(upstream: Upstream) -> None:
