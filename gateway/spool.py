@@ -54,11 +54,13 @@ class Spool:
     def write(self, lines: bytes) -> None:
         """Queue whole lines."""
         with self._lock:
-            if self._queued + len(lines) > MAX_QUEUED_BYTES:
-                self.lost += lines.count(b"\n")
-                return
-            self._queue.append(lines)
-            self._queued += len(lines)
+            full = self._queued + len(lines) > MAX_QUEUED_BYTES
+            if not full:
+                self._queue.append(lines)
+                self._queued += len(lines)
+        if full:
+            self._lose(lines, "the disk is too slow")
+            return
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._start_writing)

@@ -18,6 +18,7 @@ from gateway.store.lease import Applied, Ask, Due, Holding, Settlement
 REFILL_SECONDS = 60.0
 # Settlements kept in memory while Redis is away: some 50 MB. Beyond it the oldest are on disk only.
 MAX_UNSETTLED = 20_000
+MAX_FORGOTTEN = 100_000  # more than the lines that a spool has in its queue
 
 _LONG_AGO = ("", 0.0)
 
@@ -41,6 +42,8 @@ class Backlog:
         # whether their settlement is in the journal.
         self._doubtful: dict[str, bool] = {}
         self._evicted = False
+        self._missed: set[str] = set()  # of the doubtful ones, those that the disk did not take
+        self._forgotten: dict[str, None] = {}  # evicted ones that are on their way to the disk
         self._lost = 0
 
     @property
@@ -51,7 +54,8 @@ class Backlog:
     @property
     def lost(self) -> int:
         """Return how many settlements were lost."""
-        return self._lost + (self._journal.lost if self._journal is not None else 0)
+        self._learn()
+        return self._lost
 
     def __bool__(self) -> bool:
         return bool(self._unsettled or self._unopened)
@@ -139,6 +143,7 @@ class Backlog:
             return
         for settlement, _ in due:
             self._doubtful.pop(settlement.lease, None)
+            self._missed.discard(settlement.lease)
         if not self._doubtful and self._journal is not None:
             if self._evicted:
                 self._journal.leave()  # whoever finds it replays it
@@ -185,8 +190,24 @@ class Backlog:
         self._journal.enter(entry)
         self._doubtful[settlement.lease] = True
 
+    def _learn(self) -> None:
+        """Hear what the journal's disk did not take."""
+        if self._journal is None:
+            return
+        writing = self._journal.writing  # asked first: what is written by now is known by then
+        for lease in self._journal.missed():
+            if lease in self._doubtful:
+                self._missed.add(lease)
+            elif lease in self._forgotten:
+                del self._forgotten[lease]
+                self._lost += 1
+        if not writing:
+            self._forgotten.clear()
+
     def _evict(self) -> None:
         """Forget the oldest beyond the bound: they are on disk, or lost."""
+        if self.unsettled > MAX_UNSETTLED:
+            self._learn()
         while self.unsettled > MAX_UNSETTLED:
             if self._unsettled:
                 lease = self._unsettled.popleft()[0].lease
@@ -197,10 +218,14 @@ class Backlog:
                 self._opening.discard(lease)
                 self._unopened.pop(lease, None)
                 self._pay(lease)
-            if self._doubtful.pop(lease, False):
-                self._evicted = True
-            else:
+            if not self._doubtful.pop(lease, False) or lease in self._missed:
+                self._missed.discard(lease)
                 self._lost += 1
+                continue
+            self._evicted = True
+            self._forgotten[lease] = None
+            if len(self._forgotten) > MAX_FORGOTTEN:
+                del self._forgotten[next(iter(self._forgotten))]
 
 
 def _ended(settlement: Settlement) -> Settlement:

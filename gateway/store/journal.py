@@ -1,6 +1,8 @@
 """What Redis has yet to be told, as lines of a spool: the entries and their encoding."""
 
 import logging
+from collections import deque
+from pathlib import Path
 
 import msgspec
 
@@ -33,9 +35,28 @@ _decode = msgspec.json.Decoder(Entry).decode
 class Journal(Spool):
     """A worker's spool of entries."""
 
+    def __init__(self, directory: Path, name: str, most_bytes: int) -> None:
+        super().__init__(directory, name, most_bytes)
+        self._missed: deque[str] = deque()
+
+    @property
+    def writing(self) -> bool:
+        """Tell whether entries are still on their way to the disk."""
+        return self._queued > 0
+
     def enter(self, entry: Entry) -> None:
         """Queue an entry."""
         self.write(_encode(entry) + b"\n")
+
+    def missed(self) -> list[str]:
+        """Return the leases of entries that the disk did not take, since this was last asked."""
+        return [self._missed.popleft() for _ in range(len(self._missed))]
+
+    def _lose(self, lines: bytes, why: object) -> None:
+        super()._lose(lines, why)
+        for entry in entries(lines.splitlines()):
+            lease = entry.lease if isinstance(entry, Opened) else entry.settlement.lease
+            self._missed.append(lease)
 
 
 def entries(lines: list[bytes]) -> list[Entry]:
