@@ -261,14 +261,17 @@ class Gateway:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with contextlib.AsyncExitStack() as ends:  # the last first, whatever fails in one
-            ends.push_async_callback(self._close_records)
-            if self._journal is not None:
-                ends.push_async_callback(self._journal.aclose)
-            # What Redis has not answered by now fails, and goes to the journal.
-            ends.push_async_callback(self._client.aclose)
-            ends.push_async_callback(self._admission.aclose, SHUTDOWN_SECONDS)
-            await self._end_requests()
+        try:
+            async with contextlib.AsyncExitStack() as ends:  # the last first, whatever fails in one
+                ends.push_async_callback(self._close_records)
+                if self._journal is not None:
+                    ends.push_async_callback(self._journal.aclose)
+                # What Redis has not answered by now fails, and goes to the journal.
+                ends.push_async_callback(self._client.aclose)
+                ends.push_async_callback(self._admission.aclose, SHUTDOWN_SECONDS)
+                await self._end_requests()
+        except Exception:
+            logger.exception("not everything could be closed in order")
 
     async def _end_requests(self) -> None:
         await self._services.copies.aclose()
@@ -286,14 +289,13 @@ class Gateway:
             await self._demo.aclose()
 
     async def _close_records(self) -> None:
-        async with contextlib.AsyncExitStack() as ends:  # here, too, the last first
-            if self._webhook is not None:
-                ends.push_async_callback(self._webhook.aclose)
-            if self._ledger is not None:
-                ends.callback(self._ledger.close)
-            ends.callback(self.recorder.close)
-            if self._traces is not None:
-                await self._traces.aclose()
+        self.recorder.close()
+        if self._ledger is not None:
+            self._ledger.close()
+        if self._webhook is not None:
+            await self._webhook.aclose()
+        if self._traces is not None:  # last: a collector may take as long as the supervisor waits
+            await self._traces.aclose()
 
     def _emit(self, record: RequestRecord) -> None:
         self.recorder.emit(record)

@@ -1,6 +1,7 @@
 """Ends of every kind: in order, out of patience, asked twice, and the supervisor killed."""
 
 import asyncio
+import json
 import signal
 import time
 
@@ -151,3 +152,17 @@ async def test_workers_outlive_a_killed_supervisor_until_they_are_done(upstream:
         gateway.settled(1)
         gate.open.set()
         assert whole(await once(gateway.port, STREAM))
+
+
+async def test_what_cannot_be_closed_keeps_no_record_from_being_written() -> None:
+    text = json.loads(config("http://127.0.0.1:9/v1"))
+    text["providers"]["demo"] = {"kind": "demo"}
+    text["models"]["m"]["targets"] = [{"provider": "demo", "model": "demo"}]
+    with running(json.dumps(text)) as gateway:
+        (path,) = gateway.state.glob("demo-*.sock")
+        path.unlink()
+        path.mkdir()  # which cannot be unlinked
+        assert (await once(gateway.port, Ask(chat()))).status >= 500
+        assert gateway.stop() == 0
+        assert len(gateway.records(1)) == 1
+        assert "could be closed in order" in gateway.log_file.read_text()
