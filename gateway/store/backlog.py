@@ -37,6 +37,7 @@ class Backlog:
         self._owed: dict[str, tuple[str, float]] = {}
         self._owing: Counter[str] = Counter()
         self._held: dict[str, Due] = {}
+        self._given_up: set[str] = set()  # evicted ones that Redis has been asked for
         self._unsettled: deque[Due] = deque()
         # Leases that Redis may be asked for twice, so that it is to remember how they ended; and
         # whether their settlement is in the journal.
@@ -67,6 +68,9 @@ class Backlog:
     def postpone(self, tenant: str, ask: Ask) -> None:
         """Keep a lease that Redis is to have later."""
         lease = ask.lease
+        if lease in self._given_up:
+            self._given_up.discard(lease)
+            return
         self._opening.add(lease)
         self._unopened[lease] = (tenant, ask)
         if ask.forced and lease not in self._owed:
@@ -122,6 +126,7 @@ class Backlog:
     def opened(self, lease: str) -> Due | None:
         """Know that Redis has a lease; return its settlement, if it was asked for meanwhile."""
         self._opening.discard(lease)
+        self._given_up.discard(lease)
         held = self._held.pop(lease, None)
         if held is None:
             self._pay(lease)
@@ -216,8 +221,9 @@ class Backlog:
                 lease = next(iter(self._held))
                 del self._held[lease]
                 self._opening.discard(lease)
-                self._unopened.pop(lease, None)
                 self._pay(lease)
+                if self._unopened.pop(lease, None) is None:
+                    self._given_up.add(lease)
             if not self._doubtful.pop(lease, False) or lease in self._missed:
                 self._missed.discard(lease)
                 self._lost += 1

@@ -282,6 +282,28 @@ async def test_what_is_settled_from_memory_is_not_lost_however_full_the_disk(
     assert (len(due), kept.unsettled, kept.lost) == (40, 0, 10)
 
 
+async def test_a_lease_whose_settlement_is_lost_keeps_no_journal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(backlog, "MAX_UNSETTLED", 1)
+    journal = Journal(tmp_path, "test", 2**20)
+    kept = backlog.Backlog(journal)
+    who = principal("t")
+    for name in ("lost", "l"):  # which Redis is asked for
+        kept.expect(name)
+        assert kept.hold(settlement(name, who), None) is None
+    for name in ("lost", "l"):  # and does not answer
+        kept.postpone("t", lease.Ask(name, msgspec.json.encode(holding()), ()))
+    assert kept.lost == 1
+    asks, _ = kept.take(lambda _: True)
+    assert [ask.lease for _, ask in asks] == ["l"]
+    due = kept.opened("l")
+    assert due is not None
+    kept.settled([due])
+    await journal.aclose()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("hangs", ["before the request", "during it"])
 async def test_what_redis_has_not_answered_at_the_end_is_told_by_the_next(
     upstream: Upstream, hangs: str
