@@ -193,6 +193,7 @@ class Gateway:
         upkeep = Upkeep(self._services, mishaps, self._journal, self._name, self._upkeep_seconds)
         watches = {
             "leases": upkeep.keep_leases,
+            "workers": upkeep.be_counted,
             "orphans": upkeep.settle_orphans,
             "keys": self._services.keyring.watch,
             "health": self._health.watch,

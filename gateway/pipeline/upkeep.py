@@ -52,7 +52,10 @@ class Mishaps:
 
 
 class Upkeep:
-    """A worker's leases, and those of workers that are gone; `name` is this one's among all."""
+    """A worker's leases, and those of workers that are gone; `name` is this one's among all.
+
+    Three tasks: neither a slow disk nor a late Redis keeps leases from being extended.
+    """
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class Upkeep:
         self._name, self._seconds = name, seconds
 
     async def keep_leases(self) -> None:
-        """Extend leases, settle again what Redis refused, be counted; runs until cancelled."""
+        """Extend leases, and settle again what Redis refused; waits for nobody."""
         admission, survived = self._services.admission, self._mishaps.survived
         while True:
             await asyncio.sleep(self._seconds)
@@ -75,14 +78,16 @@ class Upkeep:
                 admission.extend_open()
             with survived("settling again"):
                 admission.retry_unsettled()
-            with survived("counting workers"):
-                await admission.roster.count(self._name, self._seconds)
+
+    async def be_counted(self) -> None:
+        """Be counted among the live workers, and count them."""
+        while True:
+            await asyncio.sleep(self._seconds)
+            with self._mishaps.survived("counting workers"):
+                await self._services.admission.roster.count(self._name, self._seconds)
 
     async def settle_orphans(self) -> None:
-        """Settle what workers that are gone have left, however long it takes.
-
-        A task of its own: neither a slow disk nor a long journal keeps leases from being extended.
-        """
+        """Settle what workers that are gone have left, however long it takes."""
         while True:
             if self._replay is not None:
                 with self._mishaps.survived("replaying journals"):

@@ -60,7 +60,8 @@ async def until(true: Callable[[], bool]) -> None:
 @contextlib.asynccontextmanager
 async def kept_up(parts: Parts) -> AsyncIterator[None]:
     one = Upkeep(parts.services, Mishaps(), parts.journal, "w", 0.001)
-    tasks = [asyncio.create_task(one.keep_leases()), asyncio.create_task(one.settle_orphans())]
+    parts_of_it = (one.keep_leases, one.be_counted, one.settle_orphans)
+    tasks = [asyncio.create_task(part()) for part in parts_of_it]
     try:
         yield
         assert not any(task.done() for task in tasks)
@@ -82,11 +83,12 @@ async def test_a_part_that_fails_takes_no_other_along(part: str, error: Exceptio
         await parts.seen(*ALL)
 
 
-async def test_a_disk_that_hangs_keeps_no_lease_from_being_extended() -> None:
+@pytest.mark.parametrize("part", ["replay", "reap", "count"])
+async def test_what_hangs_keeps_no_lease_from_being_extended(part: str) -> None:
     parts = Parts()
-    parts.hanging = {"replay"}
+    parts.hanging = {part}
     async with kept_up(parts):
-        await parts.seen("extend", "retry", "count")
+        await parts.seen("extend", "retry")
 
 
 async def test_what_fails_again_and_again_is_logged_now_and_then(
