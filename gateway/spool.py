@@ -78,7 +78,7 @@ class Spool:
 
     def leave_large(self) -> None:
         """Leave what is written where it is a large file; a smaller one grows on."""
-        self._submit_after_writing(self._close_large)
+        self._submit(self._close_large)
 
     async def left(self) -> list[str]:
         """Return the names of the files, oldest first: this worker's own is not among them."""
@@ -119,9 +119,9 @@ class Spool:
             fitting = data[: self._fitting(data)]
             if fitting:
                 self._append(fitting)
-            self._lose(data[len(fitting) :].count(b"\n"), "the spool is full")
+            self._lose(data[len(fitting) :], "the spool is full")
         except OSError as error:
-            self._lose(data.count(b"\n"), error)
+            self._lose(data, error)
         with self._lock:
             self._queued -= len(data)
 
@@ -135,7 +135,11 @@ class Spool:
         self._room -= len(data)
         return len(data)
 
-    def _lose(self, lines: int, why: object) -> None:
+    def _lose(self, lines: bytes, why: object) -> None:
+        """Give up lines of this worker's own."""
+        self._count_lost(lines.count(b"\n"), why)
+
+    def _count_lost(self, lines: int, why: object) -> None:
         if lines and not self.lost:
             logger.warning("lines for %s are lost: %s", self._directory, why)
         self.lost += lines
@@ -169,7 +173,7 @@ class Spool:
         names = self._others()
         for name in names[: max(len(names) + 1 - MAX_FILES, 0)]:
             if file := self._take(name):
-                self._lose(sum(map(len, iter(file.read, []))), "the spool has too many files")
+                self._count_lost(sum(map(len, iter(file.read, []))), "too many files")
                 file.remove()
 
     def _remove(self) -> None:

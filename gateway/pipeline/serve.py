@@ -15,6 +15,7 @@ from gateway.core import record
 from gateway.core.errors import ApiError, StoreError, UpstreamError
 from gateway.core.ids import request_id
 from gateway.core.operations import Operation
+from gateway.core.request import Request
 from gateway.formats import FORMATS
 from gateway.formats.body import decode as decode_body
 from gateway.pipeline.admit import admit
@@ -25,7 +26,7 @@ from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.elsewhere import Elsewhere
 from gateway.pipeline.named_models import authorize_beside, limited_beside, named_beside
 from gateway.pipeline.planning import Plan
-from gateway.pipeline.served import Shadow
+from gateway.pipeline.served import Served, Shadow
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import settle
 from gateway.policy.access import may_use
