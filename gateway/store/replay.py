@@ -43,14 +43,15 @@ class Replay:
 
     async def _tell_file(self, name: str) -> None:
         owed = self._owed.get(name)
-        if owed is not None and not any(map(self._orphans.reaches, owed)):
+        if owed and not any(map(self._orphans.reaches, owed)):
             return
         file = await self._journal.take(name)
         if file is None:  # another worker has it
             return
         with contextlib.closing(file):
-            owed = self._owed[name] = await self._tell_all(file, owed)
-            if not owed:
+            if owed is None or owed:
+                owed = self._owed[name] = await self._tell_all(file, owed)
+            if not owed:  # or it was told before, and only its disk did not let it go
                 file.remove()
                 del self._owed[name]
                 logger.info("Redis has been told what %s held", name)

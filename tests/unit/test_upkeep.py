@@ -26,7 +26,7 @@ class Parts:
         admission = SimpleNamespace(
             extend_open=lambda: self._do("extend"),
             retry_unsettled=lambda: self._do("retry"),
-            count_workers=lambda *_: self._wait("count"),
+            roster=SimpleNamespace(count=lambda *_: self._wait("count")),
             orphans=SimpleNamespace(tenants=lambda: self._wait("reap")),
             may_reap=lambda _: False,
         )
