@@ -6,6 +6,7 @@ refuses it, the stream ends with an error event.
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -30,7 +31,10 @@ BYTES_PER_TOKEN = 3
 # maximum is not believed any further.
 MOST_BYTES_PER_TOKEN = 16
 NO_MAXIMUM = float("inf")
-_KEPT_FIELDS = ("cache_control", "system", "tools", "messages")
+# What is passed through is one field, its whole body.
+BODY = "body"
+_KEPT_FIELDS = ("cache_control", "system", "tools", "messages", BODY)
+_SOUND = re.compile(rb'"(?:input_audio|audio|AUDIO)"|"audio/')
 
 
 def price_of(served: Served, request: Request, prompt: int, output: int) -> int:
@@ -63,6 +67,8 @@ def _may_be_sound(request: Request) -> bool:
     fields = request.fields
     if "audio" in fields or b"audio" in bytes(fields.get("modalities", b"")):
         return True
+    if BODY in fields:
+        return _SOUND.search(fields[BODY]) is not None
     return b'"input_audio"' in bytes(fields.get("messages") or fields.get("input") or b"")
 
 

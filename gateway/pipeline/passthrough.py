@@ -21,7 +21,7 @@ from gateway.core.target import Target
 from gateway.formats.body import estimate_prompt
 from gateway.formats.responses_reply import error_event  # every SDK raises it
 from gateway.pipeline.admit import admit
-from gateway.pipeline.allowance import Allowance, allowance_for
+from gateway.pipeline.allowance import BODY, Allowance, allowance_for
 from gateway.pipeline.ask import secrets_of
 from gateway.pipeline.call import Call, Headers
 from gateway.pipeline.catalogue import Catalogue
@@ -343,7 +343,7 @@ def _request(asked: Asked, model: str, body: bytes | None, *, generates: bool) -
         max(filter(None, wanted), default=None) if generates else 0,
         1,
         estimate_prompt(body) if body and generates else 0,
-        {},
+        {BODY: msgspec.Raw(body)} if body and generates else {},
         max(filter(None, choices), default=1) * _prompts(asked.prompt),
     )
 

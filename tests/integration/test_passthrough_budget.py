@@ -12,10 +12,11 @@ import pytest
 
 from gateway.core.aws_events import AwsReader
 from tests.golden.replay import event_stream_message
-from tests.support.config import PRICED_MODEL, config, digest
-from tests.support.gateway import Gateway, untroubled
+from tests.support.config import KEY, PRICED_MODEL, config, digest
+from tests.support.gateway import Gateway, running, untroubled
+from tests.support.load import Ask, once
 from tests.support.threaded import UpstreamThread
-from tests.support.upstream import Exchange, delta, usage
+from tests.support.upstream import Exchange, Upstream, delta, usage
 from tests.support.wire import ask, post
 
 JSON = "Content-Type: application/json"
@@ -276,3 +277,27 @@ async def test_the_official_clients_raise_it(gateway: tuple[Gateway, UpstreamThr
         with pytest.raises(anthropic.APIError, match="budget"):
             async for _ in events:
                 pass
+
+
+async def test_what_is_to_be_kept_for_an_hour_is_reserved_at_that_price() -> None:
+    tokens = 100_000  # $0.125 kept for five minutes, $0.20 for an hour
+    text = {"type": "text", "text": "x" * tokens * 4}
+    asked = []
+    for ttl in ("5m", "1h"):
+        content = [{**text, "cache_control": {"type": "ephemeral", "ttl": ttl}}]
+        messages = [{"role": "user", "content": content}]
+        asked.append({"model": "claude-haiku-4-5", "max_tokens": 1, "messages": messages})
+
+    async def answer(exchange: Exchange) -> None:
+        usage = {"input_tokens": 10, "output_tokens": 1, "cache_creation_input_tokens": 0}
+        await exchange.reply({"type": "message", "content": [], "usage": usage})
+
+    async with Upstream(behaviour=answer) as upstream:
+        claude = {"kind": "anthropic", "base_url": upstream.url, "api_key": "sk-upstream"}
+        budget = {"usd": 0.15, "per": "total"}
+        keys = [{"name": "k", "tenant": "acme", "sha256": digest(KEY), "budget": budget}]
+        text_of_it = config(providers={"claude": claude}, models={}, auth={"keys": keys})
+        with running(text_of_it) as gateway:
+            path = "/providers/claude/v1/messages"
+            statuses = [(await once(gateway.port, Ask(one, path=path))).status for one in asked]
+    assert statuses == [200, 429]
