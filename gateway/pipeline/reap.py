@@ -1,6 +1,6 @@
 """Settles what dead workers left behind: expired leases become usage at their estimate."""
 
-import contextlib
+import logging
 from functools import partial
 
 from gateway.core import record
@@ -15,6 +15,8 @@ from gateway.policy.pricing import Price, cost_components, cost_microusd, in_mic
 from gateway.store import names
 from gateway.store.lease import Holding, Return, Settlement
 from gateway.store.requests import values
+
+logger = logging.getLogger("sluice.pipeline")
 
 _FREE = Price.from_rates(0, 0)
 
@@ -31,8 +33,12 @@ async def reap(services: Services) -> None:
         tenants = admission.tenants_seen().union(key.tenant for key in services.config.auth.keys)
     for tenant in tenants:
         if admission.may_reap(tenant):
-            with contextlib.suppress(StoreError):
+            try:
                 await _reap(services, tenant)
+            except StoreError:
+                pass
+            except Exception:  # one tenant's trouble is its own
+                logger.exception("leases of %s cannot be settled", tenant)
 
 
 async def _reap(services: Services, tenant: str) -> None:

@@ -308,6 +308,8 @@ class Admission:
                 if ask.future is None:
                     self._postpone(tenant, ask)
                 elif ask.future.done():
+                    if ask.lease != NO_LEASE:  # it may be read after its settlement
+                        self._backlog.doubt(ask.lease)
                     self._release(tenant, ask)
                 elif self._degrade and ask.lease != NO_LEASE:
                     self._answer_alone(tenant, ask)

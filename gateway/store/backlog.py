@@ -130,6 +130,8 @@ class Backlog:
         held = self._held.pop(lease, None)
         if held is None:
             self._pay(lease)
+        elif self._doubtful and lease in self._doubtful:
+            held = (msgspec.structs.replace(held[0], marked=True), held[1])
         return held
 
     def keep(self, due: list[Due]) -> None:

@@ -30,6 +30,7 @@ class Answered:
 
     text: str = WHOLE_TEXT
     source: str = "provider"
+    anthropic_source: str = ""  # where it is another with that provider
     content_type: str = "application/json"  # of a whole reply
     unreadable: int = 0  # events of a stream that are passed on though nobody can read them
 

@@ -117,7 +117,7 @@ ENDS = (
     ),
     Fault(
         "terminator-without-a-finish",
-        Answered(),
+        Answered(anthropic_source="partial"),  # whose last figures would have come with the finish
         stream=stream(words, lambda s: s.usage, terminator),
     ),
     Fault("terminator-twice", Answered(), stream=stream(everything, terminator)),
