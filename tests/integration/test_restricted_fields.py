@@ -12,7 +12,7 @@ from tests.support.threaded import UpstreamThread
 from tests.support.upstream import Exchange, like_openai
 from tests.support.wire import CHAT_PATH, ask, post
 
-NARROW = "sk-narrow-key"
+NARROW, LIMITED = "sk-narrow-key", "sk-limited-key"
 HAIKU = "claude-haiku-4-5"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 
@@ -29,6 +29,7 @@ def served(provider: UpstreamThread) -> Iterator[Gateway]:
     keys = [
         {"name": "k", "sha256": digest(KEY)},
         {"name": "narrow", "sha256": digest(NARROW), "models": allowed},
+        {"name": "l", "sha256": digest(LIMITED), "per_model": {"openrouter/dear/*": {"rpm": 2}}},
     ]
     providers = {
         name: {**row, "api_key": "sk-upstream", "base_url": provider.url}
@@ -113,6 +114,14 @@ async def test_no_field_gets_a_restricted_key_another_model(
     assert "This key may not use '" in reply.json["error"]["message"]
     assert provider.received == []
     assert (await ask(served.port, post(asked, path=path))).status == 200
+
+
+async def test_every_model_that_is_named_is_limited(served: Gateway) -> None:
+    beside = {**ASKED[CHAT_PATH], "models": ["cheap/other", "dear/model"]}
+    dear = chat("openrouter/dear/model")
+    asked = [beside, ASKED[CHAT_PATH], dear, beside, dear, ASKED[CHAT_PATH]]
+    statuses = [(await ask(served.port, post(one, key=LIMITED))).status for one in asked]
+    assert statuses == [200, 200, 200, 429, 429, 200]
 
 
 @pytest.mark.parametrize("body", ['"tools": [{"type": "x", %s}]', "%s", '"fallbacks": [{%s}]'])

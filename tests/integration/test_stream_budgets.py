@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -287,6 +289,33 @@ async def test_the_head_of_a_stream_that_is_paid_for_says_nothing_wrong_of_its_p
     paid = records["poor"]["cost_microusd"]
     assert paid > 0
     assert shares.headers.get("x-sluice-cost-usd", f"{paid / 1e6:.6f}") == f"{paid / 1e6:.6f}"
+
+
+async def test_who_leaves_as_an_answer_comes_has_left_and_its_provider_has_not_failed() -> None:
+    going = asyncio.Event()
+
+    async def waits(exchange: Exchange) -> None:
+        await going.wait()
+        await exchange.reply(completion("hello there", usage(100, 1000)))
+
+    async with Upstream(behaviour=waits) as upstream:
+        provider = {"kind": "openai", "base_url": upstream.url, "api_key": "sk-upstream"}
+        text = config(providers={"pa": provider}, models={})
+        with running(text) as gateway:
+            client = Client(gateway.port)
+            body = chat("gpt-4o-mini", max_tokens=2000)
+            await client.send(Ask(body, path="/providers/pa/v1/chat/completions"))
+            await asked_by(upstream)
+            (pid,) = gateway.worker_pids
+            os.kill(pid, signal.SIGSTOP)  # so that both come in one turn of its loop
+            going.set()
+            await asyncio.sleep(0.1)
+            client.cut()
+            await asyncio.sleep(0.05)
+            os.kill(pid, signal.SIGCONT)
+            (record,) = await asyncio.to_thread(gateway.records, 1)
+    assert (record["outcome"], record["status"]) == ("disconnected", 499)
+    assert record["cost_microusd"] > 0
 
 
 async def test_a_budget_in_shadow_reports_a_stream_that_it_would_have_ended() -> None:
