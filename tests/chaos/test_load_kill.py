@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,9 @@ def kill_one(gateway: Gateway, rng: random.Random, killed: Killed) -> None:
         return
     victim = rng.choice(pids)
     try:
-        os.kill(victim, signal.SIGSTOP)  # it accepts no more
+        os.kill(victim, signal.SIGSTOP)  # it accepts no more, once it has stopped
+        while psutil.Process(victim).status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            time.sleep(0.001)
         killed.ports |= client_ports(victim, gateway.port)
     finally:
         os.kill(victim, signal.SIGKILL)
