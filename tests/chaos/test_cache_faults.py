@@ -222,14 +222,14 @@ async def test_all_who_ask_the_same_of_a_full_target_hear_so_at_once() -> None:
 async def test_who_stalls_on_a_shared_stream_is_cut_off_in_time() -> None:
     async def long(exchange: Exchange) -> None:
         await exchange.start_stream()
-        await asyncio.sleep(0.3)
         for _ in range(300):
             await exchange.event(delta("x" * 10_000))
+        await asyncio.sleep(2)  # all have joined, however busy: none is given the whole at once
         await exchange.event(delta(None, "stop"))
         await exchange.event("[DONE]")
         await exchange.end_stream()
 
-    timeouts = {"first_byte": 2, "idle": 2, "total": 3}
+    timeouts = {"first_byte": 5, "idle": 5, "total": 5}
     async with Upstream(behaviour=long) as upstream:
         with running(cached(upstream.url, server={"timeouts": timeouts})) as gateway:
             ask = Ask(exact(stream=True))
