@@ -71,8 +71,10 @@ class Admission:
         self._leases = OpenLeases(client, lease_seconds, self.unsteady)
         self._open = self._leases.by_id
         self._unheard: set[str] = set()  # leases that Redis may have given, and has not said so
+        self._on_way: dict[int, tuple[str, list[Due]]] = {}  # settlements without an answer
         self._tenants: set[str] = set()
         self._scheduled = False
+        self._sent = 0
         self._patience = Patience()
         self.orphans = Orphans(client, self._lease_ms, self.now)
         client.on_connect = self._reconnected
@@ -406,9 +408,18 @@ class Admission:
             if ask.future is None:
                 self._backlog.note(tenant, ask)
 
+    def _save(self, part: Part) -> None:
+        """Write down settlements that are on their way: Redis and this worker may both end."""
+        for whose, due in self._on_way.values():
+            if self._parts.of(whose) is part:
+                self._backlog.save(due)
+
     def _lose_patience(self, tenant: str, asks: list[Ask]) -> None:
         """Redis is late: decide over what waits, and wait no more until it answers."""
-        self._parts.of(tenant).late = True
+        part = self._parts.of(tenant)
+        if not part.late:
+            part.late = True
+            self._save(part)
         self._note(tenant, asks)
         for ask in asks:
             if ask.future is None or ask.future.done():
@@ -432,8 +443,11 @@ class Admission:
 
     def _send_settlements(self, tenant: str, due: list[Due]) -> None:
         keys, data = pack_settlements(tenant, self._stream(tenant), due, self.now())
+        number = self._sent = self._sent + 1
+        self._on_way[number] = tenant, due
 
         def done(reply: Reply | Exception) -> None:
+            del self._on_way[number]
             if isinstance(reply, bytes):
                 self._backlog.settled(due)
                 for (_, applied), counted in zip(due, unpack_counted(reply), strict=True):

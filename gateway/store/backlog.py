@@ -141,6 +141,12 @@ class Backlog:
             self._unsettled.append(one)
         self._evict()
 
+    def save(self, due: list[Due]) -> None:
+        """Write down what is on its way to Redis, and may be lost there and with this worker."""
+        for settlement, _ in due:
+            self.doubt(settlement.lease)
+            self._write(settlement)
+
     def settled(self, due: list[Due]) -> None:
         """Know that Redis has these settlements."""
         if self._owed:

@@ -53,7 +53,11 @@ def hanging(upstream: Upstream) -> int:
 
 
 def journals(gateway: Gateway) -> list[Path]:
-    return sorted((gateway.state / "journal").glob("*.spool"))
+    return journal_of(gateway.state / "journal")
+
+
+def journal_of(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.spool"))
 
 
 async def until(what: str, done: Callable[[], bool]) -> None:
@@ -112,15 +116,15 @@ async def test_killed_workers_leave_what_redis_has_missed(upstream: Upstream) ->
         assert len(entries) == len(set(entries)) == len(outcomes) + HANGING
 
 
-def count(paths: list[Path]) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in paths)
+def count(paths: list[Path], what: bytes = b"\n") -> int:
+    return sum(path.read_bytes().count(what) for path in paths)
 
 
 @contextlib.asynccontextmanager
 async def journaled(
-    server: StoreServer, directory: Path
+    server: StoreServer, directory: Path, timeout: float = 5.0
 ) -> AsyncIterator[tuple[Admission, Link, Journal]]:
-    client = Link(Location(unix_path=server.socket), 5.0, "test")
+    client = Link(Location(unix_path=server.socket), timeout, "test")
     journal = Journal(directory, "test", 2**20)
     admission = Admission(client, 30, degrade=True, journal=journal)
     await client.start()
@@ -205,6 +209,28 @@ async def test_a_request_that_ends_before_redis_is_given_up_counts_once(tmp_path
                 left.write_bytes(kept)
                 await Replay(admission.orphans, journal).turn()
         assert server.usage(who.tenant)["requests"] == 20
+
+
+async def test_what_is_on_its_way_to_a_late_redis_is_on_disk(tmp_path: Path) -> None:
+    with short_directory() as place, store_server(place) as server:
+        tenant = new_tenant()
+        who = principal(tenant, bucket(tenant, TOKENS, 10_000, 1))
+        async with journaled(server, tmp_path, timeout=90) as (admission, _, journal):
+            for number in range(20):
+                await ask(admission, who, f"l{number}", holding())
+            server.stop()
+            for number in range(20):
+                admission.settle(settlement(f"l{number}", who))
+            await ask(admission, who, "late", holding())
+            admission.settle(settlement("late", who))
+            await until("written", lambda: count(journal_of(tmp_path), b'"settled"') == 21)
+            kept = b"".join(path.read_bytes() for path in journal_of(tmp_path))
+            server.go_on()
+            await until("told", lambda: not journal_of(tmp_path))
+            assert server.usage(tenant)["requests"] == 21
+            (tmp_path / f"{time.time_ns()}-gone-1.spool").write_bytes(kept)
+            await Replay(admission.orphans, journal).turn()
+        assert server.usage(tenant)["requests"] == 21
 
 
 async def test_a_lease_that_arrives_late_is_not_taken_again() -> None:
