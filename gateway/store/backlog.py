@@ -10,7 +10,7 @@ from time import monotonic
 
 import msgspec
 
-from gateway.policy.limits import RATE
+from gateway.policy.limits import RATE, SLOTS
 from gateway.store.journal import Journal, Opened, Settled
 from gateway.store.lease import Applied, Ask, Due, Holding, Settlement
 
@@ -42,6 +42,7 @@ class Backlog:
         # Leases that Redis may be asked for twice, so that it is to remember how they ended; and
         # whether their settlement is in the journal.
         self._doubtful: dict[str, bool] = {}
+        self._noted: set[str] = set()  # of the doubtful ones, those whose opening is in the journal
         self._evicted = False
         self._missed: set[str] = set()  # of the doubtful ones, those that the disk did not take
         self._forgotten: dict[str, None] = {}  # evicted ones that are on their way to the disk
@@ -81,9 +82,10 @@ class Backlog:
     def note(self, tenant: str, ask: Ask) -> None:
         """Write down that Redis is to have a lease, as it may be lost with this worker."""
         lease = ask.lease
-        if lease in self._doubtful:
+        if lease in self._noted:
             return
-        self._doubtful[lease] = False
+        self._noted.add(lease)
+        self.doubt(lease)
         if self._journal is not None:
             self._journal.enter(Opened(tenant, lease, msgspec.Raw(_bare(ask.holding))))
         if lease in self._held:
@@ -115,7 +117,8 @@ class Backlog:
         doubtful = bool(self._doubtful) and lease in self._doubtful
         if doubtful:
             settlement = msgspec.structs.replace(settlement, marked=True)
-            self._write(settlement)
+            if lease not in self._opening or lease in self._noted:
+                self._write(settlement)  # else behind its lease's opening, if that is written
         due = (settlement, applied)
         if lease not in self._opening:
             return due
@@ -156,6 +159,7 @@ class Backlog:
             return
         for settlement, _ in due:
             self._doubtful.pop(settlement.lease, None)
+            self._noted.discard(settlement.lease)
             self._missed.discard(settlement.lease)
         if not self._doubtful and self._journal is not None:
             if self._evicted:
@@ -232,6 +236,7 @@ class Backlog:
                 self._pay(lease)
                 if self._unopened.pop(lease, None) is None:
                     self._given_up.add(lease)
+            self._noted.discard(lease)
             if not self._doubtful.pop(lease, False) or lease in self._missed:
                 self._missed.discard(lease)
                 self._lost += 1
@@ -252,5 +257,7 @@ def _ended(settlement: Settlement) -> Settlement:
 
 
 def _bare(holding: bytes) -> bytes:
+    """What a lease holds of which Redis has heard nothing: no slot, and no money as yet."""
     held = msgspec.json.decode(holding, type=Holding)
-    return _to_json(msgspec.structs.replace(held, holds=()))
+    money = tuple([(key, spec, 0) for key, spec, _ in held.holds if spec[0] not in (RATE, SLOTS)])
+    return _to_json(msgspec.structs.replace(held, holds=money))

@@ -88,15 +88,16 @@ async def test_killed_workers_leave_what_redis_has_missed(upstream: Upstream) ->
 
             async with steady(gateway.port, one, connections=4, pause=0.02) as outcomes:
                 await until("enough", lambda: len(outcomes) >= SERVED)
+            # What waits for the store's answer is given up after its timeout of a second; what
+            # comes then the store never hears of from this worker.
+            await asyncio.sleep(1.5)
             for _ in range(HANGING):
                 client = await stack.enter_async_context(Client(gateway.port))
                 await client.send(Ask(chat(user="hang", max_tokens=10), key="sk-limited"))
             await until("hanging", lambda: hanging(upstream) == HANGING)
             assert {(o.status, o.failure) for o in outcomes} == {(200, "")}
-            # What waits for the store's answer is given up after its timeout of a second.
             lines = SERVED + HANGING
             await until("written", lambda: count(journals(gateway)) >= lines)
-            await asyncio.sleep(1.5)
             kill_workers(gateway)
         os.kill(store, signal.SIGCONT)
         await until("served again", lambda: gateway.get("/health/live")[0] == 200)
@@ -112,6 +113,7 @@ async def test_killed_workers_leave_what_redis_has_missed(upstream: Upstream) ->
             assert redis.hget("sluice:limit:{acme}:key:k:concurrency", "in_use") in ("0", None)
             (budget,) = redis.keys("sluice:limit:{acme}:key:k:budget:*")
             assert redis.hget(budget, "reserved") == "0"
+            assert redis.hget(budget, "spent") == str(gateway.usage("acme")["cost_microusd"])
             entries = [fields["id"] for _, fields in redis.xrange("sluice:requests")]
         assert len(entries) == len(set(entries)) == len(outcomes) + HANGING
 
@@ -209,6 +211,29 @@ async def test_a_request_that_ends_before_redis_is_given_up_counts_once(tmp_path
                 left.write_bytes(kept)
                 await Replay(admission.orphans, journal).turn()
         assert server.usage(who.tenant)["requests"] == 20
+
+
+async def test_what_begins_and_ends_at_once_while_redis_hangs_is_kept_whole(tmp_path: Path) -> None:
+    with short_directory() as place, store_server(place) as server:
+        limited = principal("t", bucket("t", TOKENS, 10_000, 1))
+        free = principal("t")  # as an answer from the cache, of a key without a rate
+        async with journaled(server, tmp_path, timeout=90) as (admission, _, _):
+            server.stop()
+            await ask(admission, limited, "late", holding())
+            for number in range(20):
+                await ask(admission, free, f"l{number}", holding())
+                admission.settle(settlement(f"l{number}", free))
+            await until("opened", lambda: count(journal_of(tmp_path), b'"opened"') == 21)
+            await until("settled", lambda: count(journal_of(tmp_path), b'"settled"') == 20)
+            kept = b"".join(path.read_bytes() for path in journal_of(tmp_path))
+            server.kill()
+        for path in journal_of(tmp_path):
+            path.unlink()
+        server.start()
+        async with journaled(server, tmp_path) as (admission, _, journal):
+            (tmp_path / f"{time.time_ns()}-gone-1.spool").write_bytes(kept)
+            await Replay(admission.orphans, journal).turn()
+        assert server.usage("t")["requests"] == 20
 
 
 async def test_what_is_on_its_way_to_a_late_redis_is_on_disk(tmp_path: Path) -> None:
