@@ -209,7 +209,7 @@ class Gateway:
 
     async def _connect(self) -> None:
         """Connect to the store. Raises StoreError where nobody has before."""
-        self._admission.roster.live = self._resources.workers
+        self._admission.roster.expect(self._resources.workers)
         try:
             await self._client.start()
         except StoreError as error:

@@ -34,7 +34,10 @@ NO_MAXIMUM = float("inf")
 # What is passed through is one field, its whole body.
 BODY = "body"
 _KEPT_FIELDS = ("cache_control", "system", "tools", "messages", BODY)
+_AN_HOUR = re.compile(rb'"(?:1|\\u0031)(?:h|\\u0068)"')
 _SOUND = re.compile(rb'"(?:input_audio|audio|AUDIO)"|"audio/')
+# Letters that are written as escapes: so nobody writes, but who hides a word.
+_HIDDEN = re.compile(rb"\\u00(?:5[fF]|[46][1-9a-fA-F]|[57][0-9aA])")
 
 
 def price_of(served: Served, request: Request, prompt: int, output: int) -> int:
@@ -68,14 +71,15 @@ def _may_be_sound(request: Request) -> bool:
     if "audio" in fields or b"audio" in bytes(fields.get("modalities", b"")):
         return True
     if BODY in fields:
-        return _SOUND.search(fields[BODY]) is not None
-    return b'"input_audio"' in bytes(fields.get("messages") or fields.get("input") or b"")
+        return _SOUND.search(fields[BODY]) is not None or _HIDDEN.search(fields[BODY]) is not None
+    prompt = bytes(fields.get("messages") or fields.get("input") or b"")
+    return b'"input_audio"' in prompt or _HIDDEN.search(prompt) is not None
 
 
 def _may_last(request: Request) -> bool:
     """Tell whether a part of the prompt may be kept for an hour, as Anthropic's API has it."""
     parts = [request.fields.get(name, b"") for name in _KEPT_FIELDS]
-    return any(b'"1h"' in bytes(part) for part in parts)
+    return any(_AN_HOUR.search(part) is not None for part in parts)
 
 
 class Allowance:
@@ -118,16 +122,28 @@ class Allowance:
 
     async def more(self) -> ApiError | None:
         """Reserve the next slice; return what refuses it."""
-        call, holding = self._call, self._call.holding
+        holding = self._call.holding
         assert holding is not None
-        assert self.served is not None
         output = holding.output + SLICE_TOKENS
         if holding.output < self._most < output:
             output = int(self._most)
+        return await self._reserve(output)
+
+    async def begin_again(self, prompt: int) -> ApiError | None:
+        """Reserve so much prompt in all, as one more target is to be asked; return what refuses."""
+        call, holding = self._call, self._call.holding
+        assert holding is not None
+        call.holding = msgspec.structs.replace(holding, prompt=prompt)
+        return await self._reserve(holding.output)
+
+    async def _reserve(self, output: int) -> ApiError | None:
+        call, holding = self._call, self._call.holding
+        assert holding is not None
+        assert self.served is not None
         try:
-            refusing = await reserve(self._services, call, self.served, output)
+            refusing = await reserve(self._services, call, self.served, output, alone=True)
         except StoreError as error:
-            # A stream is not cut for Redis's sake; its settlement will count all of it.
+            # A stream is not cut as one call to Redis fails; its settlement will count all of it.
             logger.warning("a stream goes on unreserved: %s", error)
             call.holding = msgspec.structs.replace(holding, output=output)
             refusing = None

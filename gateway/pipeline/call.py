@@ -41,6 +41,10 @@ class Allowance(relay.Allowance, Protocol):
         """Reserve the next slice; return what refuses it."""
         ...
 
+    async def begin_again(self, prompt: int) -> ApiError | None:
+        """Reserve so much prompt in all, as one more target is to be asked; return what refuses."""
+        ...
+
 
 class Client(Protocol):
     """The client's side of a request, as `http` implements it. Header blocks end in CRLF."""

@@ -48,7 +48,8 @@ def successors(order: Sequence[Route], cut: Route, call: Call) -> list[Route]:
 async def prepare(call: Call) -> None:
     """Note what was used so far; what follows is counted on its own.
 
-    Raises ApiError where a budget does not cover the text so far: nobody is asked for more then.
+    Raises ApiError where a budget does not cover the text so far, and the prompt once more: nobody
+    is asked for more then.
     """
     relay, allowance = call.relay, call.allowance
     assert relay is not None
@@ -58,6 +59,10 @@ async def prepare(call: Call) -> None:
         while relay.decoder.text_bytes > allowance.text_bytes:
             if (refusal := await allowance.more()) is not None:
                 raise refusal
+        assert call.request is not None
+        again = call.request.prompt_estimate + call.usage.completion_tokens  # what it goes on from
+        if (refusal := await allowance.begin_again(call.usage.prompt_tokens + again)) is not None:
+            raise refusal
     call.before = Spent(call.usage, call.cost_microusd, call.cost)
     call.continued += 1
     relay.decoder.cut(call.usage)

@@ -20,13 +20,16 @@ class LocalShare:
     def __init__(self) -> None:
         # What was left when the store last said so, and when; what its leases here gave back since.
         self.known: dict[str, tuple[int, float]] = {}
-        self._left: dict[str, tuple[float, float]] = {}
+        # What is left here, and since when it is; what comes back of a rate a second, to all.
+        self._left: dict[str, tuple[float, float, float]] = {}
         self._taken: dict[str, tuple[Grant, ...]] = {}
 
     def forget_some(self) -> None:
-        """Bound what is known."""
+        """Bound what is known: what was heard longest ago goes."""
         if len(self.known) >= MAX_KNOWN:
+            newest = sorted(self.known.items(), key=lambda one: one[1][1])[MAX_KNOWN // 2 :]
             self.known.clear()
+            self.known.update(newest)
 
     def take(
         self, lease: str, granted: tuple[Grant, ...], workers: int, now: float
@@ -49,7 +52,7 @@ class LocalShare:
         taken = []
         for grant, left in zip(granted, found, strict=True):
             if grant.amount <= left or not grant.limit.shadow or grant.spec[0] != RATE:
-                self._left[grant.key] = left - grant.amount, now
+                self._left[grant.key] = left - grant.amount, now, _refill(grant)
                 taken.append(grant)
         self._taken[lease] = tuple(taken)
         return None
@@ -63,7 +66,7 @@ class LocalShare:
             if amount > left and not grant.limit.shadow:
                 return grant.limit
         for grant, left in zip(granted, found, strict=True):
-            self._left[grant.key] = left - amount, now
+            self._left[grant.key] = left - amount, now, _refill(grant)
         if lease in self._taken:
             more = {grant.key for grant in granted}
             self._taken[lease] = tuple(
@@ -79,8 +82,8 @@ class LocalShare:
     def came_back(self, key: str, amount: int, capacity: int) -> None:
         """Know that so much of a limit came back of a lease that the store has given."""
         if key in self._left:
-            left, at = self._left[key]
-            self._left[key] = min(capacity, left + amount), at
+            left, at, refill = self._left[key]
+            self._left[key] = min(capacity, left + amount), at, refill
         elif key in self.known:
             level, at = self.known[key]
             self.known[key] = min(capacity, level + amount), at
@@ -89,8 +92,8 @@ class LocalShare:
         """Know what the store has given meanwhile of what is also taken here."""
         for grant in granted:
             if grant.key in self._left:
-                left, at = self._left[grant.key]
-                self._left[grant.key] = left - grant.amount, at
+                left, at, refill = self._left[grant.key]
+                self._left[grant.key] = left - grant.amount, at, refill
 
     def has(self, lease: str) -> bool:
         """Tell whether a lease was taken here."""
@@ -100,19 +103,20 @@ class LocalShare:
         """Return what a lease that was taken here did not use; `used` is by limit key."""
         for grant in self._taken.pop(lease, ()):
             if grant.key in self._left and grant.key in used:
-                left, at = self._left[grant.key]
-                self._left[grant.key] = left + grant.amount - used[grant.key], at
+                left, at, refill = self._left[grant.key]
+                self._left[grant.key] = left + grant.amount - used[grant.key], at, refill
 
     def reset(self, workers: int) -> None:
         """Go by what the store says next: it is back, and is told of what was taken here.
 
         What it has said before may be of before that, so no more is left than is left here.
         """
-        for key, (left, at) in self._left.items():
+        for key, (left, at, refill) in self._left.items():
+            heard, heard_at = self.known.get(key, (None, at))
+            if heard_at > at:
+                left, at = left + (heard_at - at) * refill / workers, heard_at
             level = int(left * workers)
-            if key in self.known:
-                level = min(level, self.known[key][0])
-            self.known[key] = level, at
+            self.known[key] = level if heard is None else min(level, heard), at
         self._left.clear()
         self._taken.clear()
 
@@ -121,17 +125,21 @@ class LocalShare:
         share = _share(limit, workers)
         known = self.known.get(grant.key)
         if grant.key in self._left:
-            left, at = self._left[grant.key]
+            left, at, refill = self._left[grant.key]
             if known is not None and known[1] > at:  # others have taken of it too
-                left = min(left, max(known[0], 0) / workers)
+                left += (known[1] - at) * refill / workers
+                left, at = min(left, max(known[0], 0) / workers), known[1]
         elif known is not None:
             level, at = known
             left = max(level, 0) / workers
         else:
             return share
-        if grant.spec[0] == RATE:
-            left += (now - at) * limit.per_minute / 60 / workers
-        return min(share, left)
+        return min(share, left + (now - at) * _refill(grant) / workers)
+
+
+def _refill(grant: Grant) -> float:
+    """Return how much of a limit comes back a second."""
+    return grant.limit.per_minute / 60 if grant.spec[0] == RATE else 0.0
 
 
 def _share(limit: Limit, workers: int) -> float:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gateway.core.errors import StoreError
@@ -173,6 +174,20 @@ async def test_a_delay_is_over_also_for_those_without_limits(tmp_path: Path) -> 
             async with asyncio.timeout(10):
                 while admission.degraded:
                     await asyncio.sleep(0.01)
+
+
+async def test_a_rate_in_shadow_owes_nothing_of_what_was_admitted_alone(tmp_path: Path) -> None:
+    with store_server(tmp_path) as server:
+        async with worker(server.socket) as admission:
+            one = bucket("acme", REQUESTS, LIMIT, 1)
+            shadow = msgspec.structs.replace(one, shadow=True)
+            assert await admitted(admission, "acme", "first", shadow)
+            server.stop()
+            for number in range(5 * LIMIT):
+                assert await admitted(admission, "acme", f"r{number}", shadow)
+            server.go_on()
+            await told(admission, "acme")
+            assert int(server.redis.hget(shadow.name, "level")) >= 0
 
 
 async def test_one_tenants_trouble_is_not_that_of_others(tmp_path: Path) -> None:

@@ -287,6 +287,7 @@ async def test_what_is_to_be_kept_for_an_hour_is_reserved_at_that_price() -> Non
         content = [{**text, "cache_control": {"type": "ephemeral", "ttl": ttl}}]
         messages = [{"role": "user", "content": content}]
         asked.append({"model": "claude-haiku-4-5", "max_tokens": 1, "messages": messages})
+    hidden = json.dumps(asked[-1]).replace('"1h"', '"1\\u0068"').encode()
 
     async def answer(exchange: Exchange) -> None:
         usage = {"input_tokens": 10, "output_tokens": 1, "cache_creation_input_tokens": 0}
@@ -299,5 +300,6 @@ async def test_what_is_to_be_kept_for_an_hour_is_reserved_at_that_price() -> Non
         text_of_it = config(providers={"claude": claude}, models={}, auth={"keys": keys})
         with running(text_of_it) as gateway:
             path = "/providers/claude/v1/messages"
-            statuses = [(await once(gateway.port, Ask(one, path=path))).status for one in asked]
-    assert statuses == [200, 429]
+            asks = [Ask(one, path=path) for one in (*asked, hidden)]
+            statuses = [(await once(gateway.port, ask)).status for ask in asks]
+    assert statuses == [200, 429, 429]

@@ -335,3 +335,70 @@ async def test_a_budget_in_shadow_reports_a_stream_that_it_would_have_ended() ->
             (record,) = gateway.records(1)
     assert outcome.events[-1] == "[DONE]"
     assert record["shadow"] == ["key:usd"]
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["with Redis", "without"])
+async def test_a_budget_ends_streams_also_while_redis_is_away(away: bool) -> None:
+    async def long(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                await exchange.event(delta("word " * 200))
+                await asyncio.sleep(0.005)
+            await exchange.event(delta(None, "stop"))
+            await exchange.event("[DONE]")
+            await exchange.end_stream()
+
+    budget = {"usd": 0.05, "per": "total"}
+    keys = [{"name": "k", "tenant": "acme", "sha256": digest(KEY), "budget": budget}]
+    async with Upstream(behaviour=long) as upstream:
+        wanted = json.loads(config(upstream.url, auth={"keys": keys}, redis={"timeout": 1}))
+        wanted["models"]["m"]["price"] = {"input": 0, "output": 10}
+        with running(json.dumps(wanted), workers=1) as gateway:
+            store = gateway.store_pid
+            if away:
+                os.kill(store, signal.SIGSTOP)
+            asks = [Ask(chat(stream=True)) for _ in range(4)]
+            outcomes = await asyncio.gather(*(once(gateway.port, ask) for ask in asks))
+            os.kill(store, signal.SIGCONT)
+            async with asyncio.timeout(20):  # all that Redis has missed is told
+                while b"sluice_unsettled 0" not in gateway.get("/metrics")[1]:
+                    await asyncio.sleep(0.1)
+            paid = await asyncio.to_thread(spent, gateway, "k")
+    assert all(b"budget_exceeded" in outcome.body for outcome in outcomes)
+    assert 0 < paid <= 50_000
+
+
+async def test_every_prompt_of_a_stream_that_goes_on_is_reserved() -> None:
+    async def ends(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.event(delta("the end"))
+        await exchange.event(delta(None, "stop"))
+        await exchange.event({**delta(None), "choices": [], "usage": usage(20_000, 5)})
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    async def cut(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        await exchange.event(delta("some words "))
+        exchange.abort()
+
+    budget = {"usd": 0.07, "per": "total"}
+    keys = [{"name": "k", "tenant": "acme", "sha256": digest(KEY), "budget": budget}]
+    prompt = [{"role": "user", "content": "hello world " * 10_000}]
+    async with contextlib.AsyncExitStack() as stack:
+        several = [
+            await stack.enter_async_context(Upstream(behaviour=one))
+            for one in (cut, cut, cut, cut, ends)
+        ]
+        wanted = json.loads(config(*[one.url for one in several], auth={"keys": keys}))
+        price = {"input": 1, "output": 1}
+        wanted["models"]["m"] |= {"on_stream_failure": "continue", "price": price}
+        with running(json.dumps(wanted), workers=1) as gateway:
+            ask = Ask(chat(stream=True, max_tokens=100, messages=prompt))
+            outcome = await once(gateway.port, ask)
+            paid = spent(gateway, "k")
+        assert [len(one.received) for one in several][-2:] == [0, 0]
+        assert several[1].received
+    assert b"budget_exceeded" in outcome.body
+    assert 40_000 <= paid <= 70_000

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.policy.limits import Budget, Grant, Limit, Rates, grants, limits
-from gateway.policy.share import LocalShare
+from gateway.policy.share import MAX_KNOWN, LocalShare
 
 NOW = 1_800_000_000.0
 
@@ -90,3 +90,23 @@ def test_a_lease_grows_as_far_as_the_share_goes_and_gives_all_of_it_back() -> No
         )
         is None
     )
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["reset", "not told all yet"])
+def test_what_came_back_in_one_outage_is_not_given_again_in_the_next(back: bool) -> None:
+    share, wanted = LocalShare(), granted(Rates(rpm=60))
+    share.known[wanted[0].key] = 60, 100.0
+    assert admitted(share, "a", wanted, 100.0, 2)
+    share.known[wanted[0].key] = 0, 150.0  # the store has told: others have taken what was left
+    if back:
+        share.reset(2)
+    assert sum(admitted(share, f"{n}", wanted, 151.0, 2) for n in range(60)) <= 1
+
+
+def test_what_was_heard_longest_ago_is_forgotten_first() -> None:
+    share = LocalShare()
+    for number in range(MAX_KNOWN):
+        share.known[f"k{number}"] = 0, float(number)
+    share.forget_some()
+    assert len(share.known) == MAX_KNOWN // 2
+    assert f"k{MAX_KNOWN - 1}" in share.known

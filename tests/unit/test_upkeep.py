@@ -26,12 +26,15 @@ class Parts:
         admission = SimpleNamespace(
             extend_open=lambda: self._do("extend"),
             retry_unsettled=lambda: self._do("retry"),
-            roster=SimpleNamespace(count=lambda *_: self._wait("count")),
+            roster=SimpleNamespace(count=lambda *_: self._wait("count"), ask_time=self._time),
             orphans=SimpleNamespace(tenants=lambda: self._wait("reap")),
             may_reap=lambda _: False,
         )
         self.services = cast(Services, SimpleNamespace(admission=admission))
         self.journal = cast(Journal, SimpleNamespace(left=lambda: self._wait("replay")))
+
+    async def _time(self) -> None:
+        pass
 
     def _do(self, part: str) -> list[str]:
         self.done.append(part)

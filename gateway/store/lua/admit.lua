@@ -51,7 +51,7 @@ for r, request in ipairs(requests) do
     local spec, left = specs[want[1]], limit.left
     if refusing == 0 and asks then
       left = left - want[2]
-      if left >= 0 or forced or not spec[4] or spec[1] ~= RATE then take(limit, want[2]) end
+      if left >= 0 or not spec[4] or spec[1] ~= RATE then take(limit, want[2]) end
     end
     verdict[n + 2] = left
   end
