@@ -1,5 +1,6 @@
 """Settles what dead workers left behind: expired leases become usage at their estimate."""
 
+import contextlib
 import logging
 from functools import partial
 
@@ -10,14 +11,15 @@ from gateway.core.record import RequestRecord
 from gateway.core.usage import Usage
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import OTHER, UNPRICED, counts, parts
-from gateway.policy.limits import SLOTS
+from gateway.policy.limits import RATE, SLOTS
 from gateway.policy.pricing import Price, cost_components, cost_microusd, in_microusd
 from gateway.store import names
-from gateway.store.lease import Holding, Return, Settlement
+from gateway.store.lease import COUNTED, Holding, Return, Settlement
 from gateway.store.requests import values
 
 logger = logging.getLogger("sluice.pipeline")
 
+RESERVED = "reserved"
 _FREE = Price.from_rates(0, 0)
 
 
@@ -27,6 +29,8 @@ async def reap(services: Services) -> None:
     Safe from several workers at once: a lease counts once, and only then is its record emitted.
     """
     admission = services.admission
+    with contextlib.suppress(StoreError):
+        await admission.roster.ask_time()  # one that was set makes leases look expired
     try:
         tenants = await admission.orphans.tenants()
     except StoreError:  # in a cluster others may be there all the same
@@ -76,6 +80,11 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
     if usage == Usage():  # an answer that was kept, or counting: free, whatever a request costs
         price = _FREE if price is not None else None
     cost = cost_microusd(price, usage) if price is not None else 0
+    parts_of_cost = in_microusd(cost_components(price, usage)) if price is not None else record.FREE
+    if price is None:  # nobody knows the model any more: what was reserved for it is known
+        money = [amount for _, spec, amount in holding.holds if spec[0] not in (RATE, SLOTS)]
+        cost = max(money, default=0)
+        parts_of_cost = record.Cost(output=cost)
     known = served is not None and served.configured
     known = known or services.catalogue.has_label(holding.model)
     model = holding.model if known else OTHER
@@ -93,15 +102,15 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
         error="worker_lost",
         stream=False,
         usage=usage,
-        usage_source="reserved",
+        usage_source=RESERVED,
         cost_microusd=cost,
-        price=price.version if price is not None else UNPRICED,
+        price=price.version if price is not None else RESERVED if cost else UNPRICED,
         attempts=1,
         duration_us=0,
         first_byte_us=0,
         upstream_us=0,
         labels=holding.labels,
-        cost=in_microusd(cost_components(price, usage)) if price is not None else record.FREE,
+        cost=parts_of_cost,
     )
     settlement = Settlement(
         lease=lease,
@@ -114,6 +123,7 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
         counts=counts(usage, 1, cost),
         entry=values(finished),
         marked=True,  # a worker may have it in its journal
+        reaped=True,
     )
     services.admission.settle(settlement, partial(_emit_once, services, finished))
 
@@ -130,6 +140,6 @@ def _price_of(services: Services, tenant: str, holding: Holding) -> Price | None
     return (*routes, served.routes[0])[0].price_now()
 
 
-def _emit_once(services: Services, finished: RequestRecord, counted: bool) -> None:
-    if counted:
+def _emit_once(services: Services, finished: RequestRecord, counted: int) -> None:
+    if counted == COUNTED:
         services.emit(finished)

@@ -17,7 +17,7 @@ from gateway.policy.caching import COALESCED, HIT, STALE, shares
 from gateway.policy.limits import CONCURRENCY, MONEY, REQUESTS, TOKENS
 from gateway.policy.pricing import cost_components, in_microusd, rounded
 from gateway.policy.tokens import count_tokens
-from gateway.store.lease import Applied, Return, Settlement
+from gateway.store.lease import REAPED, Applied, Return, Settlement
 from gateway.store.requests import values
 
 MICROSECONDS = 1_000_000
@@ -143,8 +143,8 @@ def settle(services: Services, call: Call) -> None:
     services.emit(finished)
 
 
-def _emit_once(services: Services, finished: RequestRecord, counted: bool) -> None:
-    if counted:  # else another worker has taken this one for dead, and has emitted one
+def _emit_once(services: Services, finished: RequestRecord, counted: int) -> None:
+    if counted != REAPED:  # else another worker has taken this one for dead, and has emitted one
         services.emit(finished)
 
 
@@ -195,7 +195,7 @@ def _close_lease(
             if call.unsure
             else counts(usage, failed, call.cost_microusd, int(call.cache in HITS), call.saved),
             values(finished),
-            False,
+            applied is not None,  # so that its own is told from another worker's
             int(finished.time),
         ),
         applied,

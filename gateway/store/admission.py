@@ -58,7 +58,7 @@ class Admission:
         self._degrade = degrade
         self._parts = Parts(clustered=client.clustered)
         self._whole = self._parts.whole
-        self.roster = Roster(client)
+        self.roster = Roster(client, self._clock_was_set)
         self._lease_ms = int(lease_seconds * 1000)
         self._loop = asyncio.get_running_loop()
         self._asks: dict[str, list[Ask]] = {}
@@ -117,6 +117,11 @@ class Admission:
         """Know that leases that have expired may be of workers that could not extend them."""
         self._parts.of(tenant).refuses()
 
+    def _clock_was_set(self) -> None:
+        """Redis's clock has jumped: deadlines of leases that are being served may have passed."""
+        for _, part in self._parts.all():
+            part.refuses()
+
     def own_leases(self) -> frozenset[str]:
         """Return the leases that this worker holds, or has yet to tell Redis something of."""
         return frozenset(self._open).union(self._backlog.leases())
@@ -166,7 +171,7 @@ class Admission:
         return await future
 
     def settle(self, settlement: Settlement, applied: Applied | None = None) -> None:
-        """Turn a lease into usage; `applied` learns whether it was this call that counted."""
+        """Turn a lease into usage; `applied` learns which settlement of it has counted."""
         lease = settlement.lease
         opened = self._open.pop(lease, None)
         self._leases.missing.discard(lease)
@@ -197,7 +202,8 @@ class Admission:
     def extend_open(self) -> None:
         """Move the deadlines of this worker's leases that are not brand new."""
         for _, part in self._parts.all():
-            part.share.forget_some()
+            if not (part.late or part.alone):
+                part.share.forget_some()
         self._leases.extend()
 
     async def grow(
@@ -246,6 +252,7 @@ class Admission:
                     await self._client.call("PING")
         if self.unsettled:
             logger.warning("%d settlements have not reached Redis", self.unsettled)
+        self._backlog.give_up()
 
     def now(self) -> float:
         """Return Unix seconds by Redis's clock, as far as this worker knows it."""
@@ -282,7 +289,10 @@ class Admission:
         self._client.flush()
         after, self._after = self._after, []
         for deliver in after:
-            deliver()
+            try:
+                deliver()
+            except Exception:  # one client's trouble is its own
+                logger.exception("a reply could not be delivered")
 
     def _send_asks(self, tenant: str, asks: list[Ask]) -> None:
         keys, data, limits = pack_asks(tenant, asks, self._lease_ms)
@@ -452,7 +462,7 @@ class Admission:
                 self._backlog.settled(due)
                 for (_, applied), counted in zip(due, unpack_counted(reply), strict=True):
                     if applied is not None:
-                        applied(bool(counted))
+                        applied(counted)
                 part = self._parts.of(tenant)
                 if part.alone or part.late:
                     self._heard(tenant, part)

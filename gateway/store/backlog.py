@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.policy.limits import RATE, SLOTS
 from gateway.store.journal import Journal, Opened, Settled
-from gateway.store.lease import Applied, Ask, Due, Holding, Settlement
+from gateway.store.lease import ELSE, Applied, Ask, Due, Holding, Settlement
 
 # A rate is full again by then, whatever was taken of it.
 REFILL_SECONDS = 60.0
@@ -191,6 +191,11 @@ class Backlog:
             (due if wanted(one[0].tenant) else self._unsettled).append(one)
         return asks, due
 
+    def give_up(self) -> None:
+        """Wait no more for Redis, as this worker ends: what is in the journal others will tell."""
+        for _, applied in (*self._unsettled, *self._held.values()):
+            _wait_no_more(applied)
+
     def _pay(self, lease: str) -> None:
         """Owe a lease no more."""
         found = self._owed.pop(lease, None)
@@ -227,15 +232,17 @@ class Backlog:
             self._learn()
         while self.unsettled > MAX_UNSETTLED:
             if self._unsettled:
-                lease = self._unsettled.popleft()[0].lease
+                settlement, applied = self._unsettled.popleft()
+                lease = settlement.lease
                 self._pay(lease)
             else:
                 lease = next(iter(self._held))
-                del self._held[lease]
+                _, applied = self._held.pop(lease)
                 self._opening.discard(lease)
                 self._pay(lease)
                 if self._unopened.pop(lease, None) is None:
                     self._given_up.add(lease)
+            _wait_no_more(applied)
             self._noted.discard(lease)
             if not self._doubtful.pop(lease, False) or lease in self._missed:
                 self._missed.discard(lease)
@@ -245,6 +252,12 @@ class Backlog:
             self._forgotten[lease] = None
             if len(self._forgotten) > MAX_FORGOTTEN:
                 del self._forgotten[next(iter(self._forgotten))]
+
+
+def _wait_no_more(applied: Applied | None) -> None:
+    """Nobody will learn whether another worker has settled it: most probably none has."""
+    if applied is not None:
+        applied(ELSE)
 
 
 def _ended(settlement: Settlement) -> Settlement:

@@ -79,7 +79,8 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
 
     `entry` holds the values of `requests.FIELDS`; `at` says when it ended (Unix seconds, 0: now),
     which decides about the day and month it counts in. `marked`: Redis is to remember for some days
-    that the lease was settled, as somebody may ask to open it again.
+    that the lease was settled, as somebody may ask to open it again. `reaped`: its worker is taken
+    for dead, which Redis is to remember too.
     """
 
     lease: str
@@ -90,10 +91,13 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     entry: requests.Values
     marked: bool = False
     at: int = 0
+    reaped: bool = False
 
 
-# Learns whether it was this settlement that counted.
-Applied = Callable[[bool], None]
+# Which settlement of a lease has counted: of a worker that took its own for dead, this one, or an
+# earlier one of its own worker; a Redis that was emptied in between knows of none.
+REAPED, COUNTED, ELSE = 0, 1, 2
+Applied = Callable[[int], None]
 Due = tuple[Settlement, Applied | None]
 
 

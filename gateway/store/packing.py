@@ -85,4 +85,5 @@ def _entry(
     settlement: Settlement, gives: list[tuple[int, int, int]], hashes: list[int]
 ) -> tuple[object, ...]:
     counts, line = settlement.counts, settlement.entry
-    return (settlement.lease, gives, hashes, counts, line, settlement.marked)
+    mark = settlement.marked + settlement.reaped
+    return (settlement.lease, gives, hashes, counts, line, mark)

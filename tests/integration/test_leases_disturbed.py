@@ -13,13 +13,15 @@ from gateway.store.scripts import SETTLE
 from tests.support.config import KEY, chat, config, digest
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Client, once
+from tests.support.store import store_server
 from tests.support.upstream import Exchange, Upstream, completion, delta, like_openai, usage
 
 GOVERNED = {"name": "k", "tenant": "acme", "sha256": digest(KEY), "concurrency": 1}
 
 
-def governed(url: str, lease: float, **more: Any) -> str:
-    return config(url, limits={"lease": lease, **more}, auth={"keys": [GOVERNED]})
+def governed(url: str, lease: float, redis: dict[str, Any] | None = None, **more: Any) -> str:
+    keys = {"keys": [GOVERNED]}
+    return config(url, limits={"lease": lease, **more}, auth=keys, redis=redis)
 
 
 async def until(true: Any, seconds: float = 30.0) -> None:
@@ -89,6 +91,88 @@ async def test_a_worker_that_was_taken_for_dead_makes_no_second_record(upstream:
         (record,) = gateway.records(1)
         assert record["outcome"] == "aborted"
         assert gateway.usage("acme")["completion_tokens"] == record["usage"]["completion_tokens"]
+
+
+async def test_one_record_of_what_a_gateway_serves_that_is_cut_off(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    """Of two gateways: the other one has taken its lease for a dead worker's meanwhile."""
+    going_on = asyncio.Event()
+
+    async def waiting(exchange: Exchange) -> None:
+        await going_on.wait()
+        await like_openai(exchange)
+
+    upstream.behaviour = waiting
+    with store_server(tmp_path) as store, contextlib.ExitStack() as stack:
+        door = tmp_path / "door.sock"
+        door.symlink_to(store.socket)
+        gateways = [
+            stack.enter_context(
+                running(governed(upstream.url, 2, redis={"url": f"unix://{path}"}), workers=1)
+            )
+            for path in (door, store.socket)
+        ]
+        cut_off, other = gateways
+        asked = asyncio.create_task(once(cut_off.port, Ask(chat())))
+        await until(lambda: upstream.received)
+        await asyncio.sleep(1)  # it is new no more: extended when it is time
+        door.unlink()
+        store.redis.client_kill_filter(_type="normal", skipme=True)
+        await asyncio.to_thread(other.records, 1, 30)
+        going_on.set()
+        assert (await asked).status == 200
+        await asyncio.sleep(1)
+        door.symlink_to(store.socket)
+        await until(lambda: b"sluice_unsettled 0" in cut_off.get("/metrics")[1])
+        assert [r["outcome"] for r in (*other.records(), *cut_off.records())] == ["aborted"]
+        assert store.usage("acme")["requests"] == 1
+
+
+async def test_what_ends_after_redis_was_emptied_has_its_record(upstream: Upstream) -> None:
+    going_on = asyncio.Event()
+
+    async def waiting(exchange: Exchange) -> None:
+        await going_on.wait()
+        await like_openai(exchange)
+
+    upstream.behaviour = waiting
+    with running(governed(upstream.url, 2), workers=2) as gateway:
+        asked = asyncio.create_task(once(gateway.port, Ask(chat())))
+        await until(lambda: upstream.received)
+        with gateway.store as store:
+            store.flushall()
+        await asyncio.sleep(3)
+        going_on.set()
+        assert (await asked).status == 200
+        assert [r["outcome"] for r in gateway.records(1)] == ["ok"]
+
+
+async def test_what_a_killed_worker_had_of_a_model_that_is_gone_costs_what_was_reserved(
+    upstream: Upstream,
+) -> None:
+    upstream.behaviour = lambda exchange: exchange.gone()
+    text = json.loads(governed(upstream.url, 2))
+    text["auth"]["keys"][0] |= {"budget": {"usd": 5, "per": "total"}}
+    text["models"]["m"]["price"] = {"input": 0, "output": 1000}
+    with running(json.dumps(text), workers=1) as gateway:
+        (old,) = gateway.worker_pids
+        async with Client(gateway.port) as client:
+            await client.send(Ask(chat(max_tokens=100)))
+            await until(lambda: upstream.received)
+            text["models"]["new"] = text["models"].pop("m")
+            gateway.config_file.write_text(json.dumps(text))
+            gateway.signal(signal.SIGHUP)
+            await until(lambda: set(gateway.worker_pids) - {old})
+            await asyncio.sleep(0.5)
+            os.kill(old, signal.SIGKILL)
+        (record,) = await asyncio.to_thread(gateway.records, 1, 30)
+        assert (record["outcome"], record["cost_microusd"]) == ("aborted", 100_000)
+        assert record["price"] == "reserved"
+        assert sum(record["cost"].values()) == 100_000
+        with gateway.store as store:
+            budget = store.hgetall("sluice:limit:{acme}:key:k:budget:total:total")
+        assert (budget["spent"], budget["reserved"]) == ("100000", "0")
 
 
 async def test_no_settlement_overtakes_its_admission(upstream: Upstream) -> None:

@@ -9,9 +9,12 @@
 --           [lease id, [[limit number, reserved (of a rate), used], ...], [counter number, ...],
 --            [requests, errors, cache_hits, prompt, cached, completion, reasoning, cost_microusd,
 --             saved_microusd],
---            [value, ...] of the stream's fields, or nothing for what is no request, marked]
---           limits count from 1; counters from 0, each of them two hashes: its day, its month
--- returns   msgpack [1 or 0, ...]: whether each settlement was the one that counted
+--            [value, ...] of the stream's fields, or nothing for what is no request, mark]
+--           limits count from 1; counters from 0, each of them two hashes: its day, its month;
+--           mark is 1 where it is to be remembered that the lease was settled, 2 where also that
+--           its worker was taken for dead (as ~ and the lease id), 0 else
+-- returns   msgpack [1, 2 or 0, ...]: 1 for each settlement that counted. Of those that are marked 2
+--           where the lease's own worker has settled it before, or nobody knows of it any more
 --
 -- Idempotent by lease id: a lease that is gone was settled before, by this worker or by the one
 -- that found it expired. A reply that used more than was reserved leaves the limit in debt.
@@ -35,7 +38,8 @@ for s, settlement in ipairs(settlements) do
     local held
     counted[s] = 1
     closed[#closed + 1] = id
-    if settlement[6] then marked[#marked + 1] = id end
+    if settlement[6] > 0 then marked[#marked + 1] = id end
+    if settlement[6] == 2 then marked[#marked + 1] = '~' .. id end
     for _, give in ipairs(settlement[2]) do
       local sum = returned[give[1]]
       if sum == nil then
@@ -65,7 +69,8 @@ for s, settlement in ipairs(settlements) do
       redis.call('XADD', KEYS[3], 'MAXLEN', '~', kept, '*', unpack(line))
     end
   else
-    counted[s] = 0
+    local own = settlement[6] == 1 and not redis.call('ZSCORE', KEYS[#KEYS], '~' .. id)
+    counted[s] = own and 2 or 0
   end
 end
 
