@@ -16,7 +16,7 @@ import redis
 from gateway.policy.access import Principal
 from gateway.policy.limits import TOKENS, Limit, grants
 from gateway.store.admission import Admission
-from gateway.store.lease import Holding, Return, Settlement, Verdict
+from gateway.store.lease import COUNTED, Holding, Return, Settlement, Verdict
 from gateway.store.link import Link
 from gateway.store.location import Location
 from gateway.store.requests import FIELDS
@@ -183,9 +183,9 @@ def settlement(
 async def settle_all(admission: Admission, settlements: Iterable[Settlement]) -> list[bool]:
     """Settle in one turn and wait until each is applied; tell which of them counted."""
     loop = asyncio.get_running_loop()
-    futures: list[asyncio.Future[bool]] = []
+    futures: list[asyncio.Future[int]] = []
     for one in settlements:
-        future: asyncio.Future[bool] = loop.create_future()
+        future: asyncio.Future[int] = loop.create_future()
         futures.append(future)
         admission.settle(one, future.set_result)
-    return await asyncio.gather(*futures)
+    return [found == COUNTED for found in await asyncio.gather(*futures)]
