@@ -184,7 +184,7 @@ class Admission:
                 if back.spec[0] != RATE:
                     share.came_back(back.key, back.reserved - back.used, back.spec[1])
         if lease in self._unheard:  # or its lease could be opened after it was settled
-            self._backlog.expect(lease)
+            self._backlog.expect(lease, given_up=True)
         if part.late:  # what is on its way may be lost with this worker
             self._backlog.doubt(lease)
         held = self._backlog.hold(settlement, applied)

@@ -42,7 +42,7 @@ class Backlog:
         # Leases that Redis may be asked for twice, so that it is to remember how they ended; and
         # whether their settlement is in the journal.
         self._doubtful: dict[str, bool] = {}
-        self._noted: set[str] = set()  # of the doubtful ones, those whose opening is in the journal
+        self._noted: set[str] = set()  # whose opening is in the journal, or is to be in none
         self._evicted = False
         self._missed: set[str] = set()  # of the doubtful ones, those that the disk did not take
         self._forgotten: dict[str, None] = {}  # evicted ones that are on their way to the disk
@@ -62,9 +62,14 @@ class Backlog:
     def __bool__(self) -> bool:
         return bool(self._unsettled or self._unopened)
 
-    def expect(self, lease: str) -> None:
-        """Know that Redis has been asked for a lease that nobody waits for."""
+    def expect(self, lease: str, *, given_up: bool = False) -> None:
+        """Know that Redis has been asked for a lease that nobody waits for, or does any more.
+
+        One that was given up is not asked for again: its settlement waits for no `note`.
+        """
         self._opening.add(lease)
+        if given_up:
+            self._noted.add(lease)
 
     def postpone(self, tenant: str, ask: Ask) -> None:
         """Keep a lease that Redis is to have later."""
@@ -130,6 +135,8 @@ class Backlog:
         """Know that Redis has a lease; return its settlement, if it was asked for meanwhile."""
         self._opening.discard(lease)
         self._given_up.discard(lease)
+        if self._noted and lease not in self._doubtful:
+            self._noted.discard(lease)
         held = self._held.pop(lease, None)
         if held is None:
             self._pay(lease)
