@@ -40,9 +40,9 @@ def may_go_on(served: Served, call: Call, error: Exception) -> bool:
 
 
 def successors(order: Sequence[Route], cut: Route, call: Call) -> list[Route]:
-    """Return the targets to ask, the one that was cut last."""
+    """Return the targets to ask as they were planned, the one that was cut last."""
     able = [one for one in order if isinstance(one.ways[call.operation].stream_lane, HubLane)]
-    return [*[one for one in able if one.name != cut.name], cut]
+    return sorted(able, key=lambda one: one.name == cut.name)
 
 
 async def prepare(call: Call) -> None:
