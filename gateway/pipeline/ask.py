@@ -21,6 +21,7 @@ from gateway.formats.opening import only_opens
 from gateway.pipeline.answer import served_headers
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.lanes import Answer, HubLane, Lane
+from gateway.pipeline.retold import retold
 from gateway.pipeline.served import Route
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure
@@ -101,6 +102,8 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     call.relay = None
     try:
         answer = _whole(lane, request, meta, reply)
+        if request.stream and not answer.streamed:
+            answer = retold(answer, request, _meta(services, call, request, target.model))
     except UpstreamError as error:
         raise _told(call, route, error) from None
     call.status = 200

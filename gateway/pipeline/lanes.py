@@ -16,7 +16,7 @@ from gateway.core.request import Request
 from gateway.core.target import Target
 from gateway.core.usage import Usage
 from gateway.formats import DIALECTS, Dialect, Meta
-from gateway.pipeline.translation import Translation, events_of
+from gateway.pipeline.translation import Translation, told
 from gateway.policy.tokens import count_tokens
 from gateway.providers.adapter import (
     Adapter,
@@ -167,10 +167,8 @@ class HubLane:
         if not request.stream:
             body = self._dialect.encode(reply, meta)
             return Answer(body, reply.usage, text, JSON, odd=reply.odd)
-        writer = self._dialect.writer(meta)
-        content = writer.write(events_of(reply)) + writer.finish()
-        kind = "text/event-stream"
-        return Answer(content, reply.usage, text, kind, streamed=True, odd=reply.odd)
+        content = told(reply, self._dialect.writer(meta))
+        return Answer(content, reply.usage, text, streamed=True, odd=reply.odd)
 
     def decoder(self, request: Request, meta: Meta) -> StreamDecoder:
         """Return a fresh stream decoder."""

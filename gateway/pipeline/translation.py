@@ -90,6 +90,11 @@ class Translation(Noted):
         return shown
 
 
+def told(reply: Reply, writer: StreamWriter) -> bytes:
+    """Return a whole reply as a stream."""
+    return writer.write(events_of(reply)) + writer.finish()
+
+
 def events_of(reply: Reply) -> list[Event]:
     """Return a whole reply as a stream would tell it: some servers do not stream."""
     found: list[Event] = [events.Begun(reply.id, reply.model)]
