@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import chain
 from math import inf
 from time import monotonic
 
@@ -23,6 +24,7 @@ from gateway.pipeline.ask import MAX_SHOWN_CHARS, ask, ask_rest, redacted
 from gateway.pipeline.call import NO_USAGE, Call, Deliver
 from gateway.pipeline.go_on import Interrupted, may_go_on, prepare, successors
 from gateway.pipeline.hedge import Race, delay
+from gateway.pipeline.keys import keyed, rests
 from gateway.pipeline.quota import Quota
 from gateway.pipeline.select import Selection, select
 from gateway.pipeline.served import Route, Served
@@ -37,7 +39,6 @@ from gateway.policy.retry import (
     is_clients_fault,
     wait_seconds,
 )
-from gateway.policy.rotation import resting_seconds
 from gateway.policy.routing import plan
 
 MICROSECONDS = 1_000_000
@@ -106,10 +107,10 @@ class _Course:
 
     # Most requests never set these.
     failure: UpstreamError | None = None
+    _passing: UpstreamError | None = None
     _failed: Route | None = None
     _misfit: ApiError | None = None
     _selection: Selection | None = None
-    _passing = False
     _order: Sequence[Route] = ()
 
     def __init__(self, services: Services, call: Call, served: Served, until: float) -> None:
@@ -118,17 +119,16 @@ class _Course:
     async def ask_again(self) -> Deliver | None:
         """Ask the targets once more where that may help; None where none answers."""
         for tried in range(self._services.retries.attempts):
-            if not self._passing or not await self._waited(tried):
+            if self._passing is None or not await self._waited(self._passing, tried):
                 break
             deliver = await self.ask_all()
             if deliver is not None:
                 return deliver
         return None
 
-    async def _waited(self, tried: int) -> bool:
+    async def _waited(self, failure: UpstreamError, tried: int) -> bool:
         """Wait before all targets are asked again; False where that is too long, or too much."""
-        assert self.failure is not None
-        wait = wait_seconds(self.failure, tried, self._services.retries, random.random)
+        wait = wait_seconds(failure, tried, self._services.retries, random.random)
         if wait is None or monotonic() + wait >= self._until or not self.served.budget.spend():
             return False
         await asyncio.sleep(wait)
@@ -152,29 +152,37 @@ class _Course:
         return [route for route in order if call.operation in route.ways]
 
     async def ask_all(self) -> Deliver | None:
-        """Ask the targets one after the other; None where none of them answers."""
-        call, served, self._passing = self._call, self.served, False
+        """Ask the targets one after the other; None where none of them answers.
+
+        Keys that rest are asked at the last target, and where nobody else could be.
+        """
+        call, served, self._passing = self._call, self.served, None
         now = monotonic()
         self._order = planned = self._planned(now)
-        asked = 0
+        last, asked = len(planned) - 1, False
         hedged: list[Route] = []
-        for place, route in enumerate(planned):
+        resting: list[Route] = []
+        for place, route in enumerate(chain(planned, resting)):
+            if asked and place == last + 1:
+                break
             if hedged and any(route is one for one in hedged):
                 continue
             # Handing over to a target that is well costs nobody anything; another is a retry.
             if asked and not route.state.breaker.closed(now) and not served.budget.spend():
                 continue
-            asked += 1
-            for keyed in _keyed(route, last=place == len(planned) - 1):
+            keys = keyed(route, resting_too=place >= last)
+            if not keys:
+                resting.append(route)
+            for one in keys:
                 race = None
                 if served.hedge_after is not None:
-                    race = self._race(keyed, planned[place + 1 :], now)
+                    race = self._race(one, planned[place + 1 :], now)
                 try:
                     if race is not None:
                         return await race.run()
                     if served.goes_on:
-                        return await self._try(call, keyed)
-                    return await self._once(call, keyed, ask)
+                        return await self._try(call, one)
+                    return await self._once(call, one, ask)
                 except ApiError as error:
                     if error.code != "unsupported_parameter":
                         raise
@@ -183,19 +191,20 @@ class _Course:
                     self._misfit = self._misfit or error
                     break
                 except UpstreamError as error:
-                    self.failure, self._failed = error, keyed
+                    asked = True
+                    self.failure, self._failed = error, one
                     if race is not None:
                         hedged += race.hedged
                         self._failed = race.failed
                     following = decide(error)
                     if error.failure is Failure.TOTAL_TIMEOUT and monotonic() < self._until:
                         following = Next.NEXT_TARGET  # it was its provider's own
-                    if _rests(self._failed or keyed, error) and race is None:
-                        continue
                     if following is Next.GIVE_UP:
                         return None
-                    self._passing = self._passing or following is Next.RETRY
-                    break
+                    if following is Next.RETRY:
+                        self._passing = error
+                    if not rests(self._failed or one, error) or race is not None:
+                        break
         return None
 
     def _race(self, route: Route, others: list[Route], now: float) -> Race | None:
@@ -205,7 +214,7 @@ class _Course:
         well = [other for other in others if other.state.breaker.closed(now)]
         if seconds is None or not well:
             return None
-        (second, *_) = _keyed(well[0], last=True)
+        (second, *_) = keyed(well[0], resting_too=True)
         return Race(self._call, self.served.budget, self._try, (route, second, well[0]), seconds)
 
     async def _try(self, call: Call, route: Route) -> Deliver:
@@ -221,7 +230,7 @@ class _Course:
             for other in successors(self._order, route, call):
                 await prepare(call)
                 try:
-                    return await self._once(call, _keyed(other, last=True)[0], ask_rest)
+                    return await self._once(call, keyed(other, resting_too=True)[0], ask_rest)
                 except (UpstreamError, ApiError, Interrupted) as error:
                     if not may_go_on(self.served, call, error):
                         break
@@ -315,25 +324,6 @@ def _learn(route: Route, error: UpstreamError, began: float) -> bool:
     if is_clients_fault(error) and not breaker.closed(now):
         breaker.succeeded(now, began)  # whoever refuses a request is there
     return counts_against(error) and breaker.failed(now, began)
-
-
-def _keyed(route: Route, *, last: bool) -> tuple[Route, ...] | list[Route]:
-    """Return the ways to a target: of a provider with several keys, by whose turn it is.
-
-    Keys that rest are tried where there is no other target.
-    """
-    if route.rotation is None:
-        return (route,)
-    return [route.others[i] for i in route.rotation.order(monotonic(), resting_too=last)]
-
-
-def _rests(route: Route, error: UpstreamError) -> bool:
-    """Let a key rest that was refused; tell whether another may do better."""
-    seconds = resting_seconds(error.status, error.retry_after)
-    if seconds is None or route.rotation is None:
-        return False
-    route.rotation.rest(route.number, monotonic(), seconds)
-    return True
 
 
 def _count(call: Call) -> Deliver:
