@@ -65,7 +65,8 @@ async def attempt(services: Services, call: Call) -> Deliver:
         kind = refusal_of(first.failure)
         for name in served.fallbacks.get(kind, ()) if kind is not None else ():
             other = services.catalogue.resolve(name)
-            if other is not None and await pay_for(services, call, other):
+            awaited = call.client.connected
+            if awaited and other is not None and await pay_for(services, call, other):
                 deliver = await _instead(_Course(services, call, other, until), call)
             if deliver is not None:
                 break
@@ -129,10 +130,12 @@ class _Course:
     async def _waited(self, failure: UpstreamError, tried: int) -> bool:
         """Wait before all targets are asked again; False where that is too long, or too much."""
         wait = wait_seconds(failure, tried, self._services.retries, random.random)
-        if wait is None or monotonic() + wait >= self._until or not self.served.budget.spend():
+        if wait is None or monotonic() + wait >= self._until or not self._call.client.connected:
+            return False
+        if not self.served.budget.spend():
             return False
         await asyncio.sleep(wait)
-        return True
+        return self._call.client.connected
 
     def _planned(self, now: float) -> list[Route]:
         """Return the targets in the order to ask. Raises ApiError where none takes the request."""
@@ -174,6 +177,8 @@ class _Course:
             if not keys:
                 resting.append(route)
             for one in keys:
+                if asked and not call.client.connected:
+                    return None  # a drained provider has failed: nobody waits for another's
                 race = None
                 if served.hedge_after is not None:
                     race = self._race(one, planned[place + 1 :], now)

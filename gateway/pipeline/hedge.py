@@ -164,7 +164,7 @@ class Race:
         while True:
             if not done and not hedged and self.winner is None:
                 hedged = True
-                if self._budget.spend():
+                if self._call.client.connected and self._budget.spend():
                     running.add(self._start(self._routes[1]))
             for task in done:
                 running.discard(task)

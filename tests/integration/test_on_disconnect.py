@@ -1,15 +1,17 @@
 """What becomes of a stream whose client leaves: cut off, or read to its end for the usage."""
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from tests.support.config import KEY, chat, config
 from tests.support.gateway import Gateway, running
-from tests.support.load import Ask, once
-from tests.support.upstream import Exchange, Upstream, delta, usage
+from tests.support.load import Ask, Client, once
+from tests.support.upstream import Behaviour, Exchange, Upstream, delta, like_openai, usage
 
 WORDS = 40
 
@@ -86,3 +88,86 @@ async def test_a_gateway_that_stops_waits_for_what_it_drains(upstream: Upstream)
         assert await asyncio.to_thread(gateway.stop) == 0
         (record,) = gateway.records(1)
     assert record["usage"]["completion_tokens"] == WORDS
+
+
+TOO_LONG = {"message": "too long", "code": "context_length_exceeded"}
+
+
+def refusing(left: asyncio.Event, status: int = 500) -> Behaviour:
+    """Refuse once the client has left."""
+
+    async def behave(exchange: Exchange) -> None:
+        await left.wait()
+        await exchange.reply({"error": TOO_LONG if status == 400 else {"message": "no"}}, status)
+
+    return behave
+
+
+async def at_once(exchange: Exchange) -> None:
+    await exchange.reply({"error": {"message": "no"}}, 500)
+
+
+@contextlib.asynccontextmanager
+async def drained(*behaviours: Behaviour, **sections: Any) -> AsyncIterator[tuple[Any, ...]]:
+    """A gateway that drains each of its providers, and these."""
+    async with contextlib.AsyncExitStack() as stack:
+        upstreams = [await stack.enter_async_context(Upstream(behaviour=one)) for one in behaviours]
+        text = json.loads(config(*[one.url for one in upstreams]))
+        for provider in text["providers"].values():
+            provider["on_disconnect"] = "drain"
+        for name, more in sections.items():
+            text[name] = {**text.get(name, {}), **more}
+        yield stack.enter_context(running(json.dumps(text), workers=1)), *upstreams
+
+
+async def ask_and_leave(gateway: Gateway, waiting: Upstream, left: asyncio.Event) -> dict[str, Any]:
+    """Leave as soon as this provider has been asked; return the record."""
+    async with Client(gateway.port) as client:
+        await client.send(Ask(chat(temperature=0)))
+        while not waiting.received:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.5)  # for the gateway to see it
+    left.set()
+    return await asyncio.to_thread(only_record, gateway)
+
+
+@pytest.mark.parametrize("cache", [False, True], ids=["alone", "in a flight"])
+async def test_where_a_drained_provider_fails_no_other_is_asked(*, cache: bool) -> None:
+    left = asyncio.Event()
+    behaviours = refusing(left), like_openai
+    async with drained(*behaviours, cache={"enabled": cache}) as (gateway, first, second):
+        record = await ask_and_leave(gateway, first, left)
+    assert (record["outcome"], record["cost_microusd"]) == ("disconnected", 0)
+    assert [len(one.received) for one in (first, second)] == [1, 0]
+
+
+async def test_nor_is_it_asked_again() -> None:
+    left = asyncio.Event()
+    retries = {"attempts": 3, "backoff": 0.01, "budget": 1}
+    async with drained(refusing(left), retries=retries) as (gateway, first):
+        record = await ask_and_leave(gateway, first, left)
+    assert (record["outcome"], len(first.received)) == ("disconnected", 1)
+
+
+async def test_nor_is_another_model() -> None:
+    left = asyncio.Event()
+    fallbacks = {"context_window": ["other"]}
+    models = {
+        "m": {"targets": [{"provider": "p0"}], "fallbacks": fallbacks},
+        "other": {"targets": [{"provider": "p1"}]},
+    }
+    async with drained(refusing(left, 400), like_openai, models=models) as (gateway, first, other):
+        record = await ask_and_leave(gateway, first, left)
+    assert (record["outcome"], len(other.received)) == ("disconnected", 0)
+
+
+async def test_nor_is_one_hedged() -> None:
+    left = asyncio.Event()
+    targets = [{"provider": f"p{i}", "priority": i + 1} for i in range(3)]
+    models = {"m": {"targets": targets, "hedge": {"after": 2}}}
+    retries = {"attempts": 0, "budget": 1}
+    behaviours = at_once, refusing(asyncio.Event()), like_openai
+    sections = {"models": models, "retries": retries, "server": {"timeouts": {"total": 4}}}
+    async with drained(*behaviours, **sections) as (gateway, _, slow, last):
+        record = await ask_and_leave(gateway, slow, left)
+    assert (record["outcome"], len(last.received)) == ("disconnected", 0)
