@@ -237,6 +237,8 @@ class _Course:
                 try:
                     return await self._once(call, keyed(other, resting_too=True)[0], ask_rest)
                 except (UpstreamError, ApiError, Interrupted) as error:
+                    if isinstance(error, ApiError):
+                        call.attempts -= 1  # nothing was sent
                     if not may_go_on(self.served, call, error):
                         break
             raise (call.spent or cut.told) from None

@@ -171,6 +171,29 @@ async def test_targets_are_asked_until_one_goes_on_to_the_end() -> None:
         assert all(0 <= one["first_byte_us"] <= one["duration_us"] for one in record["tries"])
 
 
+async def test_a_target_that_cannot_do_it_was_not_tried() -> None:
+    asked = 0
+
+    async def cuts_once(exchange: Exchange) -> None:
+        nonlocal asked
+        asked += 1
+        await (cut_after(4) if asked == 1 else counts)(exchange)
+
+    async with Upstream(behaviour=cuts_once) as one, Upstream(behaviour=counts) as two:
+        targets = [{"provider": f"p{i}", "priority": i + 1} for i in range(2)]
+        models = {"m": {"targets": targets, "on_stream_failure": "continue"}}
+        content = json.loads(config(one.url, two.url, models=models))
+        content["providers"]["p1"]["kind"] = "anthropic"  # which has no seeds
+        with running(json.dumps(content)) as gateway:
+            path = "/v1/chat/completions"
+            outcome = await once(gateway.port, Ask(body_of(path, seed=3)))
+            assert read(path, outcome)[:2] == (TEXT, True)
+            (record,) = gateway.records(1)
+        assert two.received == []
+        assert [one["provider"] for one in record["tries"]] == ["p0", "p0"]
+        assert record["attempts"] == 2
+
+
 @DIALECTS
 async def test_where_nobody_can_go_on_the_client_is_told(path: str) -> None:
     async with continuing(cut_after(4), refuses) as (gateway, upstreams):
