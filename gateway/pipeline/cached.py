@@ -123,7 +123,9 @@ class Cache:
         if flight.void:
             return None
         if flight.pieces and suits(flight, call):
-            return await take_part(services, call, flight, reader)
+            deliver = await take_part(services, call, flight, reader)
+            if deliver is not None:
+                return deliver
         stale = flight.how == STALE and flight.entry is not None
         if stale and not plan.may_be_stale(flight.age, flight.fresh_s):
             stale = False

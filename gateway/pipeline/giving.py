@@ -148,8 +148,13 @@ def _as_paid(flight: Flight, whole: Whole) -> Whole:
     return status, content_type, served_headers(flight.call, with_cost=True), body
 
 
-async def take_part(services: Services, call: Call, flight: Flight, reader: Reader) -> Deliver:
-    """Let another have what a call brings, as it comes. Raises ApiError where a limit refuses."""
+async def take_part(
+    services: Services, call: Call, flight: Flight, reader: Reader
+) -> Deliver | None:
+    """Let another have what a call brings, as it comes; None where nothing but pings came.
+
+    Raises ApiError where a limit refuses.
+    """
     await join(services, call, flight)
 
     def headers() -> bytes:
@@ -162,6 +167,8 @@ async def take_part(services: Services, call: Call, flight: Flight, reader: Read
             _pay_so_far(flight, call)  # it leaves before the call is paid for
             call.flight = None
         raise
+    if flight.how == STALE:
+        return None
     leading = flight.call
     assert leading is not None
     call.status, call.finished = 200, not leading.error

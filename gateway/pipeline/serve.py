@@ -91,7 +91,7 @@ async def _answer(services: Services, call: Call) -> Deliver:
     except UpstreamError as error:
         provider = call.route.target.provider if call.route else "upstream"
         told = client_error(error, provider)
-        if call.stale is not None and not call.client.begun:
+        if call.stale is not None:  # of a stream that has begun there were only pings
             call.refused = told
             return _stale(call, call.stale)
         return _refuse(call, told)

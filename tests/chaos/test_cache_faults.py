@@ -14,7 +14,7 @@ import redis
 
 from tests.integration.test_cache import TEXT, cached, exact, slow, state, text_of
 from tests.support.gateway import Gateway, running
-from tests.support.load import Ask, Outcome, flood, once
+from tests.support.load import Ask, Client, Outcome, flood, once
 from tests.support.upstream import Exchange, Upstream, completion, delta, like_openai, usage
 
 
@@ -292,3 +292,53 @@ async def test_who_shares_a_failure_is_counted_and_limited() -> None:
     assert (used["requests"], used["errors"]) == (failed, failed)
     outcomes = sorted(r["outcome"] for r in records)
     assert outcomes == ["error"] * failed + ["refused"] * (40 - failed)
+
+
+async def test_who_has_had_a_ping_has_the_old_answer_as_a_stream() -> None:
+    down, going = False, asyncio.Event()
+
+    async def provider(exchange: Exchange) -> None:
+        if down:
+            await going.wait()
+            await exchange.reply({"error": {"message": "no"}}, 503)
+        else:
+            await like_openai(exchange)
+
+    async with Upstream(behaviour=provider) as upstream:
+        kept = {"ttl": 1, "stale": 60}
+        text = cached(upstream.url, cache=kept, server={"stream_ping": 0.1})
+        with running(text, workers=1) as gateway:
+            await once(gateway.port, Ask(exact()))
+            await asyncio.sleep(1.2)
+            down = True
+            async with contextlib.AsyncExitStack() as stack:
+                clients = [await stack.enter_async_context(Client(gateway.port)) for _ in range(3)]
+                for client in clients:
+                    await client.send(Ask(exact(stream=True)))
+                    await client.read_head()
+                    assert b"still here" in await client.read_chunk()
+                refusing = {"Cache-Control": "stale-if-error=0"}
+                picky = await stack.enter_async_context(Client(gateway.port))
+                await picky.send(Ask(exact(stream=True), headers=refusing))
+                await picky.read_head()
+                going.set()
+                for client in clients:
+                    events = [e for e in await rest_of(client) if not e.startswith(":")]
+                    said = [json.loads(event[6:])["choices"][0]["delta"] for event in events[:-1]]
+                    assert "".join([one.get("content") or "" for one in said]) == TEXT
+                    assert events[-1] == "data: [DONE]"
+                assert "error" in (await rest_of(picky))[-1]
+            records = await asyncio.to_thread(gateway.records, 5)
+            found = sorted((r["outcome"], r["cache"], r["cost_microusd"] > 0) for r in records)
+            stale = ("ok", "stale", False)
+            assert found[1:] == [("ok", "miss", True), stale, stale, stale]
+            assert found[0][0] == "error"
+            assert gateway.usage("acme")["requests"] == 5
+
+
+async def rest_of(client: Client) -> list[str]:
+    """The events of a stream from here to its end."""
+    data = b""
+    while chunk := await client.read_chunk():
+        data += chunk
+    return [event for event in data.decode().split("\n\n") if event]
