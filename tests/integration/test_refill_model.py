@@ -86,6 +86,7 @@ class Modelled:
             [],
             (1,) + (0,) * 7,
             ("r",),
+            0,
         )
         keys = [*names.leases(self._tenant), names.REQUESTS, self.bucket.name]
         assert self._run(scripts.SETTLE, keys, ([self._spec], 60, 60, 10, ["id"], [entry])) == [1]
