@@ -33,6 +33,7 @@ from gateway.providers.chat import bearer
 from gateway.providers.cohere_wire import (
     FAILURES,
     FINISH,
+    NO_ARGUMENTS,
     Answer,
     CohereDecoder,
     Tokens,
@@ -103,7 +104,10 @@ class CohereConversation:
                 parts.append(Text(part.text))
         for call in message.calls():
             name = (call.function.name if call.function else None) or ""
-            parts.append(ToolCall(call.id or "", name, call.arguments() or "{}"))
+            arguments = call.arguments()
+            if arguments in ("", NO_ARGUMENTS):
+                arguments = "{}"
+            parts.append(ToolCall(call.id or "", name, arguments))
         return Reply(
             id=answer.id or "",
             model="",

@@ -21,6 +21,8 @@ FINISH = {
 }
 
 
+# How a call without arguments may say so.
+NO_ARGUMENTS = "null"
 FAILURES = frozenset(("ERROR", "TIMEOUT"))
 
 
@@ -61,9 +63,8 @@ class Call(msgspec.Struct, gc=False):
     function: Function | None = None
 
     def arguments(self) -> str:
-        """Return the arguments: some calls have none, in several ways."""
-        text = (self.function.arguments if self.function else None) or ""
-        return "" if text == "null" else text
+        """Return the arguments, or the piece of them that this is."""
+        return (self.function.arguments if self.function else None) or ""
 
 
 class ContentPart(msgspec.Struct, gc=False):
@@ -129,6 +130,8 @@ class CohereDecoder(SseDecoder):
     def __init__(self) -> None:
         super().__init__()
         self._calls: dict[int, int] = {}
+        # Calls whose arguments may yet turn out to be none -> what came of them.
+        self._bare: dict[int, str] = {}
 
     def read(self, event: SseEvent) -> list[Event]:
         """Return what an event says."""
@@ -156,9 +159,21 @@ class CohereDecoder(SseDecoder):
                 number = self._calls[index] = len(self._calls)
                 name = (call.function.name if call.function else None) or ""
                 found.append(events.CallBegun(number, call.id or "", name))
-            if arguments := call.arguments():
+                self._bare[number] = ""
+            if arguments := self._arguments(number, call.arguments()):
                 found.append(events.CallDelta(number, arguments))
         return found
+
+    def _arguments(self, number: int, piece: str) -> str:
+        """Return what there is to tell of a call's arguments, once they are some."""
+        if number not in self._bare:
+            return piece
+        piece = self._bare[number] + piece
+        if NO_ARGUMENTS.startswith(piece):
+            self._bare[number] = piece
+            return ""
+        del self._bare[number]
+        return piece
 
 
 def _content(message: WireMessage) -> list[Event]:

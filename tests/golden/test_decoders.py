@@ -371,6 +371,16 @@ def gemini_call(pieces: list[Json], *, name: str = "", more: bool = True) -> Jso
     return {"candidates": [{"content": {"parts": [{"functionCall": call}]}}]}
 
 
+def cohere_call(index: int, id: str, *pieces: str) -> list[Json]:
+    called: list[Json] = [{"id": id, "function": {"name": "f", "arguments": ""}}]
+    called += [{"function": {"arguments": piece}} for piece in pieces]
+    kinds = ["tool-call-start", *["tool-call-delta"] * len(pieces)]
+    return [
+        {"type": kind, "index": index, "delta": {"message": {"tool_calls": one}}}
+        for kind, one in zip(kinds, called, strict=True)
+    ]
+
+
 BEGUN: list[Event] = [events.Begun("x")]
 TWO_CALLS: list[Event] = [
     *BEGUN,
@@ -455,6 +465,23 @@ TRANSCRIPTS: dict[str, tuple[str, list[Json], list[Event]]] = {
         "responses",
         [{"type": "response.completed", "response": {"id": None, "output": [{"content": "x"}]}}],
         [events.Finished("stop"), events.Ended()],
+    ),
+    "null among the pieces of arguments, and in their place": (
+        "cohere",
+        [
+            *cohere_call(0, "a", '{"x":', ' "', "null", " pointer", '"}'),
+            *cohere_call(1, "b", "", "null"),
+            *cohere_call(2, "c", "nu", "ll"),
+            *cohere_call(3, "d", "n", "ull", "s"),
+        ],
+        [
+            events.CallBegun(0, "a", "f"),
+            *[events.CallDelta(0, one) for one in ('{"x":', ' "', "null", " pointer", '"}')],
+            events.CallBegun(1, "b", "f"),
+            events.CallBegun(2, "c", "f"),
+            events.CallBegun(3, "d", "f"),
+            events.CallDelta(3, "nulls"),
+        ],
     ),
     "what follows the end": (
         "cohere",
