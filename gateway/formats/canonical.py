@@ -150,7 +150,7 @@ def _chat_keeps(fields: dict[str, Raw]) -> bool:
             return False  # an empty turn is left out
         if message.get("role") in ("system", "developer") and not _all_text(said, ("text",)):
             return False
-        if message.get("reasoning_details"):  # beside which other thoughts are not read
+        if message.get("reasoning_details"):  # which say more than is read of them
             return False
     if "reasoning" in fields and "reasoning_effort" in fields:
         return False

@@ -9,9 +9,15 @@ from msgspec import Raw
 from gateway.core import events
 from gateway.core.events import Event
 from gateway.core.messages import Part, Reply, Thinking, ToolCall, mark, marked
-from gateway.formats.chat_thoughts import ReasoningDetail, google_extra, google_signature, thoughts
 from gateway.providers.chat import ChatCompletions
-from gateway.providers.chat_stream import MAKER, ChatDecoder, merged
+from gateway.providers.chat_stream import ChatDecoder, merged
+from gateway.providers.chat_thoughts import (
+    CALL_MAKER,
+    ReasoningDetail,
+    google_extra,
+    google_signature,
+    thoughts,
+)
 from gateway.providers.chat_wire import Message
 from gateway.providers.chat_wire import ToolCall as WireCall
 from gateway.providers.decoding import raw_text
@@ -81,7 +87,7 @@ def in_others(reply: Reply) -> Reply:
     parts: list[Part] = []
     for part in reply.parts:
         if isinstance(part, ToolCall) and part.signature and not marked(part.signature):
-            secret = mark(MAKER, _encode(google_extra(part.signature)).decode())
+            secret = mark(CALL_MAKER, _encode(google_extra(part.signature)).decode())
             part = msgspec.structs.replace(part, signature=secret)
         parts.append(part)
     return msgspec.structs.replace(reply, parts=tuple(parts))
@@ -94,23 +100,7 @@ def _thoughts(details: list[Raw], text: str) -> list[Thinking]:
             found.append(_decode_detail(one))
         except UNREADABLE:
             continue
-    return _all_of(thoughts(found, text), text)
-
-
-def _all_of(parts: list[Thinking], text: str) -> list[Thinking]:
-    """Return blocks with what stands between them: in a stream that has no block of its own."""
-    found, start = [], 0
-    for part in parts:
-        at = text.find(part.text, start)
-        if at < 0:
-            return parts  # they tell it in other words
-        if between := text[start:at].strip():
-            found.append(Thinking(between))
-        found.append(part)
-        start = at + len(part.text)
-    if rest := text[start:].strip():
-        found.append(Thinking(rest))
-    return found
+    return thoughts(found, text)
 
 
 def _signature(call: WireCall) -> str:

@@ -25,9 +25,9 @@ from gateway.core.messages import (
 )
 from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
-from gateway.formats.chat_thoughts import ReasoningDetail, google_signature, thoughts
 from gateway.formats.fields import Unknown, arguments_schema, cache_ttl, convert, present
 from gateway.formats.media import document, image
+from gateway.providers.chat_thoughts import ReasoningDetail, google_signature, thoughts
 
 # The hub's name of a field -> the client's, where they differ.
 NAMES = {

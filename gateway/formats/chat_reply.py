@@ -14,9 +14,9 @@ from gateway.core.errors import ApiError
 from gateway.core.events import Event
 from gateway.core.messages import Refusal, Reply, Text, Thinking, ToolCall
 from gateway.core.usage import Usage
-from gateway.formats.chat_thoughts import detail, google_extra
 from gateway.formats.openai import error_event
 from gateway.formats.reply import Meta
+from gateway.providers.chat_thoughts import at_calls, detail, google_extra
 
 _encode = msgspec.json.Encoder().encode
 END = b"data: [DONE]\n\n"
@@ -27,19 +27,20 @@ Json = dict[str, Any]
 def encode(reply: Reply, meta: Meta) -> bytes:
     """Write a whole reply."""
     message: Json = {"role": "assistant", "content": None, "refusal": None}
-    texts = [part for part in reply.parts if isinstance(part, Text)]
+    parts = at_calls(reply.parts)
+    texts = [part for part in parts if isinstance(part, Text)]
     if texts:
         message["content"] = "".join([part.text for part in texts])
-    refusals = [part.text for part in reply.parts if isinstance(part, Refusal)]
+    refusals = [part.text for part in parts if isinstance(part, Refusal)]
     if refusals:
         message["refusal"] = "".join(refusals)
-    thoughts = [part for part in reply.parts if isinstance(part, Thinking)]
+    thoughts = [part for part in parts if isinstance(part, Thinking)]
     if thinking := "".join([part.text for part in thoughts]):
         message["reasoning_content"] = thinking
     details = [detail(part, i) for i, part in enumerate(thoughts)]
     if any("signature" in one or "data" in one for one in details):
         message["reasoning_details"] = details
-    calls = [part for part in reply.parts if isinstance(part, ToolCall)]
+    calls = [part for part in parts if isinstance(part, ToolCall)]
     if calls:
         message["tool_calls"] = [_call(call) for call in calls]
     logprobs = [one for part in texts if part.logprobs is not None for one in listed(part.logprobs)]

@@ -13,6 +13,7 @@ from gateway.core.messages import (
 from gateway.core.usage import Usage
 from gateway.formats import StreamWriter
 from gateway.providers.adapter import EventDecoder
+from gateway.providers.chat_thoughts import at_calls
 from gateway.providers.decoding import Noted
 
 
@@ -99,7 +100,7 @@ def events_of(reply: Reply) -> list[Event]:
     """Return a whole reply as a stream would tell it: some servers do not stream."""
     found: list[Event] = [events.Begun(reply.id, reply.model)]
     calls = 0
-    for block, part in enumerate(reply.parts):
+    for block, part in enumerate(at_calls(reply.parts)):
         match part:
             case Text(text=text, logprobs=logprobs):
                 found.append(events.TextDelta(text, logprobs))

@@ -26,12 +26,12 @@ from gateway.core.messages import (
     ToolChoice,
     ToolResult,
     mark,
-    unmark,
 )
 from gateway.core.raw import given
 from gateway.core.target import Target
 from gateway.providers.adapter import Endpoint
-from gateway.providers.chat_stream import FINISH, MAKER, ChatDecoder, signature_of
+from gateway.providers.chat_stream import FINISH, ChatDecoder, signature_of
+from gateway.providers.chat_thoughts import MAKER, at_calls, details_of, extra_of
 from gateway.providers.chat_wire import Choice, Chunk, decode_chunk
 from gateway.providers.chat_wire import Message as WireMessage
 from gateway.providers.chat_wire import ToolCall as WireCall
@@ -42,9 +42,6 @@ from gateway.providers.plain import plain_text
 from gateway.providers.quirks import HINTS, Quirks
 
 _encode = msgspec.json.Encoder().encode
-
-
-_decode_list = msgspec.json.Decoder(list[Raw]).decode
 
 
 Json = dict[str, Any]
@@ -189,14 +186,15 @@ class ChatCompletions:
 
     def _assistant(self, message: Message, fit: Fit) -> Json:
         found: Json = {"role": "assistant"}
-        text = "".join([part.text for part in message.parts if isinstance(part, Text)])
-        refusal = "".join([part.text for part in message.parts if isinstance(part, Refusal)])
-        calls = [part for part in message.parts if isinstance(part, ToolCall)]
+        said = at_calls(message.parts)
+        text = "".join([part.text for part in said if isinstance(part, Text)])
+        refusal = "".join([part.text for part in said if isinstance(part, Refusal)])
+        calls = [part for part in said if isinstance(part, ToolCall)]
         if text or not calls:
             found["content"] = text or refusal
         if calls:
             found["tool_calls"] = [self._call(call) for call in calls]
-        thoughts = [part for part in message.parts if isinstance(part, Thinking)]
+        thoughts = [part for part in said if isinstance(part, Thinking)]
         thought = "".join([part.text for part in thoughts])
         if thought and self._quirks.thinking_parts:
             inner = [{"type": "text", "text": thought}]
@@ -206,8 +204,7 @@ class ChatCompletions:
             found[self._quirks.thoughts_back] = thought
         elif calls and self._quirks.thoughts_needed:
             found[self._quirks.thoughts_back] = " "
-        details = [one for part in thoughts for one in _kept(part.redacted or part.signature)]
-        if details:
+        if details := details_of(thoughts, self._quirks.details):
             found["reasoning_details"] = details
         if any(isinstance(part, Media) for part in message.parts):
             fit.refuse("messages", "media in what the assistant said")
@@ -219,8 +216,8 @@ class ChatCompletions:
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments},
         }
-        if extra := _kept(call.signature):
-            found["extra_content"] = extra[0]
+        if extra := extra_of(call.signature, self._quirks.details):
+            found["extra_content"] = extra
         return found
 
     def _id(self, call_id: str) -> str:
@@ -326,14 +323,6 @@ def _note(fit: Fit, name: str) -> None:
         fit.leave_out(hub_name)
     else:
         fit.refuse(hub_name)
-
-
-def _kept(secret: str) -> list[Raw]:
-    """Return the values that were kept as they came. The client holds them: they may be forged."""
-    try:
-        return _decode_list(f"[{unmark(MAKER, secret)}]")
-    except UNREADABLE:
-        return []
 
 
 def _tool(tool: Tool) -> Json:

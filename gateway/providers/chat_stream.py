@@ -17,15 +17,13 @@ from gateway.core.messages import (
 )
 from gateway.core.raw import given
 from gateway.core.sse import SseEvent
+from gateway.providers.chat_thoughts import CALL_MAKER, MAKER
 from gateway.providers.chat_wire import Choice, Chunk, decode_chunk
 from gateway.providers.chat_wire import Message as WireMessage
 from gateway.providers.chat_wire import ToolCall as WireCall
 from gateway.providers.decoding import SseDecoder, raw_text
 from gateway.providers.errors import UNREADABLE
 from gateway.providers.openai_wire import usage_of
-
-MAKER = "openai"
-
 
 FINISH = {
     "stop": STOP,
@@ -39,7 +37,8 @@ FINISH = {
 
 
 def signature_of(call: WireCall) -> str:
-    return mark(MAKER, raw_text(call.extra_content))
+    """Return what stands beside a call as its signature."""
+    return mark(CALL_MAKER, raw_text(call.extra_content))
 
 
 class ChatDecoder(SseDecoder):

@@ -8,12 +8,12 @@ import msgspec
 from msgspec import Raw
 
 from gateway.core.messages import ASSISTANT, MARK, marked, unmark
+from gateway.providers.chat_thoughts import extra_of, google_signature, own_details, text_of
 from gateway.providers.errors import UNREADABLE
-from gateway.providers.quirks import ALL, TOLD, Quirks
+from gateway.providers.quirks import ALL, Quirks
 
 _encode = msgspec.json.Encoder().encode
 _decode_objects = msgspec.json.Decoder(list[dict[str, Raw]]).decode
-_decode_text = msgspec.json.Decoder(str).decode
 
 Object = dict[str, Raw]
 _MARK = MARK.encode()
@@ -36,7 +36,7 @@ def own_turns(fields: Object) -> bool:
             continue
         if lost:
             turn["content"] = Raw(_encode(own))
-        if _text(turn.get("role")) == ASSISTANT:
+        if text_of(turn.get("role")) == ASSISTANT:
             bare = lost and _calls_unthought(own)
         kept.append(turn)
     fields["messages"] = Raw(_encode(kept))
@@ -50,7 +50,7 @@ def own_items(fields: Object, maker: str) -> None:
         return
     kept = []
     for item in items:
-        secret = _text(item.get("encrypted_content"))
+        secret = text_of(item.get("encrypted_content"))
         if marked(secret):
             own = unmark(maker, secret)
             if not own:
@@ -78,32 +78,51 @@ def own_messages(fields: Object, quirks: Quirks) -> None:
         if called and message.get("tool_calls"):
             _need_thoughts(message, quirks.thoughts_back)
         _own_details(message, quirks.details)
-        calls = _marked_objects(message.get("tool_calls"))
-        if calls is not None:
-            for call in calls:
-                if _MARK in bytes(call.get("extra_content", b"")):
-                    del call["extra_content"]
-            message["tool_calls"] = Raw(_encode(calls))
+        _own_calls(message, quirks.details)
     fields["messages"] = Raw(_encode(messages))
 
 
 def _need_thoughts(message: Object, name: str) -> None:
     """Put something where a thought must stand before calls, but nobody has one."""
-    if _text(message.get("role")) == ASSISTANT and not _text(message.get(name)):
+    if text_of(message.get("role")) == ASSISTANT and not text_of(message.get(name)):
         message[name] = Raw(b'" "')
 
 
 def _rename_thoughts(message: Object, name: str) -> None:
     """Give thoughts the one name that a server knows; their signatures have none there."""
     details = _objects(bytes(message.pop("reasoning_details", b"[]"))) or []
-    told = "".join([_text(one.get("text")) or _text(one.get("summary")) for one in details])
+    told = "".join([text_of(one.get("text")) or text_of(one.get("summary")) for one in details])
     for other in ("reasoning_content", "reasoning"):
         if other != name and other in message:
             said = message.pop(other)
-            if _text(message.get(name)) == "":
+            if text_of(message.get(name)) == "":
                 message[name] = said
-    if told and _text(message.get(name)) == "":
+    if told and text_of(message.get(name)) == "":
         message[name] = Raw(_encode(told))
+
+
+def _own_calls(message: Object, known: str) -> None:
+    """Give calls back what their server wrote beside them; what another wrote goes."""
+    calls = _marked_objects(message.get("tool_calls"))
+    if calls is None:
+        return
+    for call in calls:
+        extra = bytes(call.get("extra_content", b""))
+        if _MARK not in extra:
+            continue
+        own = extra_of(_google_signature(extra), known)
+        if own is None:
+            del call["extra_content"]
+        else:
+            call["extra_content"] = Raw(_encode(own))
+    message["tool_calls"] = Raw(_encode(calls))
+
+
+def _google_signature(extra: bytes) -> str:
+    try:
+        return google_signature(msgspec.json.decode(extra))
+    except UNREADABLE:
+        return ""
 
 
 def _own_details(message: Object, known: str) -> None:
@@ -111,30 +130,21 @@ def _own_details(message: Object, known: str) -> None:
     details = _objects(bytes(message.get("reasoning_details", b""))) if known else []
     if details is None:
         return
-    own = [one for one in details if not _is_foreign_detail(one, known)]
-    if own:
+    if own := own_details(details, known):
         message["reasoning_details"] = Raw(_encode(own))
     else:
         message.pop("reasoning_details", None)
 
 
 def _is_foreign_block(block: Object) -> bool:
-    kind = _text(block.get("type"))
+    kind = text_of(block.get("type"))
     if kind == "thinking":
-        return marked(_text(block.get("signature")))
-    return kind == "redacted_thinking" and marked(_text(block.get("data")))
-
-
-def _is_foreign_detail(detail: Object, known: str) -> bool:
-    """Tell whose a secret is: marked it is another's, of no format it is Anthropic's."""
-    secrets = [secret for name in ("signature", "data") if (secret := _text(detail.get(name)))]
-    if known == TOLD and secrets and not _text(detail.get("format")):
-        return True
-    return any(map(marked, secrets))
+        return marked(text_of(block.get("signature")))
+    return kind == "redacted_thinking" and marked(text_of(block.get("data")))
 
 
 def _calls_unthought(blocks: list[Object]) -> bool:
-    kinds = {_text(block.get("type")) for block in blocks}
+    kinds = {text_of(block.get("type")) for block in blocks}
     return "tool_use" in kinds and kinds.isdisjoint(("thinking", "redacted_thinking"))
 
 
@@ -151,12 +161,3 @@ def _objects(data: bytes) -> list[Object] | None:
         return _decode_objects(data)
     except UNREADABLE:
         return None
-
-
-def _text(raw: Raw | None) -> str:
-    if raw is None:
-        return ""
-    try:
-        return _decode_text(raw)
-    except UNREADABLE:
-        return ""

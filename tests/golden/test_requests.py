@@ -79,7 +79,7 @@ CASES = {
             "m",
             "chat",
             frozenset(("signature", "thinking")),
-            extra=frozenset(("top_k", "reasoning", "reasoning_content")),
+            extra=frozenset(("top_k", "reasoning", "reasoning_content", "reasoning_details")),
         )
         for kind in PROVIDERS
         if kind

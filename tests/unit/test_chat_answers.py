@@ -108,6 +108,6 @@ def test_what_a_provider_of_this_dialect_signed_is_given_as_it_came(stream: bool
 def test_other_dialects_have_a_calls_signature_with_its_makers_mark() -> None:
     found = in_others(read(native(stream=True), stream=True))
     (call,) = [part for part in found.parts if isinstance(part, ToolCall)]
-    assert call.signature == mark("openai", json.dumps(EXTRA, separators=(",", ":")))
+    assert call.signature == mark("openai-call", json.dumps(EXTRA, separators=(",", ":")))
     ours = reply(ToolCall("call_1", "look", "{}", mark("gemini", "S")))
     assert in_others(ours) == ours
