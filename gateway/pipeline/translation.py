@@ -1,5 +1,7 @@
 """Joins the two halves of a translated stream: a provider's decoder and a client's writer."""
 
+import msgspec
+
 from gateway.core import events
 from gateway.core.errors import ApiError
 from gateway.core.events import Event
@@ -29,6 +31,7 @@ class Translation(Noted):
         self._said: list[str] = []
         self._keeps, self._plain = keeps, True
         self._before: Usage | None = None
+        self._first_block = self._blocks = 0  # of thoughts: of this decoder's, and of all
 
     @property
     def said(self) -> str | None:
@@ -41,8 +44,8 @@ class Translation(Noted):
         self.done = self.finished = self.attention = False
 
     def go_on(self, decoder: EventDecoder) -> None:
-        """Take the rest from another decoder."""
-        self._decoder = decoder
+        """Take the rest from another decoder; its thoughts are no more of those before."""
+        self._decoder, self._first_block = decoder, self._blocks
 
     @property
     def content_type(self) -> bytes:
@@ -82,6 +85,10 @@ class Translation(Noted):
                     self._said.append(text)
                 case events.CallBegun() | events.RefusalDelta():
                     self._plain = False
+                case events.ThinkingDelta(block=block) | events.ThinkingSigned(block=block):
+                    block += self._first_block
+                    self._blocks = max(self._blocks, block + 1)
+                    event = msgspec.structs.replace(event, block=block)
                 case events.Begun() if self._before is not None:
                     continue
                 case events.Used(usage=used) if self._before is not None:
