@@ -71,6 +71,7 @@ _MISTRAL = Quirks(
     thinking_parts=True,
     document_urls=True,
     short_ids=True,
+    results_answered=True,
 )
 _GROQ = Quirks(
     refuses=frozenset(("logprobs", "top_logprobs", "logit_bias", "n")), thoughts_back="reasoning"

@@ -182,7 +182,7 @@ class ChatCompletions:
                 found.append({"role": "system", "content": "\n\n".join(said)})
             else:
                 found += self._user(message, fit)
-        return found
+        return _answered(found) if self._quirks.results_answered else found
 
     def _assistant(self, message: Message, fit: Fit) -> Json:
         found: Json = {"role": "assistant"}
@@ -278,6 +278,23 @@ class ChatCompletions:
         if choice.mode == "tool":
             return {"type": "function", "function": {"name": choice.name}}
         return self._quirks.tool_choices.get(choice.mode, choice.mode)
+
+
+def _answered(messages: list[Json]) -> list[Json]:
+    """Let the assistant speak after results of tools, and no system but before or after the user.
+
+    As Mistral checks it (`mistral_common`, `_validate_message_order`; error 3230).
+    """
+    found: list[Json] = []
+    for message in messages:
+        before = found[-1]["role"] if found else "system"
+        if message["role"] in ("user", "system") and before == "tool":
+            found.append({"role": "assistant", "content": "."})
+            before = "assistant"
+        if message["role"] == "system" and before == "assistant":
+            message["role"] = "user"
+        found.append(message)
+    return found
 
 
 def bearer(target: Target) -> tuple[tuple[str, str], ...]:

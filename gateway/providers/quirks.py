@@ -41,6 +41,7 @@ class Quirks(msgspec.Struct, frozen=True):
     thinking_parts: bool = False  # thoughts are parts of the content, there and back (Mistral)
     short_ids: bool = False  # of calls: nine letters and digits
     document_urls: bool = False  # documents are parts of their own, by URL (Mistral)
+    results_answered: bool = False  # nobody but the assistant speaks after results (Mistral)
 
 
 NONE = Quirks()
