@@ -6,6 +6,8 @@ An id becomes the same other id wherever it stands, so calls and their results s
 import hashlib
 import re
 
+from gateway.core.ids import request_id
+
 MOST_CHARS = 64
 NAMED_CHARS = 24  # of a reply's id, in those of its calls
 SHORT_CHARS = 9
@@ -17,7 +19,7 @@ _SHORT = re.compile(rf"[A-Za-z0-9]{{{SHORT_CHARS}}}")
 
 def named(reply_id: str | None, number: int) -> str:
     """Name a call that has no id: unlike those of other replies in the conversation."""
-    return f"call_{_NOT_NAMED.sub('', reply_id or '')[:NAMED_CHARS]}_{number}"
+    return f"call_{_NOT_NAMED.sub('', reply_id or request_id())[:NAMED_CHARS]}_{number}"
 
 
 def plain(call_id: str) -> str:

@@ -9,7 +9,6 @@ from gateway.core.messages import (
     ASSISTANT,
     Fit,
     Media,
-    Message,
     Part,
     Prompt,
     Reasoning,
@@ -42,16 +41,16 @@ UNSIGNED = "skip_thought_signature_validator"
 def write(prompt: Prompt, model: str, fit: Fit) -> Json:
     """Return a request's fields."""
     turns = alternating(user_first(prompt.messages))
-    names = {
-        part.id: part.name
-        for message in turns
-        for part in message.parts
-        if isinstance(part, ToolCall)
-    }
+    names: dict[str, str] = {}
+    called: list[str] = []  # the ids of the last turn's calls
     generation = int(found[1]) if (found := _GENERATION.search(model)) else 0
     contents = []
     for message in turns:
-        parts = _parts(message, names, generation, fit)
+        if message.role == ASSISTANT:
+            calls = [part for part in message.parts if isinstance(part, ToolCall)]
+            names |= {call.id: call.name for call in calls}
+            called = [call.id for call in calls]
+        parts = _parts(_in_order(message.parts, called), names, generation, fit)
         if parts:
             role = "model" if message.role == ASSISTANT else "user"
             contents.append({"role": role, "parts": parts})
@@ -134,11 +133,19 @@ def _leave(prompt: Prompt, fit: Fit) -> None:
         fit.refuse(name)
 
 
-def _parts(message: Message, names: dict[str, str], generation: int, fit: Fit) -> list[Json]:
+def _in_order(parts: tuple[Part, ...], called: list[str]) -> list[Part]:
+    """Return parts with results in the order of their calls: Gemini knows them by name alone."""
+    places = {id: place for place, id in enumerate(called)}
+    results = [part for part in parts if isinstance(part, ToolResult)]
+    ordered = iter(sorted(results, key=lambda one: places.get(one.call_id, len(places))))
+    return [next(ordered) if isinstance(part, ToolResult) else part for part in parts]
+
+
+def _parts(parts: list[Part], names: dict[str, str], generation: int, fit: Fit) -> list[Json]:
     found: list[Json] = []
     media: list[Json] = []
     signature, called = "", False
-    for part in message.parts:
+    for part in parts:
         if isinstance(part, Thinking):
             # Thoughts themselves are not sent back, but their signature, on the part behind it.
             secret = unmark(MAKER, part.redacted) or unmark(MAKER, part.signature)

@@ -498,10 +498,13 @@ TRANSCRIPTS: dict[str, tuple[str, list[Json], list[Event]]] = {
     ),
     "nulls that are left out of a list": (
         "gemini",
-        [gemini_call([{"jsonPath": "$.a[2]", "numberValue": 1}], name="f", more=False)],
         [
-            events.Begun(),
-            events.CallBegun(0, "call__0", "f"),
+            gemini_call([{"jsonPath": "$.a[2]", "numberValue": 1}], name="f", more=False)
+            | {"responseId": "x"}
+        ],
+        [
+            *BEGUN,
+            events.CallBegun(0, "call_x_0", "f"),
             events.CallDelta(0, '{"a":[null,null,1]}'),
         ],
     ),

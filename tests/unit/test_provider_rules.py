@@ -367,28 +367,49 @@ SONNET = "anthropic.claude-sonnet-4-5-20250929-v1:0"
 F = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
-def unnamed(reply_id: str) -> tuple[bytes, bytes]:
+def unnamed_chat(head: Json) -> tuple[bytes, bytes]:
     """A reply with two calls that have no ids, whole and as a stream."""
     function = {"name": "f", "arguments": "{}"}
     calls = [{"index": i, "id": "", "type": "function", "function": function} for i in range(2)]
     said = {"role": "assistant", "content": None, "tool_calls": calls}
     whole = {"index": 0, "message": said, "finish_reason": "tool_calls"}
     choices = [{"index": 0, "delta": {"tool_calls": [call]}} for call in calls]
-    events = [json.dumps({"id": reply_id, "choices": [choice]}) for choice in choices]
+    events = [json.dumps({**head, "choices": [choice]}) for choice in choices]
     stream = "".join([f"data: {event}\n\n" for event in events])
-    return json.dumps({"id": reply_id, "choices": [whole]}).encode(), stream.encode()
+    return json.dumps({**head, "choices": [whole]}).encode(), stream.encode()
+
+
+def unnamed_gemini(head: Json) -> tuple[bytes, bytes]:
+    parts = [{"functionCall": {"name": "f", "args": {}}}] * 2
+    told = json.dumps({"candidates": [{"content": {"parts": parts}}], **head}).encode()
+    return told, b"data: %b\n\n" % told
 
 
 def test_calls_without_ids_have_names_of_their_own_in_all_a_conversation() -> None:
     seen: list[str] = []
     for reply_id in ("chatcmpl-a1", "chatcmpl-b2"):
-        whole, stream = unnamed(reply_id)
+        whole, stream = unnamed_chat({"id": reply_id})
         parts = ChatCompletions(NONE).parse(whole).parts
         found = [part.id for part in parts if isinstance(part, ToolCall)]
         told = ChatCompletions(NONE).decoder().feed(stream)
         assert [one.id for one in told if isinstance(one, CallBegun)] == found
         seen += found
     assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "unnamed"), [("openai", unnamed_chat), ("gemini", unnamed_gemini)]
+)
+def test_so_have_calls_of_replies_without_ids(kind: str, unnamed: Any) -> None:
+    conversation = PROVIDERS[kind].adapter.conversation
+    assert conversation is not None
+    seen: list[str] = []
+    for _ in range(2):
+        whole, stream = unnamed({})
+        seen += [part.id for part in conversation.parse(whole).parts if isinstance(part, ToolCall)]
+        told = conversation.decoder().feed(stream)
+        seen += [one.id for one in told if isinstance(one, CallBegun)]
+    assert len(set(seen)) == 8
 
 
 def test_bedrock_is_shown_tools_wherever_one_was_called() -> None:

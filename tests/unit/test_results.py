@@ -64,3 +64,30 @@ def test_at_mistral_what_a_result_shows_comes_after_the_assistant() -> None:
     sent, _ = put("mistral", "mistral-large-latest", MESSAGES, body)
     roles = [turn["role"] for turn in sent["messages"]]
     assert roles == ["user", "assistant", "tool", "assistant", "user"]
+
+
+# --- Which call they answer ----------------------------------------------------------------------
+
+
+def answered(messages: list[Json]) -> list[list[tuple[str, str]]]:
+    """The names and texts of results that Gemini is sent, turn by turn."""
+    sent, _ = put("gemini", "gemini-2.5-pro", CHAT, {"messages": messages})
+    turns = [[part.get("functionResponse") for part in turn["parts"]] for turn in sent["contents"]]
+    found = [[(one["name"], one["response"]["result"]) for one in turn if one] for turn in turns]
+    return [turn for turn in found if turn]
+
+
+def test_gemini_has_results_in_the_order_of_their_calls() -> None:
+    """It knows them by name alone."""
+    turn = [ASKED, called("a", "b", "c")]
+    results = [result("c", "3"), result("a", "1"), result("b", "2")]
+    said = {"role": "user", "content": "go"}
+    assert answered([*turn, *results, said]) == [[("f", "1"), ("f", "2"), ("f", "3")]]
+    other = [called("b", "a", name="g"), result("a", "5"), result("x", "6"), result("b", "4")]
+    again = [[("g", "4"), ("g", "5"), ("x", "6")]]
+    assert answered([*turn, *results, *other])[1:] == again
+
+
+def test_an_id_that_comes_again_does_not_rename_what_was_before() -> None:
+    first, second = [called("a"), result("a", "1")], [called("a", name="g"), result("a", "2")]
+    assert answered([ASKED, *first, *second]) == [[("f", "1")], [("g", "2")]]
