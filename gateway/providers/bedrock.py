@@ -236,14 +236,13 @@ def _tells(part: Part) -> bool:
 
 
 def _blocks(message: Message, documents: _Documents, fit: Fit) -> list[Json]:
-    found: list[Json] = []
-    for part in message.parts:
-        found += _block(part, documents, fit)
-    if message.role == ASSISTANT:
-        return found
+    parts = list(message.parts)
+    if message.role != ASSISTANT:
+        parts.sort(key=lambda part: not isinstance(part, ToolResult))  # which come first
+    found = [block for part in parts for block in _block(part, documents, fit)]
     if any("document" in one for one in found) and not any("text" in one for one in found):
         found.append({"text": "."})  # a document needs a text beside it
-    return sorted(found, key=lambda block: "toolResult" not in block)
+    return found
 
 
 def _block(part: Part, documents: _Documents, fit: Fit) -> list[Json]:
@@ -258,17 +257,24 @@ def _block(part: Part, documents: _Documents, fit: Fit) -> list[Json]:
             use = {"toolUseId": plain(id), "name": name, "input": arguments_of(arguments)}
             return [{"toolUse": use}, *([_point(cache)] if cache else [])]
         case ToolResult():
-            inner = [one for p in part.parts for one in _block(p, documents, fit)]
-            result: Json = {"toolUseId": plain(part.call_id), "content": inner or [{"text": " "}]}
-            if part.is_error:
-                result["status"] = "error"
-            return [{"toolResult": result}, *([_point(part.cache)] if part.cache else [])]
+            return _result(part, documents, fit)
         case Thinking(redacted=redacted) if secret := unmark(MAKER, redacted):
             return [{"reasoningContent": {"redactedContent": secret}}]
         case Thinking(text=text, signature=signature) if unmarked(signature):
             thought = {"text": text, "signature": signature}
             return [{"reasoningContent": {"reasoningText": thought}}]
     return []  # another provider's thoughts
+
+
+def _result(part: ToolResult, documents: _Documents, fit: Fit) -> list[Json]:
+    """Write a result; what is marked inside of it is marked behind it: there is no place for it."""
+    inner = [one for p in part.parts for one in _block(p, documents, fit)]
+    content = [one for one in inner if "cachePoint" not in one] or [{"text": " "}]
+    result: Json = {"toolUseId": plain(part.call_id), "content": content}
+    if part.is_error:
+        result["status"] = "error"
+    cache = part.cache or next((one.cache for one in reversed(part.parts) if one.cache), "")
+    return [{"toolResult": result}, *([_point(cache)] if cache else [])]
 
 
 def _media(part: Media, documents: _Documents, fit: Fit) -> list[Json]:

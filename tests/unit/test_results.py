@@ -91,3 +91,51 @@ def test_gemini_has_results_in_the_order_of_their_calls() -> None:
 def test_an_id_that_comes_again_does_not_rename_what_was_before() -> None:
     first, second = [called("a"), result("a", "1")], [called("a", name="g"), result("a", "2")]
     assert answered([ASKED, *first, *second]) == [[("f", "1")], [("g", "2")]]
+
+
+# --- What of them is cached ----------------------------------------------------------------------
+
+SHORT: Json = {"cache_control": {"type": "ephemeral"}}
+LONG: Json = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+POINT = {"cachePoint": {"type": "default"}}
+LONG_POINT = {"cachePoint": {"type": "default", "ttl": "1h"}}
+
+
+def tool_result(id: str, *inner: Json, **marks: Any) -> Json:
+    content = [{"type": "text", "text": "r", **one} for one in inner]
+    return {"type": "tool_result", "tool_use_id": id, "content": content, **marks}
+
+
+@pytest.mark.parametrize(
+    ("said", "points"),
+    [
+        ([tool_result("a", SHORT), tool_result("b", {})], ["a", POINT, "b"]),
+        (
+            [tool_result("a", {}, **SHORT), tool_result("b", {}, **LONG)],
+            ["a", POINT, "b", LONG_POINT],
+        ),
+        (
+            [tool_result("a", SHORT, LONG), tool_result("b", SHORT, **LONG)],
+            ["a", LONG_POINT, "b", LONG_POINT],
+        ),
+        (
+            [{"type": "text", "text": "go", **LONG}, tool_result("a", {}, **SHORT)],
+            ["a", POINT, "go", LONG_POINT],
+        ),
+    ],
+)
+def test_bedrock_has_marks_behind_the_results_that_bear_them(said: Any, points: Any) -> None:
+    uses: list[Json] = [
+        {"type": "tool_use", "id": id, "name": "f", "input": {}} for id in ("a", "b")
+    ]
+    turns = [ASKED, {"role": "assistant", "content": uses}, {"role": "user", "content": said}]
+    model = "anthropic.claude-sonnet-4-5-20250929-v1:0"
+    sent, _ = put("bedrock", model, MESSAGES, {"max_tokens": 9, "messages": turns})
+    shown = []
+    for block in sent["messages"][-1]["content"]:
+        outcome = block.get("toolResult")
+        if outcome is not None:
+            assert {"text": "r"} in outcome["content"]
+            assert not [one for one in outcome["content"] if "cachePoint" in one]
+        shown.append(outcome["toolUseId"] if outcome else block.get("text", block))
+    assert shown == points
