@@ -53,7 +53,6 @@ class ChatAnswerDecoder(ChatDecoder):
     def __init__(self) -> None:
         super().__init__()
         self._thought: list[str] = []
-        self._blocks = 0
 
     def think(self, delta: Message) -> list[Event]:
         """Take more of a thought."""
@@ -67,7 +66,7 @@ class ChatAnswerDecoder(ChatDecoder):
         details, self._details = self._details, []
         found: list[Event] = []
         for part in _thoughts([Raw(_encode(one)) for one in merged(details)], thought):
-            block, self._blocks = self._blocks, self._blocks + 1
+            block, self._block = self._block, self._block + 1
             if part.text:
                 found.append(events.ThinkingDelta(part.text, block))
             if part.signature or part.redacted:

@@ -51,6 +51,7 @@ class ChatDecoder(SseDecoder):
         self._calls: dict[int | str | None, int] = {}
         self._ids: list[str] = []
         self._details: list[Raw] = []
+        self._block = 0  # of thought: it ends with its signature
 
     def read(self, event: SseEvent) -> list[Event]:
         """Return what an event says."""
@@ -120,13 +121,16 @@ class ChatDecoder(SseDecoder):
         """Take more of a thought."""
         self._details += delta.reasoning_details or ()
         thought = delta.thought()
-        return [events.ThinkingDelta(thought)] if thought else []
+        return [events.ThinkingDelta(thought, self._block)] if thought else []
 
     def signed(self) -> list[Event]:
         """Sign the thoughts so far."""
         details, self._details = self._details, []
         blocks = [msgspec.json.encode(block).decode() for block in merged(details)]
-        return [events.ThinkingSigned(mark(MAKER, ",".join(blocks)))] if details else []
+        if not blocks:
+            return []
+        block, self._block = self._block, self._block + 1
+        return [events.ThinkingSigned(mark(MAKER, ",".join(blocks)), block=block)]
 
     def signature(self, call: WireCall) -> str:
         """Return a call's signature."""

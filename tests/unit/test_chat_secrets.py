@@ -184,3 +184,18 @@ def test_thoughts_that_nobody_signed_stay_between_those_that_somebody_did() -> N
         decode(CHAT, json.dumps({"model": "m", "messages": [turn]}).encode())
     )
     assert prompt.messages[0].parts == parts
+
+
+def test_blocks_that_are_signed_apart_have_numbers_of_their_own() -> None:
+    """Clients join what has one number: OpenAI's own do so with its texts."""
+    first, second = [{**one, "index": 0} for one in DETAILS]
+    deltas: list[Json] = [
+        {"reasoning": "hm", "reasoning_details": [first]},
+        {"content": "hi"},
+        {"reasoning": "so", "reasoning_details": [second], "tool_calls": [call("c1", index=0)]},
+    ]
+    chunks = [{"id": "x", "choices": [{"index": 0, "delta": one}]} for one in deltas]
+    told = b"".join([b"data: %b\n\n" % json.dumps(one).encode() for one in chunks])
+    found = ChatCompletions(NONE).decoder().feed(told)
+    blocks = [getattr(one, "block", None) for one in found]
+    assert [block for block in blocks if block is not None] == [0, 0, 1, 1]
