@@ -181,6 +181,12 @@ def error_event(error: ApiError, number: int) -> bytes:
     return frame("error", msgspec.json.encode(found))
 
 
+def _said(part: ContentPart) -> list[Event]:
+    if part.refusal:
+        return [events.RefusalDelta(part.refusal)]
+    return [events.TextDelta(part.text)] if part.text else []
+
+
 class ResponsesDecoder(SseDecoder):
     """Reads a stream of events. Items are told by their place: some servers change their ids."""
 
@@ -259,9 +265,8 @@ class ResponsesDecoder(SseDecoder):
     def _done(self, place: int, item: Item) -> list[Event]:
         """Take what only the whole item says: a secret, or what no delta said before."""
         self._searches += searched(item.type, item.action)
-        if item.type == "reasoning" and item.encrypted_content:
-            secrets = of_responses(item.encrypted_content, shown=place in self._shown)
-            return [events.ThinkingSigned(*secrets, block=place)]
+        if item.type == "reasoning":
+            return self._reasoned(place, item)
         if place in self._shown:
             return []
         if item.type == "function_call":
@@ -271,9 +276,18 @@ class ResponsesDecoder(SseDecoder):
                 found.append(events.CallDelta(self._calls[place], arguments))
             return found
         if item.type == "message":
-            return [events.TextDelta(part.text) for part in item.content or () if part.text]
+            return [event for part in item.content or () for event in _said(part)]
         text = other_text(item)
         return [events.OtherDelta(text)] if text else []
+
+    def _reasoned(self, place: int, item: Item) -> list[Event]:
+        found: list[Event] = []
+        if place not in self._shown and (text := thought(item)):
+            found += self._thought(place, 0, text)
+        if item.encrypted_content:
+            secrets = of_responses(item.encrypted_content, shown=place in self._shown)
+            found.append(events.ThinkingSigned(*secrets, block=place))
+        return found
 
     def _ended(self, response: Head, *, completed: bool) -> list[Event]:
         found: list[Event] = []

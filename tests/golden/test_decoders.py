@@ -366,6 +366,10 @@ def block(kind: str, index: int, **fields: Any) -> Json:
     return {"type": kind, "index": index, name: fields}
 
 
+def responses_done(index: int, **item: Any) -> Json:
+    return {"type": "response.output_item.done", "output_index": index, "item": item}
+
+
 def gemini_call(pieces: list[Json], *, name: str = "", more: bool = True) -> Json:
     call: Json = {"partialArgs": pieces, "willContinue": more} | ({"name": name} if name else {})
     return {"candidates": [{"content": {"parts": [{"functionCall": call}]}}]}
@@ -460,6 +464,23 @@ TRANSCRIPTS: dict[str, tuple[str, list[Json], list[Event]]] = {
             {"type": "response.output_item.done", "item": {**ITEM, "arguments": {"x": True}}},
         ],
         [events.CallBegun(0, "a", "f"), events.CallDelta(0, '{"x": true}')],
+    ),
+    "thoughts and a refusal that are only told when they are done": (
+        "responses",
+        [
+            responses_done(0, type="reasoning", summary=[{"text": "hm"}, {"text": "so"}]),
+            responses_done(1, type="reasoning", summary=[{"text": "on"}], encrypted_content="s"),
+            responses_done(2, type="reasoning", summary=[], encrypted_content="t"),
+            responses_done(3, type="message", content=[{"text": "a"}, {"refusal": "b"}]),
+        ],
+        [
+            events.ThinkingDelta("hm\n\nso"),
+            events.ThinkingDelta("on", 1),
+            events.ThinkingSigned("sluice:responses:s", block=1),
+            events.ThinkingSigned(redacted="sluice:responses:t", block=2),
+            events.TextDelta("a"),
+            events.RefusalDelta("b"),
+        ],
     ),
     "an end that has more than anybody knows": (
         "responses",
