@@ -14,7 +14,7 @@ from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
 from gateway.providers.anthropic_prompt import write
 from gateway.providers.anthropic_wire import MessagesDecoder
 from gateway.providers.decoding import NativeStream
-from gateway.providers.errors import error_message
+from gateway.providers.errors import UNREADABLE, error_message
 from gateway.providers.foreign import own_turns
 from gateway.providers.openai_wire import parse_listing
 
@@ -22,6 +22,9 @@ VERSION = "2023-06-01"
 _PATHS = {Operation.MESSAGES: "/messages", Operation.COUNT_TOKENS: "/messages/count_tokens"}
 _ENDING = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 _encode = msgspec.json.Encoder().encode
+
+_decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_edits = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 
 
 class NativeMessages:
@@ -61,6 +64,29 @@ def own_fields(fields: dict[str, Raw], fit: Fit) -> None:
     if own_turns(fields) and b"disabled" not in bytes(fields.get("thinking", b"disabled")):
         del fields["thinking"]
         fit.leave_out("thinking")
+        _clear_no_thinking(fields, fit)
+
+
+def _clear_no_thinking(fields: dict[str, Raw], fit: Fit) -> None:
+    """Take out edits that clear thinking: they are refused where there is none."""
+    try:
+        context = _decode_fields(fields.get("context_management", b"{}"))
+        said = _decode_edits(context.get("edits", b"[]"))
+    except UNREADABLE:
+        return  # Anthropic's to refuse
+    edits = [edit for edit in said if not _clears_thinking(edit)]
+    if len(edits) == len(said):
+        return
+    fit.leave_out("context_management")
+    context["edits"] = Raw(_encode(edits))
+    if edits or len(context) > 1:
+        fields["context_management"] = Raw(_encode(context))
+    else:
+        del fields["context_management"]
+
+
+def _clears_thinking(edit: dict[str, Raw]) -> bool:
+    return bytes(edit.get("type", b"")).startswith(b'"clear_thinking_')
 
 
 class MessagesConversation:

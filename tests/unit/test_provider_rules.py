@@ -101,6 +101,31 @@ def test_a_call_without_its_thoughts_forbids_thinking(blocks: Any, thinks: bool)
     assert dropped == (() if thinks else ("thinking",))
 
 
+CLEARING = {"type": "clear_thinking_20251015", "keep": "all"}
+USES = {"type": "clear_tool_uses_20250919"}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "edits", "kept", "named"),
+    [
+        (FOREIGN, [CLEARING], None, ("thinking", "context_management")),
+        (FOREIGN, [CLEARING, USES], {"edits": [USES]}, ("thinking", "context_management")),
+        (FOREIGN, [USES], {"edits": [USES]}, ("thinking",)),
+        (FOREIGN, "all", {"edits": "all"}, ("thinking",)),
+        ([OWN], [CLEARING], {"edits": [CLEARING]}, ()),
+    ],
+)
+@pytest.mark.parametrize("kind", ["anthropic", "vertex"])
+def test_who_does_not_think_is_not_told_to_clear_thoughts(
+    kind: str, blocks: Any, edits: Any, kept: Any, named: Any
+) -> None:
+    body = turns(*blocks, CALL) | {"thinking": {"type": "enabled", "budget_tokens": 2000}}
+    body["context_management"] = {"edits": edits}
+    sent, dropped = put(kind, "claude-sonnet-4-5", MESSAGES, body)
+    assert sent.get("context_management") == kept
+    assert dropped == named
+
+
 @pytest.mark.parametrize(
     ("block", "said"),
     [
