@@ -22,7 +22,6 @@ VERSION = "2023-06-01"
 _PATHS = {Operation.MESSAGES: "/messages", Operation.COUNT_TOKENS: "/messages/count_tokens"}
 _ENDING = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 _encode = msgspec.json.Encoder().encode
-
 _decode_fields = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_edits = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 

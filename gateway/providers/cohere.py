@@ -38,9 +38,11 @@ from gateway.providers.cohere_wire import (
     CohereDecoder,
     Tokens,
     WireMessage,
+    usage_of,
 )
 from gateway.providers.embeddings import Vector, encode_vectors, texts_of
 from gateway.providers.errors import UNREADABLE, error_message
+from gateway.providers.figures import figures
 
 _encode = msgspec.json.Encoder().encode
 
@@ -114,7 +116,7 @@ class CohereConversation:
             parts=tuple(parts),
             finish=FINISH.get(answer.finish_reason or "", STOP),
             odd=answer.finish_reason not in FINISH,
-            usage=answer.usage.counted() if answer.usage is not None else None,
+            usage=usage_of(answer.usage),
         )
 
     def decoder(self) -> "CohereDecoder":
@@ -245,7 +247,7 @@ class _Floats(msgspec.Struct):
 
 
 class _Meta(msgspec.Struct):
-    billed_units: Tokens | None = None
+    billed_units: Any = None
 
 
 class _Embeddings(msgspec.Struct):
@@ -284,7 +286,7 @@ class CohereEmbedding:
             found = msgspec.json.decode(body, type=_Embeddings)
         except UNREADABLE as error:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
-        billed = found.meta.billed_units if found.meta is not None else None
+        billed = figures(found.meta.billed_units, Tokens) if found.meta is not None else None
         usage = Usage(int(billed.input_tokens or 0)) if billed is not None else None
         return encode_vectors(found.embeddings.float, request, usage), usage
 

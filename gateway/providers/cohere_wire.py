@@ -1,5 +1,7 @@
 """Cohere's replies and streams as they stand on the wire, and what is read from them."""
 
+from typing import Any
+
 import msgspec
 
 from gateway.core import events
@@ -12,6 +14,7 @@ from gateway.core.messages import (
 from gateway.core.sse import SseEvent
 from gateway.core.usage import Usage
 from gateway.providers.decoding import SseDecoder
+from gateway.providers.figures import Count, figures
 
 FINISH = {
     "COMPLETE": STOP,
@@ -29,8 +32,8 @@ FAILURES = frozenset(("ERROR", "TIMEOUT"))
 class Tokens(msgspec.Struct, gc=False):
     """Counts of tokens; Cohere sends some as floats."""
 
-    input_tokens: float | None = None
-    output_tokens: float | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
 
 
 class WireUsage(msgspec.Struct, gc=False):
@@ -38,7 +41,7 @@ class WireUsage(msgspec.Struct, gc=False):
 
     tokens: Tokens | None = None
     billed_units: Tokens | None = None
-    cached_tokens: float | None = None
+    cached_tokens: Count | None = None
 
     def counted(self) -> Usage | None:
         """Convert to the gateway's counts."""
@@ -47,6 +50,12 @@ class WireUsage(msgspec.Struct, gc=False):
             return None
         cached = int(self.cached_tokens or 0)
         return Usage(int(found.input_tokens or 0), cached, 0, int(found.output_tokens or 0))
+
+
+def usage_of(usage: Any) -> Usage | None:
+    """Return the counts of a `usage`; None where it has none that can be understood."""
+    told = figures(usage, WireUsage)
+    return told.counted() if told is not None else None
 
 
 class Function(msgspec.Struct, gc=False):
@@ -100,7 +109,7 @@ class Answer(msgspec.Struct, gc=False):
     id: str | None = None
     message: WireMessage | str | None = None
     finish_reason: str | None = None
-    usage: WireUsage | None = None
+    usage: Any = None
 
 
 class Delta(msgspec.Struct, gc=False):
@@ -108,7 +117,7 @@ class Delta(msgspec.Struct, gc=False):
 
     message: WireMessage | None = None
     finish_reason: str | None = None
-    usage: WireUsage | None = None
+    usage: Any = None
     error: str | None = None
 
 
@@ -191,7 +200,7 @@ def _ended(delta: Delta) -> list[Event]:
         said = delta.error or delta.finish_reason
         return [events.Failed(msgspec.json.encode({"error": {"message": said}}).decode())]
     found: list[Event] = []
-    if delta.usage is not None and (used := delta.usage.counted()) is not None:
+    if (used := usage_of(delta.usage)) is not None:
         found.append(events.Used(used))
     reason = delta.finish_reason or ""
     ended = events.Finished(FINISH.get(reason, STOP), odd=reason not in FINISH)

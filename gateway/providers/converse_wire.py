@@ -1,5 +1,7 @@
 """Bedrock's Converse: replies and streams, read into the hub's values and events."""
 
+from typing import Any
+
 import msgspec
 from msgspec import Raw
 
@@ -23,6 +25,7 @@ from gateway.core.raw import NOTHING
 from gateway.core.usage import Usage
 from gateway.providers.decoding import inner_json, raw_text
 from gateway.providers.errors import UNREADABLE
+from gateway.providers.figures import figures
 
 MAKER = "bedrock"
 AWS_STREAM = b"application/vnd.amazon.eventstream"
@@ -135,7 +138,7 @@ class Answer(msgspec.Struct, gc=False, rename="camel"):
 
     output: Output | None = None
     stop_reason: str | None = None
-    usage: WireUsage | None = None
+    usage: Any = None
 
 
 class StreamEvent(msgspec.Struct, gc=False, rename="camel"):
@@ -145,7 +148,7 @@ class StreamEvent(msgspec.Struct, gc=False, rename="camel"):
     start: Block | None = None
     delta: Block | None = None
     stop_reason: str | None = None
-    usage: WireUsage | None = None
+    usage: Any = None
     message: str | None = None
 
 
@@ -169,8 +172,13 @@ def parse(body: bytes) -> Reply:
         parts=parts,
         finish=FINISH.get(answer.stop_reason or "", STOP),
         odd=answer.stop_reason not in FINISH,
-        usage=answer.usage.counted() if answer.usage is not None else None,
+        usage=_usage_of(answer.usage),
     )
+
+
+def _usage_of(usage: Any) -> Usage | None:
+    told = figures(usage, WireUsage)
+    return told.counted() if told is not None else None
 
 
 def _part(block: Block) -> Part | None:
@@ -238,8 +246,8 @@ class ConverseDecoder:
             case "messageStop":
                 reason = found.stop_reason or ""
                 return [events.Finished(FINISH.get(reason, STOP), odd=reason not in FINISH)]
-            case "metadata" if found.usage is not None:
-                return [events.Used(found.usage.counted())]
+            case "metadata" if (used := _usage_of(found.usage)) is not None:
+                return [events.Used(used)]
         return []
 
     def _delta(self, index: int, delta: Block) -> list[Event]:

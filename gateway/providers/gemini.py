@@ -14,6 +14,7 @@ from gateway.providers import gemini_wire
 from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
 from gateway.providers.embeddings import Vector, encode_vectors, texts_of
 from gateway.providers.errors import UNREADABLE, error_message
+from gateway.providers.figures import figures
 from gateway.providers.gemini_prompt import write
 from gateway.providers.gemini_stream import GeminiDecoder
 from gateway.providers.paths import segment
@@ -55,7 +56,7 @@ class _EmbedUsage(msgspec.Struct, rename="camel"):
 
 class _Embeddings(msgspec.Struct, rename="camel"):
     embeddings: list[_Values]
-    usage_metadata: _EmbedUsage | None = None
+    usage_metadata: Any = None
 
 
 class GeminiEmbedding:
@@ -84,7 +85,8 @@ class GeminiEmbedding:
             found = msgspec.json.decode(body, type=_Embeddings)
         except UNREADABLE as error:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
-        count = found.usage_metadata.prompt_token_count if found.usage_metadata else None
+        told = figures(found.usage_metadata, _EmbedUsage)
+        count = told.prompt_token_count if told is not None else None
         usage = Usage(count) if count is not None else None
         vectors: list[Vector] = [one.values for one in found.embeddings]
         return encode_vectors(vectors, request, usage), usage

@@ -25,6 +25,7 @@ from gateway.providers.gemini_wire import (
     blocked,
     decode,
     finish_of,
+    usage_of,
 )
 
 
@@ -52,15 +53,13 @@ class GeminiDecoder(SseDecoder):
             found += self._candidate(answer.candidates[0], answer)
         elif answer.prompt_feedback is not None and answer.prompt_feedback.block_reason:
             found += [events.RefusalDelta(blocked(answer)), events.Finished(FILTERED)]
-        if answer.usage_metadata is not None:
-            used = answer.usage_metadata.counted()
-            if used is not None:
-                found.append(events.Used(used))
+        if (used := usage_of(answer)) is not None:
+            found.append(events.Used(used))
         return found
 
     def _candidate(self, candidate: Candidate, answer: Answer) -> list[Event]:
         found: list[Event] = []
-        logprobs = candidate.logprobs_result.as_chat() if candidate.logprobs_result else None
+        logprobs = candidate.logprobs()
         for part in (candidate.content and candidate.content.parts) or ():
             signature = mark(MAKER, part.thought_signature or "")
             if part.function_call is not None:

@@ -24,8 +24,10 @@ from gateway.core.raw import NOTHING
 from gateway.core.usage import Usage
 from gateway.providers.decoding import raw_text
 from gateway.providers.errors import UNREADABLE
+from gateway.providers.figures import figures
 
 MAKER = "gemini"
+LEAST_LOGPROB = -9999.0  # OpenAI's word for what is impossible
 
 
 FINISH = {"MAX_TOKENS": LENGTH} | dict.fromkeys(
@@ -176,7 +178,7 @@ def _logprob(one: TokenLogprob) -> dict[str, Any]:
     token = one.token or ""
     return {
         "token": token,
-        "logprob": one.log_probability or 0.0,
+        "logprob": max(one.log_probability or 0.0, LEAST_LOGPROB),
         "bytes": list(token.encode()),
     }
 
@@ -187,7 +189,14 @@ class Candidate(msgspec.Struct, gc=False, rename="camel"):
     content: Content | None = None
     finish_reason: str | None = None
     finish_message: str | None = None
-    logprobs_result: LogprobsResult | None = None
+    logprobs_result: Any = None
+
+    def logprobs(self) -> Raw | None:
+        """Return how likely its tokens were, as chat completions writes it."""
+        if self.logprobs_result is None:
+            return None
+        told = figures(self.logprobs_result, LogprobsResult)
+        return told.as_chat() if told is not None else None
 
 
 class Feedback(msgspec.Struct, gc=False, rename="camel"):
@@ -202,7 +211,7 @@ class Answer(msgspec.Struct, gc=False, rename="camel"):
 
     candidates: list[Candidate] | None = None
     prompt_feedback: Feedback | None = None
-    usage_metadata: WireUsage | None = None
+    usage_metadata: Any = None
     model_version: str | None = None
     response_id: str | None = None
     error: Any = None
@@ -214,10 +223,17 @@ decode = msgspec.json.Decoder(Answer).decode
 def parse_usage(body: bytes) -> Usage | None:
     """Read the usage of a whole reply."""
     try:
-        usage = decode(body).usage_metadata
+        return usage_of(decode(body))
     except UNREADABLE:
         return None
-    return None if usage is None else usage.counted()
+
+
+def usage_of(answer: Answer) -> Usage | None:
+    """Return what an answer says it used; None where it says nothing that can be understood."""
+    if answer.usage_metadata is None:
+        return None
+    told = figures(answer.usage_metadata, WireUsage)
+    return told.counted() if told is not None else None
 
 
 def parse(body: bytes) -> Reply:
@@ -228,7 +244,7 @@ def parse(body: bytes) -> Reply:
         raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
     if answer.error is not None:
         raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
-    usage = answer.usage_metadata.counted() if answer.usage_metadata is not None else None
+    usage = usage_of(answer)
     if answer.candidates is None and answer.prompt_feedback is None and usage is None:
         raise UpstreamError(Failure.PROTOCOL, "the reply has no candidates")
     parts, (finish, odd) = _parts(answer)
@@ -259,8 +275,7 @@ def _parts(answer: Answer) -> tuple[tuple[Part, ...], tuple[str, bool]]:
             if part.text:
                 found.append(Text(part.text))
     texts = [i for i, part in enumerate(found) if isinstance(part, Text)]
-    if candidate.logprobs_result is not None and texts:
-        logprobs = candidate.logprobs_result.as_chat()
+    if texts and (logprobs := candidate.logprobs()) is not None:
         found[texts[0]] = msgspec.structs.replace(found[texts[0]], logprobs=logprobs)
     called = any(isinstance(part, ToolCall) for part in found)
     return tuple(found), finish_of(candidate.finish_reason or "", called)

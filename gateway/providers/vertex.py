@@ -4,6 +4,8 @@ A model is the publisher's name for it. Access tokens are added when a request i
 (`upstream.credentials`).
 """
 
+from typing import Any
+
 import msgspec
 from msgspec import Raw
 
@@ -20,10 +22,10 @@ from gateway.providers.anthropic_prompt import write as write_messages
 from gateway.providers.anthropic_wire import MessagesDecoder
 from gateway.providers.embeddings import Vector, encode_vectors, texts_of
 from gateway.providers.errors import UNREADABLE, error_message
+from gateway.providers.figures import MAX_TOKENS, Count, figures
 from gateway.providers.gemini_stream import GeminiDecoder
 from gateway.providers.paths import segment
 
-MAX_TOKENS = 10**12  # a figure above is none
 ENVELOPE_VERSION = "vertex-2023-10-16"
 _encode = msgspec.json.Encoder().encode
 
@@ -89,12 +91,12 @@ class VertexGemini:
 
 
 class _Statistics(msgspec.Struct):
-    token_count: float | None = None
+    token_count: Count | None = None
 
 
 class _Values(msgspec.Struct):
     values: Vector
-    statistics: _Statistics | None = None
+    statistics: Any = None
 
 
 class _Prediction(msgspec.Struct):
@@ -126,11 +128,8 @@ class VertexEmbedding:
             found = msgspec.json.decode(body, type=_Predictions).predictions
         except UNREADABLE as error:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
-        counts = [
-            one.embeddings.statistics.token_count
-            for one in found
-            if one.embeddings.statistics is not None
-        ]
+        told = [figures(one.embeddings.statistics, _Statistics) for one in found]
+        counts = [one.token_count for one in told if one is not None]
         known = [count for count in counts if count is not None]
         usage = Usage(int(min(sum(known), MAX_TOKENS))) if known else None
         return encode_vectors([one.embeddings.values for one in found], request, usage), usage

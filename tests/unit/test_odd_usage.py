@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from gateway.core.events import TextDelta
+from gateway.core.messages import Text
 from gateway.core.operations import Operation
 from gateway.core.usage import Usage
 from gateway.formats.body import decode
@@ -13,6 +15,7 @@ from gateway.providers.adapter import Conversation, Native
 from gateway.providers.decoding import Noted
 from gateway.providers.openai_stream import OpenAIStream
 from gateway.providers.responses import ResponsesConversation
+from tests.golden.replay import event_stream_message
 
 Json = dict[str, Any]
 COUNTED = Usage(prompt_tokens=7, completion_tokens=5)
@@ -133,6 +136,129 @@ def test_numbers_may_be_written_in_any_way(
 ) -> None:
     told = {"prompt_tokens": prompt, "completion_tokens": completion}
     assert read(operation, told) == [COUNTED] * 4
+
+
+def gemini_reply(usage: Any) -> Json:
+    candidate = {"content": {"parts": [{"text": "Hello"}]}, "finishReason": "STOP"}
+    return {"candidates": [candidate], "usageMetadata": usage}
+
+
+def bedrock_reply(usage: Any) -> Json:
+    message = {"role": "assistant", "content": [{"text": "Hello"}]}
+    return {"output": {"message": message}, "stopReason": "end_turn", "usage": usage}
+
+
+def cohere_reply(usage: Any) -> Json:
+    message = {"content": [{"type": "text", "text": "Hello"}]}
+    return {"id": "x", "message": message, "finish_reason": "COMPLETE", "usage": usage}
+
+
+def gemini_stream(usage: Any) -> bytes:
+    return b"data: %b\n\n" % json.dumps(gemini_reply(usage)).encode()
+
+
+def bedrock_stream(usage: Any) -> bytes:
+    said = {"contentBlockDelta": {"contentBlockIndex": 0, "delta": {"text": "Hello"}}}
+    told = (said, {"metadata": {"usage": usage}})
+    return b"".join([event_stream_message(json.dumps(one)) for one in told])
+
+
+def cohere_stream(usage: Any) -> bytes:
+    delta = {"finish_reason": "COMPLETE", "usage": usage}
+    content = {"message": {"content": {"text": "Hello"}}}
+    told = [{"type": "content-delta", "delta": content}, {"type": "message-end", "delta": delta}]
+    return b"".join([b"data: %b\n\n" % json.dumps(one).encode() for one in told])
+
+
+TRANSLATED: dict[str, tuple[Any, Any, Any]] = {
+    "gemini": (
+        gemini_reply,
+        gemini_stream,
+        lambda p, c: {"promptTokenCount": p, "candidatesTokenCount": c},
+    ),
+    "bedrock": (bedrock_reply, bedrock_stream, lambda p, c: {"inputTokens": p, "outputTokens": c}),
+    "cohere": (
+        cohere_reply,
+        cohere_stream,
+        lambda p, c: {"tokens": {"input_tokens": p, "output_tokens": c}},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (7, COUNTED),
+        (7.0, COUNTED),
+        ("7", COUNTED),
+        ("7.0", COUNTED),
+        ("some", None),
+        ("inf", None),
+        ([], None),
+        (1e300, None),
+    ],
+)
+@pytest.mark.parametrize("kind", TRANSLATED)
+def test_odd_figures_cost_no_text_where_all_is_translated(
+    kind: str, prompt: Any, expected: Usage | None
+) -> None:
+    whole, stream, names = TRANSLATED[kind]
+    conversation = PROVIDERS[kind].adapter.conversation
+    assert conversation is not None
+    usage = names(prompt, 5)
+    reply = conversation.parse(json.dumps(whole(usage)).encode())
+    assert (reply.parts, reply.usage) == ((Text("Hello"),), expected)
+    noted = Noted()
+    noted.note(conversation.decoder().feed(stream(usage)))
+    assert (noted.take_text(), noted.usage) == ("Hello", expected)
+
+
+def test_odd_figures_of_probabilities_cost_no_text() -> None:
+    """Google writes what is impossible as a text; the least that OpenAI writes is -9999."""
+    likely = [{"token": "Hello", "logProbability": -0.5}]
+    odd = {"candidates": [*likely, {"token": "x", "logProbability": "-Infinity"}]}
+    for result, tops in (
+        ({"chosenCandidates": likely, "topCandidates": [odd]}, [-0.5, -9999.0]),
+        ({"chosenCandidates": "none"}, None),
+    ):
+        told = gemini_reply(None)
+        told["candidates"][0]["logprobsResult"] = result
+        conversation = PROVIDERS["gemini"].adapter.conversation
+        assert conversation is not None
+        (part,) = conversation.parse(json.dumps(told).encode()).parts
+        stream = b"data: %b\n\n" % json.dumps(told).encode()
+        (delta,) = [e for e in conversation.decoder().feed(stream) if isinstance(e, TextDelta)]
+        assert isinstance(part, Text)
+        assert part.text == delta.text == "Hello"
+        assert part.logprobs == delta.logprobs
+        shown = json.loads(bytes(part.logprobs))[0]["top_logprobs"] if part.logprobs else None
+        assert (shown and [one["logprob"] for one in shown]) == tops
+
+
+EMBEDDED: dict[str, Any] = {
+    "gemini": lambda n: {
+        "embeddings": [{"values": [1.0]}],
+        "usageMetadata": {"promptTokenCount": n},
+    },
+    "vertex": lambda n: {
+        "predictions": [{"embeddings": {"values": [1.0], "statistics": {"token_count": n}}}]
+    },
+    "cohere": lambda n: {
+        "embeddings": {"float": [[1.0]]},
+        "meta": {"billed_units": {"input_tokens": n}},
+    },
+}
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(7.0, Usage(7)), ("7", Usage(7)), ("inf", None)])
+@pytest.mark.parametrize("kind", EMBEDDED)
+def test_odd_figures_cost_no_vectors(kind: str, tokens: Any, expected: Usage | None) -> None:
+    embedding = PROVIDERS[kind].adapter.embedding
+    assert embedding is not None
+    asked = decode(Operation.EMBEDDINGS, b'{"model":"m","input":"x"}')
+    body, usage = embedding.parse(json.dumps(EMBEDDED[kind](tokens)).encode(), asked)
+    assert json.loads(body)["data"][0]["embedding"] == [1.0]
+    assert usage == expected
 
 
 def test_the_halves_of_a_stream_of_messages_are_put_together() -> None:
