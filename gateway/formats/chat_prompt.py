@@ -102,6 +102,7 @@ class ChatMessage(msgspec.Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     reasoning_details: list[ReasoningDetail] | None = None
+    audio: Any = None
     cache_control: Any = None
 
 
@@ -274,6 +275,8 @@ def _parts(message: ChatMessage, where: str, unknown: Unknown) -> list[Part]:
         signature = google_signature(call.extra_content)
         function = call.function
         found.append(ToolCall(call.id, function.name, function.arguments or "{}", signature))
+    if message.audio is not None and not found:  # a name that only its provider knows
+        unknown.places.append(f"{where}.audio")
     return found
 
 

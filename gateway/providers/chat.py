@@ -187,11 +187,10 @@ class ChatCompletions:
     def _assistant(self, message: Message, fit: Fit) -> Json:
         found: Json = {"role": "assistant"}
         said = at_calls(message.parts)
-        text = "".join([part.text for part in said if isinstance(part, Text)])
-        refusal = "".join([part.text for part in said if isinstance(part, Refusal)])
+        text = "".join([part.text for part in said if isinstance(part, Text | Refusal)])
         calls = [part for part in said if isinstance(part, ToolCall)]
         if text or not calls:
-            found["content"] = text or refusal
+            found["content"] = text
         if calls:
             found["tool_calls"] = [self._call(call) for call in calls]
         thoughts = [part for part in said if isinstance(part, Thinking)]
