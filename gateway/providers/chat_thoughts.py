@@ -63,12 +63,12 @@ def _all_of(parts: list[Thinking], text: str) -> list[Thinking]:
         at = text.find(part.text, start)
         if at < 0:
             return parts  # they tell it in other words
-        if between := text[start:at].strip():
-            found.append(Thinking(between))
+        if text[start:at].strip():
+            found.append(Thinking(text[start:at]))
         found.append(part)
         start = at + len(part.text)
-    if rest := text[start:].strip():
-        found.append(Thinking(rest))
+    if text[start:].strip():
+        found.append(Thinking(text[start:]))
     return found
 
 

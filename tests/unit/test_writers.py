@@ -38,6 +38,7 @@ from gateway.formats import DIALECTS, Meta
 from gateway.formats.body import decode
 from gateway.formats.messages_reply import MAX_HELD_CHARS
 from gateway.pipeline.translation import events_of
+from gateway.providers.chat_thoughts import at_calls
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = Path(os.environ.get("SLUICE_FIXTURES") or ROOT.parent / "shared" / "fixtures")
@@ -361,19 +362,30 @@ def expected(name: str, parts: list[Part], *, stream: bool) -> list[Part]:
 
 def in_chat(parts: list[Part], *, stream: bool) -> list[Part]:
     """Chat completions keep no order: thoughts, text, refusal, calls; texts are one."""
+    parts = list(at_calls(tuple(parts)))  # what is Gemini's before a call may be on it as well
     thoughts = [part for part in parts if isinstance(part, Thinking)]
     secret = [part for part in thoughts if part.signature or part.redacted]
     plain = "".join([part.text for part in thoughts if part not in secret])
     found: list[Part] = list(thoughts if secret else [])
     if not secret or stream:
-        # A stream cannot know that a signature follows: thoughts without one stand as plain text,
-        # which counts only where no signed thought has a text.
+        # A stream cannot know that a signature follows: thoughts without one stand as plain text.
         found = list(secret)
-        if plain and not any(part.text for part in secret):
+        if any(part.text for part in secret):
+            found = between(secret, "".join([part.text for part in thoughts]))
+        elif plain:
             found.append(Thinking(plain))
     found.append(Text("".join([part.text for part in parts if isinstance(part, Text)])))
     found.append(Refusal("".join([part.text for part in parts if isinstance(part, Refusal)])))
     return found + [part for part in parts if isinstance(part, ToolCall)]
+
+
+def between(signed: list[Thinking], text: str) -> list[Part]:
+    """Signed thoughts with what stands between them in a text, but for blanks."""
+    found: list[Part] = []
+    for part in signed:
+        before, _, text = text.partition(part.text) if part.text else ("", "", text)
+        found += [Thinking(before), part] if before.strip() else [part]
+    return [*found, Thinking(text)] if text.strip() else found
 
 
 # --- Any reply -----------------------------------------------------------------------------------
