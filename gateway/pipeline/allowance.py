@@ -161,19 +161,26 @@ def allowance_for(services: Services, call: Call, request: Request) -> Allowance
 
 
 async def reserve(
-    services: Services, call: Call, served: Served, output: int, *, alone: bool = False
+    services: Services,
+    call: Call,
+    served: Served,
+    output: int,
+    *,
+    known: int | None = None,
+    alone: bool = False,
 ) -> Limit | None:
     """Reserve the money for so much output of a model; return the budget that refuses, if any.
 
-    While Redis is away, `alone` takes it of this worker's share. Raises ApiError where nobody knows
-    the price, and StoreError.
+    `known` is what it costs in all (micro-dollars), where that is known already. While Redis is
+    away, `alone` takes it of this worker's share. Raises ApiError where nobody knows the price, and
+    StoreError.
     """
     holding, principal = call.holding, call.principal
     assert holding is not None
     assert principal is not None
     budgets = tuple([grant for grant in call.grants if grant.limit.unit == MONEY])
     assert call.request is not None
-    total = price_of(served, call.request, holding.prompt, output)
+    total = price_of(served, call.request, holding.prompt, output) if known is None else known
     if budgets:
         more = max(0, total - budgets[0].amount)
         total = budgets[0].amount + more
@@ -232,4 +239,6 @@ async def pay_for(services: Services, call: Call, other: Served) -> bool:
         call.allowance = allowance_for(services, call, request)  # the first model costs nothing
     if isinstance(call.allowance, Allowance):
         call.allowance.served = other
+    if call.flight is not None and call.flight.call is call:
+        call.flight.asks(other)  # those who share the call are to reserve their part of that
     return True

@@ -118,7 +118,7 @@ class Cache:
         if reader.refusal is not None:
             return partial(call.client.reply, *reader.refusal)
         if call.delegated and (flight.begun or flight.whole is not None or flight.how == STALE):
-            return await lead(call, flight, reader, plan, self.answers.grown)
+            return await lead(services, call, flight, reader, plan, self.answers.grown)
         call.delegated = False
         if flight.void:
             return None

@@ -13,6 +13,8 @@ from gateway.core.errors import ApiError
 from gateway.pipeline.call import NO_USAGE, NO_VERDICT, Call
 from gateway.pipeline.elsewhere import Elsewhere
 from gateway.pipeline.replay import Entry
+from gateway.pipeline.served import Served
+from gateway.policy.limits import MONEY
 from gateway.upstream.exchange import Flow
 
 # Of a stream that readers have not had yet; above it the provider is held until they have.
@@ -94,6 +96,7 @@ class Flight:
         self.error: ApiError | None = None
         self.call: Call | None = None  # whose settlement pays for the provider's answer
         self.leader: Call | None = None  # the request that it was made for
+        self.asked: Served | None = None  # whose targets are asked, where not its own model's
         self.headers = b""
         self.whole: tuple[int, str, bytes, bytes] | None = None
         self.pieces: list[bytes] = []
@@ -144,7 +147,7 @@ class Flight:
     def lead(self, leader: Call) -> Call:
         """Return the call that asks for one who waits; what that one holds is the call's now."""
         leader.delegated = True
-        self.leader = leader
+        self.leader, self.asked = leader, None
         self.call = call = leader.fork(self, 0)
         call.gated = call.delegated = False
         call.flight = self
@@ -153,17 +156,29 @@ class Flight:
         self.tell()  # those who share it can be let in
         return call
 
+    def asks(self, served: Served) -> None:
+        """Know that another model is asked instead, and let those who share that pay for it."""
+        assert self.call is not None
+        self.asked = served if served is not self.call.model else None
+        self.tell()
+
+    def is_covered(self, call: Call) -> bool:
+        """Tell whether what a request has reserved is for the model that is asked."""
+        if self.asked is None or call.holding is None or call.holding.priced == self.asked.name:
+            return True
+        return all(grant.limit.unit != MONEY for grant in call.grants)
+
     def may_enter(self, reader: Reader) -> bool:
         """Tell whether who waits for a whole reply is to be let in now, to pay its part of it.
 
-        A stream lets its readers in as it begins.
+        Once more, where that has become dearer. A stream lets its readers in as it begins.
         """
         call = reader.call
         return (
             self.bill == "split"
             and self.leader not in (None, call)
             and not self.takers
-            and call not in self.sharers
+            and (call not in self.sharers or not self.is_covered(call))
             and call.request is not None
             and not call.request.stream
         )

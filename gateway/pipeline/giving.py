@@ -14,7 +14,7 @@ from gateway.core.operations import Operation
 from gateway.core.usage import Usage
 from gateway.formats import FORMATS
 from gateway.pipeline.admit import admit, admit_hit
-from gateway.pipeline.allowance import reserve
+from gateway.pipeline.allowance import pay_for, reserve
 from gateway.pipeline.answer import kept_headers, served_headers
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.flight import Flight, Reader
@@ -41,7 +41,7 @@ async def give(
     answer = entry.answer
     call.cache, call.kept, call.flight = how, answer, None
     if how == COALESCED and plan.rules.bill == "each":
-        await _pay_whole(services, call, answer.usage)
+        await _pay_whole(services, call, answer.usage, answer.cost_microusd)
         call.usage, call.usage_source = answer.usage, "provider"
         call.cost_microusd, call.cost = answer.cost_microusd, answer.cost
         call.price_version = answer.price
@@ -67,21 +67,38 @@ async def _admit(services: Services, call: Call) -> None:
         await admit(services, call)
 
 
-async def _pay_whole(services: Services, call: Call, usage: Usage) -> None:
+async def _pay_whole(services: Services, call: Call, usage: Usage, microusd: int) -> None:
     """Let a request pay for an answer whose price is known. Raises ApiError where a limit refuses.
 
-    What it was admitted with is a slice, or a maximum of its own.
+    What it was admitted with is a slice, or a maximum of its own, of the model it asked for.
     """
     await _admit(services, call)
-    holding, served, output = call.holding, call.model, usage.completion_tokens
+    holding, served = call.holding, call.model
     assert holding is not None
     assert served is not None
     call.allowance = None  # no more than this is to be paid
-    limited = any(grant.limit.unit == MONEY for grant in call.grants)
-    if limited and output > holding.output:
-        refusing = await reserve(services, call, served, output, alone=True)
+    if any(grant.limit.unit == MONEY for grant in call.grants):
+        output = max(usage.completion_tokens, holding.output)
+        refusing = await reserve(services, call, served, output, known=microusd, alone=True)
         if refusing is not None:
             raise limit_error(refusing, None)
+
+
+async def _cover(services: Services, call: Call, flight: Flight) -> None:
+    """Let who shares a call reserve its part of the model that is asked instead of its own.
+
+    It is counted among those who pay once it has. Raises ApiError where a limit refuses.
+    """
+    served, holding = flight.asked, call.holding
+    if served is None or flight.is_covered(call):
+        return
+    assert holding is not None
+    flight.sharers.pop(call, None)
+    refusing = await reserve(services, call, served, holding.output, alone=True)
+    if refusing is not None:
+        call.flight = None
+        raise limit_error(refusing, None)
+    await pay_for(services, call, served)  # which is reserved: its allowance is to go by that
 
 
 async def write(call: Call, plan: Plan, entry: Entry, age: float, grown: Grown) -> Deliver:
@@ -127,9 +144,11 @@ def suits(flight: Flight, call: Call) -> bool:
     return form_of(leader) == form_of(call)
 
 
-async def lead(call: Call, flight: Flight, reader: Reader, plan: Plan, grown: Grown) -> Deliver:
+async def lead(
+    services: Services, call: Call, flight: Flight, reader: Reader, plan: Plan, grown: Grown
+) -> Deliver:
     """Let the first one have what its call brings; the call itself is accounted for."""
-    await _pass_on(flight, reader, lambda: flight.headers)
+    await _pass_on(services, flight, reader, lambda: flight.headers)
     if flight.how == STALE:
         assert flight.entry is not None
         call.cache, call.verdict = STALE, flight.verdict
@@ -161,7 +180,7 @@ async def take_part(
         return served_headers(call, with_cost=False)
 
     try:
-        await _pass_on(flight, reader, headers)
+        await _pass_on(services, flight, reader, headers)
     except asyncio.CancelledError:
         if flight.bill == "each" and reader.place and not flight.takers and call.flight is flight:
             _pay_so_far(flight, call)  # it leaves before the call is paid for
@@ -201,9 +220,10 @@ async def enter(services: Services, flight: Flight, reader: Reader) -> None:
     call, reader.entering = reader.call, True
     try:
         await _admit(services, call)
+        await _cover(services, call, flight)
     finally:
         reader.entering = False
-    if flight.may_enter(reader):
+    if flight.may_enter(reader) and flight.is_covered(call):
         call.flight = flight
         flight.sharers[call] = None
 
@@ -217,17 +237,25 @@ async def join(services: Services, call: Call, flight: Flight) -> None:
     if flight.bill == "leader":
         await let_in(services, call, route.target.provider, route.target.model)
     elif flight.bill == "each" and flight.takers:
-        await _pay_whole(services, call, flight.usage)
+        await _pay_whole(services, call, flight.usage, flight.microusd)
     else:
         await _admit(services, call)
+        await _cover(services, call, flight)
     call.flight = flight
+    _count_in(flight, call)
+
+
+def _count_in(flight: Flight, call: Call) -> None:
+    """Count who pays a part of a call, unless that has been paid for."""
     if not flight.takers:
         flight.sharers[call] = None
 
 
-async def _pass_on(flight: Flight, reader: Reader, headers: Callable[[], bytes]) -> None:
+async def _pass_on(
+    services: Services, flight: Flight, reader: Reader, headers: Callable[[], bytes]
+) -> None:
     """Write pieces of a stream as they come, as fast as the client takes them."""
-    client = reader.call.client
+    call, client = reader.call, reader.call.client
     if flight.has_lost(reader):
         raise ApiError("stream_interrupted", BEHIND)  # its beginning is there no more
     client.follow(reader)
@@ -240,7 +268,11 @@ async def _pass_on(flight: Flight, reader: Reader, headers: Callable[[], bytes])
                 if reader.paused:
                     await reader.caught_up()
                     continue
-                if reader.call.allowance is not None and _outgrown(flight, reader.call):
+                if call is not flight.leader and not flight.is_covered(call):
+                    await _cover(services, call, flight)
+                    _count_in(flight, call)
+                    continue
+                if call.allowance is not None and _outgrown(flight, call):
                     await _pay_on(flight, reader)
                     continue
                 if not client.begun:
