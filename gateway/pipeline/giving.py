@@ -175,6 +175,8 @@ async def take_part(
     Raises ApiError where a limit refuses.
     """
     await join(services, call, flight)
+    leading = flight.call
+    assert leading is not None
 
     def headers() -> bytes:
         return served_headers(call, with_cost=False)
@@ -186,10 +188,10 @@ async def take_part(
             _pay_so_far(flight, call)  # it leaves before the call is paid for
             call.flight = None
         raise
+    finally:  # another target may have gone on since
+        call.route, call.dropped = leading.route, leading.dropped
     if flight.how == STALE:
         return None
-    leading = flight.call
-    assert leading is not None
     call.status, call.finished = 200, not leading.error
     if leading.error:
         call.outcome, call.error, call.status = record.ERROR, leading.error, leading.status
