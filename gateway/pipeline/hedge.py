@@ -71,8 +71,11 @@ class Contender:
     def start(self, headers: bytes) -> None:
         """Send the head of a stream; its first content decides the race."""
         relay = self.call.relay  # none where a whole reply is told as a stream
-        if (relay is None or relay.started) and self._race.claim(self):
-            self._client.follow(self._flow)
+        if relay is None or relay.started:
+            if self._race.claim(self):
+                self._client.follow(self._flow)
+        elif not self._client.begun:
+            self._race.begin_with(self)
         self._client.start(headers)
 
     def write(self, data: bytes) -> None:
@@ -141,6 +144,10 @@ class Race:
             if other is not contender and other.task is not None:
                 other.task.cancel()
         return True
+
+    def begin_with(self, contender: Contender) -> None:
+        """Let the request go where a contender goes whose comment opens the stream, for now."""
+        self._call.route = contender.route
 
     async def run(self) -> Deliver:
         """Ask the first; ask the second where it has not begun in time, or has failed before that.

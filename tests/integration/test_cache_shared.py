@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
 from tests.integration.test_cache import TEXT, cached, exact, key, text_of
 from tests.support.gateway import running
 from tests.support.load import Ask, once
-from tests.support.upstream import Exchange, Upstream, completion, usage
+from tests.support.upstream import Exchange, Upstream, completion, like_openai, usage
 
 
 @pytest.mark.parametrize("how", ["labels", "stream"])
@@ -98,3 +99,28 @@ async def test_who_gets_a_kept_answer_can_go_on_with_it() -> None:
             assert [one.headers["x-sluice-cache"] for one in (first, kept)] == ["miss", "hit"]
             (choice,) = json.loads(kept.body)["choices"]
             assert choice["message"]["tool_calls"] == [call]
+
+
+@pytest.mark.parametrize("hedge", [None, {"after": 0.5}])
+async def test_who_shares_a_stream_from_its_comments_on_has_what_follows(hedge: Any) -> None:
+    """From whomever: it is counted for the target that answered, not the one that was asked."""
+
+    async def fails(exchange: Exchange) -> None:
+        await asyncio.sleep(1)
+        await exchange.reply({"error": {"message": "down"}}, 500)
+
+    async def answers(exchange: Exchange) -> None:
+        await asyncio.sleep(0.3)
+        await like_openai(exchange)
+
+    async with Upstream(behaviour=fails) as one, Upstream(behaviour=answers) as two:
+        text = json.loads(cached(one.url, two.url, server={"stream_ping": 0.2}))
+        text["models"]["m"]["hedge"] = hedge
+        with running(json.dumps(text), workers=1) as gateway:
+            asks = [Ask(exact(stream=True)) for _ in range(3)]
+            found = await asyncio.gather(*[once(gateway.port, ask) for ask in asks])
+            assert {text_of(one) for one in found} == {TEXT}
+            assert all(one.body.startswith(b": still here") for one in found)
+            assert [(r["provider"], r["status"]) for r in gateway.records(3)] == [("p1", 200)] * 3
+            gateway.settled()
+            assert gateway.usage("acme", part="provider:p1")["requests"] == 3
