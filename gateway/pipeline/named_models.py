@@ -8,7 +8,7 @@ from itertools import pairwise, takewhile
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from msgspec import Raw, structs
+from msgspec import Raw
 
 from gateway.core.errors import ApiError
 from gateway.core.request import Request
@@ -130,7 +130,7 @@ def limited_beside(principal: Principal, model: str, beside: list[Names]) -> Pri
     limits = dict.fromkeys(principal.limits_for(model))
     for name in [name for names in beside for name in names]:
         limits |= dict.fromkeys(principal.limits_for(name))
-    return structs.replace(principal, limits=tuple(limits), by_model=())
+    return principal.limited_to(tuple(limits))
 
 
 def _in_fields(fields: dict[str, Raw]) -> list[str]:

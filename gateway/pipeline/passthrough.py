@@ -373,4 +373,4 @@ def _limited(
         limits |= dict.fromkeys(principal.limits_for(f"{provider}/{NO_MODEL}"))
     if not surely:
         limits |= dict.fromkeys(one for _, some in principal.by_model for one in some)
-    return msgspec.structs.replace(principal, limits=tuple(limits), by_model=())
+    return principal.limited_to(tuple(limits))

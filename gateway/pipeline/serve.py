@@ -112,12 +112,13 @@ def _planned(services: Services, cache: Cache, call: Call) -> Plan | None:
     planner = cache.planner
     plan = planner.recall(call)
     if plan is None:
-        body = call.body
+        body, holder = call.body, call.principal
         decode(services, call)
         plan = planner.plan(call)
         if plan is None:
             return None
-        planner.remember(call, body, plan)
+        if call.principal is holder:  # else limits of other models apply, this once
+            planner.remember(call, body, plan)
     call.body = b""
     return plan
 

@@ -38,6 +38,11 @@ class Principal(msgspec.Struct, frozen=True, gc=False):
                 found += limits
         return found
 
+    def limited_to(self, limits: tuple[Limit, ...]) -> "Principal":
+        """Return the same holder for one request, to which these limits and no others apply."""
+        counted = counting(limits, 0)  # which no time changes
+        return msgspec.structs.replace(self, limits=limits, by_model=(), counted=counted)
+
     def counts(self, model: str, now: float) -> tuple[Grant, ...]:
         """Return what a request takes that needs no call; `now` is Unix seconds."""
         if not self.by_model:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_cache import TEXT, cached, exact, key, text_of
+from tests.integration.test_cache import TEXT, cached, exact, key, slow, text_of
 from tests.support.gateway import running
 from tests.support.load import Ask, once
 from tests.support.upstream import Exchange, Upstream, completion, like_openai, usage
@@ -124,3 +124,20 @@ async def test_who_shares_a_stream_from_its_comments_on_has_what_follows(hedge: 
             assert [(r["provider"], r["status"]) for r in gateway.records(3)] == [("p1", 200)] * 3
             gateway.settled()
             assert gateway.usage("acme", part="provider:p1")["requests"] == 3
+
+
+@pytest.mark.parametrize("more", [{}, {"fallbacks": ["m"]}])
+async def test_a_models_requests_a_minute_count_whatever_is_named_beside(
+    more: dict[str, Any],
+) -> None:
+    async with Upstream(behaviour=slow) as upstream:
+        tenants = {name: {"per_model": {"m": {"rpm": 3}}} for name in ("acme", "other")}
+        keys = {"keys": [key("hits"), key("joins", tenant="other")]}
+        with running(cached(upstream.url, tenants=tenants, auth=keys), workers=1) as gateway:
+            hits = Ask(exact(**more), key="sk-test-hits")
+            found = [await once(gateway.port, hits) for _ in range(5)]
+            assert [one.status for one in found] == [200] * 3 + [429] * 2
+            joins = Ask(exact(**more), key="sk-test-joins")
+            found = await asyncio.gather(*[once(gateway.port, joins) for _ in range(5)])
+            assert sorted([one.status for one in found]) == [200] * 3 + [429] * 2
+            assert len(upstream.received) == 2

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import msgspec
 import pytest
 
 from gateway.config.load import load_text
@@ -102,3 +103,11 @@ def test_without_authentication_everyone_is_anonymous_under_the_default_limits()
 def test_no_secret_is_held() -> None:
     held = repr(vars(keyring()))
     assert not any(secret in held for secret in ENVIRON.values())
+
+
+def test_limits_of_one_request_count_as_those_of_a_key_do() -> None:
+    ci = holder(keyring(), ENVIRON["CI"])
+    (rpm, tpm, *_) = ci.limits
+    found = msgspec.structs.replace(ci, by_model=(("*", ()),)).limited_to((tpm, rpm))
+    assert (found.limits_for("any"), found.key) == ((tpm, rpm), "ci")
+    assert [grant.limit for grant in found.counts("any", 0.0)] == [rpm]
