@@ -195,7 +195,11 @@ async def take_part(
     call.status, call.finished = 200, not leading.error
     if leading.error:
         call.outcome, call.error, call.status = record.ERROR, leading.error, leading.status
-        return partial(call.client.finish, _broken(call, flight))
+        told = leading.refused
+        if flight.void or told is None:  # the reason is none of this client's business
+            told = ApiError("stream_interrupted", "The call that this answer came from has ended.")
+            call.error, call.status = told.code, told.status
+        return partial(call.client.finish, _broken(call, flight, told))
     if flight.whole is not None:
         _, content_type, _, body = flight.whole
         paid = partial(served_headers, call, with_cost=True)
@@ -203,14 +207,15 @@ async def take_part(
     return _finish(call, flight, headers)
 
 
-def _broken(call: Call, flight: Flight) -> bytes:
+def _broken(call: Call, flight: Flight, error: ApiError) -> bytes:
     """Return what ends a stream that broke off, for one who shared it."""
-    assert flight.call is not None
-    error = flight.call.refused
-    if flight.void or error is None:  # the reason is none of this client's business
-        error = ApiError("stream_interrupted", "The call that this answer came from has ended.")
+    leading = flight.call
+    assert leading is not None
     if call.operation is Operation.RESPONSES:  # whose events are numbered
-        return flight.ending
+        if error is leading.refused:
+            return flight.ending
+        if leading.relay is not None and (ending := leading.relay.failing(error)):
+            return ending
     return FORMATS[call.operation].error_event(error, call.id)
 
 

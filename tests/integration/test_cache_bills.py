@@ -1,6 +1,7 @@
 """What those who share a call pay for it, and what they have reserved before they are given it."""
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -101,3 +102,55 @@ async def test_who_shares_a_dearer_models_answer_has_the_money_for_it(
                 assert costs == {"rich": rest, who: part}
                 assert (b"budget_exceeded" in other.body) == (who == "poor")
                 assert (b"word" in other.body) == (who == "able")
+
+
+@pytest.mark.parametrize("kind", ["openai", "openai-compatible"])  # Responses as it is, and not
+async def test_nobody_is_told_of_anothers_budget(kind: str) -> None:
+    going = asyncio.Event()
+
+    async def streams(exchange: Exchange) -> None:
+        await going.wait()
+        await exchange.start_stream()
+        native = exchange.request.path.endswith("/responses")
+        with contextlib.suppress(ConnectionError):
+            for number in range(400):
+                said = {"type": "response.output_text.delta", "delta": "word " * 20}
+                place = {"sequence_number": number, "output_index": 0, "content_index": 0}
+                await exchange.event({**said, **place} if native else delta("word " * 20))
+                await asyncio.sleep(0.002)
+
+    said = {"messages": [{"role": "user", "content": "x"}]}
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": said,
+        "/v1/messages": {**said, "max_tokens": 30_000},
+        "/v1/responses": {"input": "x", "store": False},
+    }
+    poor = [key(f"poor{n}", budget={"usd": 0.001234, "per": "total"}) for n in range(len(bodies))]
+    sections: dict[str, Any] = {
+        "cache": {"share": "all", "requests": "all", "coalesce": "all"},
+        "auth": {"keys": [*poor, key("other", tenant="globex")]},
+    }
+    async with Upstream(behaviour=streams) as upstream:
+        text = json.loads(cached(upstream.url, **sections))
+        text["providers"]["p0"] |= {"kind": kind, "prices": "openai"}
+        with running(json.dumps(text), workers=1) as gateway:
+            for number, (path, fields) in enumerate(bodies.items()):
+                going.clear()
+                body = {"model": "m", "stream": True, **fields}
+                payer = Ask(body, path=path, key=f"sk-test-poor{number}")
+                first = asyncio.ensure_future(once(gateway.port, payer))
+                async with asyncio.timeout(10):
+                    while len(upstream.received) <= number:
+                        await asyncio.sleep(0.01)
+                other = Ask(body, path=path, key="sk-test-other")
+                second = asyncio.ensure_future(once(gateway.port, other))
+                await asyncio.sleep(0.3)  # it waits as well
+                going.set()
+                paying, sharing = (await first).body, (await second).body
+                assert paying.count(b"0.001234") >= 1
+                assert b"word" in sharing
+                assert b"budget" not in sharing
+                assert b"The call that this answer came from has ended." in sharing
+            records = {r["key"]: r for r in gateway.records(2 * len(bodies))}
+            assert records["other"]["error"] == "stream_interrupted"
+            assert records["poor0"]["error"] == "budget_exceeded"
