@@ -22,6 +22,7 @@ from gateway.pipeline.planning import KIBIBYTE, Plan, Planner
 from gateway.pipeline.replay import Entry, may_answer
 from gateway.pipeline.services import Services
 from gateway.policy.caching import COALESCED, HIT, STALE
+from gateway.store.answers import Answer
 from gateway.store.cache import ANOTHERS
 
 logger = logging.getLogger("sluice.cache")
@@ -258,12 +259,20 @@ class Cache:
     def _fork(self, flight: Flight, leader: Call, plan: Plan, looked: Looked) -> Call:
         """Return the call that asks for a request, and accounts for it."""
         call = flight.lead(leader)
-        stale: Entry | None = looked.entry or self.answers.old(plan)
+        stale = self.answers.old(plan, looked)
         if stale is not None and plan.wishes.reads and may_answer(stale.answer, leader):
             age = stale.age(self._loop.time())
             if plan.may_be_stale(age, stale.answer.ttl_ms / 1000):
                 call.stale, flight.stale, flight.age = stale.answer, stale, age
+                flight.purges = self.answers.purges
         return call
+
+    def stale_of(self, call: Call) -> Answer | None:
+        """Return the old answer that may stand in for a call's, unless it was purged since."""
+        flight = call.flight
+        if flight is None or flight.purges != self.answers.purges:
+            return None
+        return call.stale
 
     async def _land(
         self, services: Services, flight: Flight, plan: Plan, token: str, purges: int

@@ -25,11 +25,15 @@ FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 0.01, 0.1  # between looks for another w
 
 
 class Looked(msgspec.Struct, frozen=True, gc=False):
-    """What Redis has, and the token of this worker where it is to get an answer for all."""
+    """What Redis has, and the token of this worker where it is to get an answer for all.
+
+    `purges` is how often answers had been purged then, as far as was known.
+    """
 
     entry: Entry | None
     lead: int
     token: str
+    purges: int = 0
 
 
 UNSEEN = Looked(None, NOBODY, "")
@@ -145,7 +149,7 @@ class Answers:
             entry, mine = self._entry_of(name, found), token if found.lead == MINE else ""
             for one in waiting:
                 if not one.done():
-                    one.set_result(Looked(entry, found.lead, mine))
+                    one.set_result(Looked(entry, found.lead, mine, self.purges))
                     mine = ""
             if mine:  # nobody is left to get it
                 self.leave(plan.place, mine)
@@ -193,7 +197,8 @@ class Answers:
                 self.leave(plan.place, token)  # it may be there already
                 raise
             entry = self._entry_of(plan.place.name, found)
-            looked = Looked(entry, found.lead, token if found.lead == MINE else "")
+            mine = token if found.lead == MINE else ""
+            looked = Looked(entry, found.lead, mine, self.purges)
             if entry is not None and entry.is_fresh(self._loop.time(), plan.wishes.max_age):
                 return looked, True
             if found.lead != ANOTHERS:
@@ -207,8 +212,10 @@ class Answers:
             await asyncio.sleep(LEAD_SECONDS / 3)
             self.redis.extend(where, token)
 
-    def old(self, plan: Plan) -> Entry | None:
-        """Return whatever is kept in this worker's memory."""
+    def old(self, plan: Plan, looked: Looked) -> Entry | None:
+        """Return whatever is kept: what was found, or is in this worker's memory."""
+        if looked.entry is not None and looked.purges == self.purges:
+            return looked.entry
         entry: Entry | None = self._memory.peek(plan.place.name)
         return entry
 

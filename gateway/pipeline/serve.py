@@ -91,9 +91,11 @@ async def _answer(services: Services, call: Call) -> Deliver:
     except UpstreamError as error:
         provider = call.route.target.provider if call.route else "upstream"
         told = client_error(error, provider)
-        if call.stale is not None:  # of a stream that has begun there were only pings
+        cache = services.cache
+        stale = cache.stale_of(call) if cache is not None else None
+        if stale is not None:  # of a stream that has begun there were only pings
             call.refused = told
-            return _stale(call, call.stale)
+            return _stale(call, stale)
         return _refuse(call, told)
     except StoreError as error:
         logger.warning("admission failed: %s", error)

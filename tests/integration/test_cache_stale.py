@@ -1,0 +1,48 @@
+"""Old answers that stand in where all targets fail: for whom, and for how long."""
+
+import asyncio
+
+from tests.integration.test_cache import TEXT, cached, exact, sluice, state, text_of
+from tests.support.gateway import running
+from tests.support.load import Ask, once
+from tests.support.upstream import Exchange, Upstream, like_openai
+
+OLD = {"ttl": 1, "stale": 600}
+OLD_SECONDS = 1.3  # an answer is past its time then
+
+
+class Failing:
+    """Answers each question once; whoever asks again is failed once that is told to go on."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self.asked, self.going = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, exchange: Exchange) -> None:
+        text = exchange.request.json["messages"][0]["content"]
+        if text not in self.seen:
+            self.seen.add(text)
+            await like_openai(exchange)
+            return
+        self.asked.set()
+        await self.going.wait()
+        await exchange.reply({"error": {"message": "down"}}, 500)
+
+
+async def test_what_was_purged_stands_in_for_nothing() -> None:
+    failing = Failing()
+    async with Upstream(behaviour=failing) as upstream:
+        with running(cached(upstream.url, cache=OLD), workers=1) as gateway:
+            assert text_of(await once(gateway.port, Ask(exact()))) == TEXT
+            fresh = Ask(exact("fresh"), headers={"x-sluice-cache-ttl": "60"})
+            assert [state(await once(gateway.port, fresh)) for _ in range(2)] == ["miss", "hit"]
+            await asyncio.sleep(OLD_SECONDS)
+            old = asyncio.ensure_future(once(gateway.port, Ask(exact())))
+            async with asyncio.timeout(10):
+                await failing.asked.wait()
+                await asyncio.to_thread(sluice, gateway, "purge", "--all")
+                failing.seen.clear()
+                while state(await once(gateway.port, fresh)) == "hit":  # as the worker knows of it
+                    await asyncio.sleep(0.05)
+            failing.going.set()
+            assert (await old).status == 502
