@@ -232,14 +232,14 @@ class Cache:
                 call = self._fork(flight, leader, plan, looked)
                 await self._serve(services, call)
                 await flight.delivered.wait()
-                if call.cache == STALE or not _is_own(call):
+                if flight.stands_in or not _is_own(call):
                     break
                 if flight.whole is None:  # it spent its own budget: others have seen the beginning
                     return flight.fail(None)
                 flight.refuse(leader)
             else:
                 return flight.fail(None)
-            if call.cache == STALE:
+            if flight.stands_in:
                 assert flight.stale is not None
                 flight.verdict, flight.error = call.verdict, call.refused
                 flight.answer(flight.stale, STALE)
@@ -259,19 +259,22 @@ class Cache:
     def _fork(self, flight: Flight, leader: Call, plan: Plan, looked: Looked) -> Call:
         """Return the call that asks for a request, and accounts for it."""
         call = flight.lead(leader)
-        stale = self.answers.old(plan, looked)
-        if stale is not None and plan.wishes.reads and may_answer(stale.answer, leader):
-            age = stale.age(self._loop.time())
-            if plan.may_be_stale(age, stale.answer.ttl_ms / 1000):
-                call.stale, flight.stale, flight.age = stale.answer, stale, age
-                flight.purges = self.answers.purges
+        flight.stale, flight.purges = self.answers.old(plan, looked), self.answers.purges
+        if flight.stale is not None:
+            old, flight.age = flight.stale.answer, flight.stale.age(self._loop.time())
+            allowed = plan.wishes.reads and plan.may_be_stale(flight.age, old.ttl_ms / 1000)
+            call.stale = old if allowed and may_answer(old, leader) else None
         return call
 
-    def stale_of(self, call: Call) -> Answer | None:
-        """Return the old answer that may stand in for a call's, unless it was purged since."""
+    def stand_in(self, call: Call) -> Answer | None:
+        """Let an old answer stand in for that of a call, all targets of which have failed.
+
+        Whom it suits has it, unless it was purged since; it is returned where that is the first.
+        """
         flight = call.flight
-        if flight is None or flight.purges != self.answers.purges:
+        if flight is None or flight.stale is None or flight.purges != self.answers.purges:
             return None
+        flight.stands_in = True
         return call.stale
 
     async def _land(

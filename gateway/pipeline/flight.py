@@ -91,6 +91,7 @@ class Flight:
         self.begun = self.over = self.void = False
         self.entry: Entry | None = None
         self.stale: Entry | None = None
+        self.stands_in = False  # all targets have failed: it is for whom it suits
         self.purges = 0  # how often answers had been purged when that was taken
         self.kept_s = 0.0  # for how long the answer is kept
         self.how, self.age, self.verdict = "", 0.0, NO_VERDICT

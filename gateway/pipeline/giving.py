@@ -149,7 +149,8 @@ async def lead(
 ) -> Deliver:
     """Let the first one have what its call brings; the call itself is accounted for."""
     await _pass_on(services, flight, reader, lambda: flight.headers)
-    if flight.how == STALE:
+    assert flight.call is not None
+    if flight.call.cache == STALE:
         assert flight.entry is not None
         call.cache, call.verdict = STALE, flight.verdict
         return await write(call, plan, flight.entry, flight.age, grown)

@@ -92,7 +92,7 @@ async def _answer(services: Services, call: Call) -> Deliver:
         provider = call.route.target.provider if call.route else "upstream"
         told = client_error(error, provider)
         cache = services.cache
-        stale = cache.stale_of(call) if cache is not None else None
+        stale = cache.stand_in(call) if cache is not None else None
         if stale is not None:  # of a stream that has begun there were only pings
             call.refused = told
             return _stale(call, stale)

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from tests.integration.test_cache import TEXT, cached, exact, sluice, state, text_of
 from tests.support.gateway import running
 from tests.support.load import Ask, once
@@ -46,3 +48,31 @@ async def test_what_was_purged_stands_in_for_nothing() -> None:
                     await asyncio.sleep(0.05)
             failing.going.set()
             assert (await old).status == 502
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("first", [True, False])
+async def test_each_says_for_itself_whether_an_old_answer_will_do(
+    first: bool, stream: bool
+) -> None:
+    """Also of those who share a call; `first`: the one who asked first takes none."""
+    failing = Failing()
+    async with Upstream(behaviour=failing) as upstream:
+        with running(cached(upstream.url, cache=OLD), workers=1) as gateway:
+            assert text_of(await once(gateway.port, Ask(exact()))) == TEXT
+            await asyncio.sleep(OLD_SECONDS)
+            body = exact(stream=stream)
+            asks = [Ask(body, headers={"Cache-Control": "stale-if-error=0"}), Ask(body)]
+            one = asyncio.ensure_future(once(gateway.port, asks[0 if first else 1]))
+            async with asyncio.timeout(10):
+                await failing.asked.wait()
+            two = asyncio.ensure_future(once(gateway.port, asks[1 if first else 0]))
+            await asyncio.sleep(0.3)  # it waits as well
+            failing.going.set()
+            found = [await one, await two]
+            refused, given = found if first else reversed(found)
+            assert (refused.status, refused.json["error"]["code"]) == (502, "upstream_failed")
+            assert (text_of(given), state(given)) == (TEXT, "stale")
+            assert len(upstream.received) == 2
+            gateway.settled()
+            assert gateway.usage("acme")["errors"] == 1
