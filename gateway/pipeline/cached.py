@@ -296,11 +296,12 @@ class Cache:
 def _is_own(call: Call) -> bool:
     """Tell whether what refused a call is about its own request alone: a limit, a budget.
 
-    Also where no target takes it: that depends on its key's labels, and on whether it streams.
+    Also where nobody knows what its limits say, and where no target takes it: that depends on its
+    key's labels, and on whether it streams.
     """
-    if call.spent is not None:
+    if call.spent is not None or call.unsure:
         return True
     if call.refused is None or call.refused.status >= 500:
         return False
-    admitted = call.leased and not call.unsure  # then it was the targets that refused
-    return not admitted or (not call.attempts and call.refused.status == 400)
+    # Of one that was admitted it was the targets that refused.
+    return not call.leased or (not call.attempts and call.refused.status == 400)

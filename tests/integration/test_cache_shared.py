@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
 
 from tests.integration.test_cache import TEXT, cached, exact, key, slow, text_of
 from tests.support.gateway import running
-from tests.support.load import Ask, once
+from tests.support.load import Ask, Client, once
 from tests.support.upstream import Exchange, Upstream, completion, like_openai, usage
 
 
@@ -141,3 +143,22 @@ async def test_a_models_requests_a_minute_count_whatever_is_named_beside(
             found = await asyncio.gather(*[once(gateway.port, joins) for _ in range(5)])
             assert sorted([one.status for one in found]) == [200] * 3 + [429] * 2
             assert len(upstream.received) == 2
+
+
+async def test_whose_limits_nobody_knows_is_refused_alone(upstream: Upstream) -> None:
+    keys = {"keys": [key("limited", rpm=100), key("free")]}
+    text = cached(upstream.url, auth=keys, limits={"on_store_failure": "refuse"})
+    with running(text, workers=1) as gateway:
+        asks = [Ask(exact(), key=f"sk-test-{name}") for name in ("limited", "free")]
+        async with Client(gateway.port) as first, Client(gateway.port) as second:
+            for client, ask in zip((first, second), asks, strict=True):
+                await client.ask(Ask(key=ask.key))
+            os.kill(gateway.store_pid, signal.SIGSTOP)
+            try:
+                await first.send(asks[0])  # it looks into Redis, and the other one with it
+                given = await second.ask(asks[1])
+                await first.read_head()
+            finally:
+                os.kill(gateway.store_pid, signal.SIGCONT)
+        assert first.status == 503
+        assert text_of(given) == TEXT
