@@ -74,7 +74,7 @@ class Answers:
         self.semantic: Semantic | None = None
         self.purges = 0  # how often answers were purged, as far as is known
         self._loop = asyncio.get_running_loop()
-        self._looking: dict[str, list[asyncio.Future[Looked]]] = {}
+        self._looking: dict[tuple[str, bool], list[asyncio.Future[Looked]]] = {}
         self._tokens = itertools.count()
         self._own = secrets.token_hex(8)
 
@@ -127,7 +127,10 @@ class Answers:
         return entry if entry.is_fresh(self._loop.time(), plan.wishes.max_age) else None
 
     def look(self, services: Services, plan: Plan) -> "asyncio.Future[Looked]":
-        """Look into Redis, once for all who look for the same."""
+        """Look into Redis, once for all who look for the same.
+
+        Who shares nothing looks by itself: it gets its own answer, whoever gets one for all.
+        """
         redis, name = self.redis, plan.place.name
         future: asyncio.Future[Looked] = self._loop.create_future()
         if (
@@ -137,15 +140,16 @@ class Answers:
         ):
             future.set_result(UNSEEN)
             return future
-        waiting = self._looking.get(name)
+        looking = name, plan.shared
+        waiting = self._looking.get(looking)
         if waiting is not None:
             waiting.append(future)
             return future
         token = self.token() if plan.shared else ""
-        waiting = self._looking[name] = [future]
+        waiting = self._looking[looking] = [future]
 
         def done(found: Found) -> None:
-            del self._looking[name]
+            del self._looking[looking]
             entry, mine = self._entry_of(name, found), token if found.lead == MINE else ""
             for one in waiting:
                 if not one.done():
