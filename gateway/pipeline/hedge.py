@@ -39,15 +39,23 @@ class Contender:
         return self.call.attempts - self._before
 
     @property
-    def has_failed(self) -> bool:
-        """Tell whether its attempt has failed, and was not cancelled."""
+    def error(self) -> BaseException | None:
+        """Return how its attempt has failed, if it has, and was not cancelled."""
         task = self.task
         return (
-            task is not None
-            and task.done()
-            and not task.cancelled()
-            and task.exception() is not None
+            task.exception() if task is not None and task.done() and not task.cancelled() else None
         )
+
+    @property
+    def has_failed(self) -> bool:
+        """Tell whether its attempt has failed, and was not cancelled."""
+        return self.error is not None
+
+    @property
+    def misfits(self) -> bool:
+        """Tell whether its target cannot do what is asked: nothing was sent to it."""
+        error = self.error
+        return isinstance(error, ApiError) and error.code == "unsupported_parameter"
 
     @property
     def begun(self) -> bool:
@@ -187,9 +195,14 @@ class Race:
                 # Without money whoever else is asked has none either.
                 spent = self._call.spent is not None and isinstance(error, ApiError)
                 if spent or not running or self.winner is contender:
-                    self._told = contender
-                    raise error
+                    self._told = told = self._telling(contender)
+                    raise told.error or error
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+
+    def _telling(self, last: Contender) -> Contender:
+        """Return whose failure is told: of the last to fail, unless nothing was sent there."""
+        asked = [one for one in self._contenders if one.has_failed and not one.misfits]
+        return asked[-1] if last.misfits and asked else last
 
     def _start(self, route: Route) -> asyncio.Task[Deliver]:
         contender = Contender(self, self._call, route, self._call.attempts + len(self._contenders))
@@ -208,11 +221,15 @@ class Race:
         winner = self.winner or self._told or (at_work or self._contenders)[-1]
         for one in self._contenders:
             tries = one.call.tries
-            lost = self.winner is not None and one is not self.winner
+            lost = self.winner is not None and one is not self.winner and not one.misfits
             if lost and one.attempts and (not tries or tries[-1].failure in ("", record.CANCELLED)):
                 tries = [_lost(one)]
             self._call.tries += tries
-        self._call.attempts += sum([one.attempts for one in self._contenders])
+        if any(one.misfits for one in self._contenders[1:]):
+            self._budget.give_back()
+        # Of one whose failure is the race's whoever tries the targets takes it back.
+        asked = [one for one in self._contenders if one is self._told or not one.misfits]
+        self._call.attempts += sum([one.attempts for one in asked])
         self._call.join(winner.call)
 
 

@@ -72,6 +72,11 @@ class Budget:
         self._level -= 1
         return True
 
+    def give_back(self) -> None:
+        """Have a retry again that was taken for nothing."""
+        level = self._level + 1
+        self._level = level if level < self.CAPACITY else self.CAPACITY
+
 
 def decide(error: UpstreamError) -> Next:
     """Hand over on anything that is the target's own trouble; give up on the client's."""

@@ -230,6 +230,31 @@ async def test_a_whole_reply_to_a_stream_wins_a_race_as_well() -> None:
             assert outcome.headers["x-sluice-provider"] == record["provider"]
 
 
+async def test_a_hedge_to_a_target_that_cannot_do_it_was_none() -> None:
+    """It costs nothing, no retry either, and says nothing of how the request fails."""
+    failing = False
+
+    async def first(exchange: Exchange) -> None:
+        await says("first", 0.4, 500 if failing else 200)(exchange)
+
+    async with Upstream(behaviour=first) as one, Upstream() as two:
+        text = json.loads(config(one.url, two.url, retries={"attempts": 0, "budget": 0.01}))
+        text["providers"]["p1"]["kind"] = "anthropic"
+        text["models"]["m"]["hedge"] = {"after": AFTER}
+        with running(json.dumps(text)) as gateway:
+            asks = [Ask(chat(logit_bias={"1": 5})) for _ in range(15)]
+            outcomes = await flood(gateway.port, asks, connections=15)
+            assert {said(False, outcome.body) for outcome in outcomes} == {"first!"}
+            failing = True
+            assert (await once(gateway.port, asks[0])).status == 502
+            for record in gateway.records(16):
+                assert record["attempts"] == 1
+                assert [tried["provider"] for tried in record["tries"]] == ["p0"]
+            assert two.received == []
+            await once(gateway.port, Ask())
+            assert len(two.received) == 1
+
+
 async def test_hedges_are_bounded_by_the_retry_budget() -> None:
     sections = {"retries": {"attempts": 0, "budget": 0.1}}
     async with hedging(says("slow", 0.5), says("fast"), **sections) as (gateway, _, two):
