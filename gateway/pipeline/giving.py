@@ -23,7 +23,7 @@ from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.replay import Entry, form_of, written
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure
-from gateway.policy.caching import COALESCED, STALE, shares
+from gateway.policy.caching import COALESCED, MISS, STALE, shares
 from gateway.policy.limits import MONEY
 
 BEHIND = "The client took too little of a stream that others share, and fell too far behind."
@@ -38,8 +38,7 @@ async def give(
     services: Services, call: Call, plan: Plan, entry: Entry, how: str, grown: Grown
 ) -> Deliver:
     """Give an answer that is kept. Raises ApiError where a limit refuses it."""
-    answer = entry.answer
-    call.cache, call.kept, call.flight = how, answer, None
+    answer, call.flight = entry.answer, None
     if how == COALESCED and plan.rules.bill == "each":
         await _pay_whole(services, call, answer.usage, answer.cost_microusd)
         call.usage, call.usage_source = answer.usage, "provider"
@@ -48,6 +47,7 @@ async def give(
     else:
         await let_in(services, call, answer.provider, answer.model)
         call.saved = answer.cost_microusd
+    call.cache, call.kept = how, answer
     call.status, call.finished = 200, True
     age = entry.age(services.loop.time())
     assert call.request is not None
@@ -189,6 +189,10 @@ async def take_part(
             _pay_so_far(flight, call)  # it leaves before the call is paid for
             call.flight = None
         raise
+    except ApiError:
+        if not reader.place:
+            call.cache = MISS  # it was refused, and given nothing
+        raise
     finally:  # another target may have gone on since
         call.route, call.dropped = leading.route, leading.dropped
     if flight.how == STALE:
@@ -241,7 +245,6 @@ async def join(services: Services, call: Call, flight: Flight) -> None:
     assert flight.call is not None
     route = flight.call.route
     assert route is not None
-    call.cache, call.route, call.dropped = COALESCED, route, flight.call.dropped
     if flight.bill == "leader":
         await let_in(services, call, route.target.provider, route.target.model)
     elif flight.bill == "each" and flight.takers:
@@ -249,6 +252,7 @@ async def join(services: Services, call: Call, flight: Flight) -> None:
     else:
         await _admit(services, call)
         await _cover(services, call, flight)
+    call.cache, call.route, call.dropped = COALESCED, route, flight.call.dropped
     call.flight = flight
     _count_in(flight, call)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_cache import TEXT, cached, exact, key, slow, text_of
+from tests.integration.test_cache import TEXT, cached, exact, key, slow, state, text_of
 from tests.support.gateway import running
 from tests.support.load import Ask, Client, once
 from tests.support.upstream import Exchange, Upstream, completion, like_openai, usage
@@ -139,9 +139,11 @@ async def test_a_models_requests_a_minute_count_whatever_is_named_beside(
             hits = Ask(exact(**more), key="sk-test-hits")
             found = [await once(gateway.port, hits) for _ in range(5)]
             assert [one.status for one in found] == [200] * 3 + [429] * 2
+            assert [state(one) for one in found[3:]] == ["miss"] * 2  # whom it refuses has nothing
             joins = Ask(exact(**more), key="sk-test-joins")
             found = await asyncio.gather(*[once(gateway.port, joins) for _ in range(5)])
             assert sorted([one.status for one in found]) == [200] * 3 + [429] * 2
+            assert {state(one) for one in found if one.status == 429} == {"miss"}
             assert len(upstream.received) == 2
 
 
