@@ -318,6 +318,8 @@ NAMES = st.sampled_from(
         *("litellm_params", "model_info", "headers", "organization", "order", "weight", "mode"),
         *("redis_host", "redis_url", "master_key", "model_group_alias", "default_fallbacks"),
         *("input_cost_per_token", "output_cost_per_token", "vertex_credentials", "api_version"),
+        *("rpm", "max_parallel_requests", "tags", "enable_pre_call_checks", "max_input_tokens"),
+        *("context_window_fallbacks", "content_policy_fallbacks"),
     )
 )
 KEYS = NAMES | st.text(max_size=4) | st.integers() | st.booleans() | st.none()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.cli.import_litellm import written
+from gateway.cli.import_litellm import verify, written
 from gateway.config.litellm import translate
 from gateway.config.load import load_text
 from gateway.pipeline.catalogue import Catalogue
@@ -101,8 +101,8 @@ def test_what_fits_no_provider_may_be_dropped() -> None:
     assert "for all targets" in noted(mixed, "model_list[0].litellm_params.drop_params")
 
 
-def test_defaults_of_requests_and_limits_of_deployments_are_noted() -> None:
-    params = {"temperature": 0.5, "reasoning_effort": "low", "rpm": 5, "tpm": 6, "tags": ["a"]}
+def test_defaults_of_requests_are_noted() -> None:
+    params = {"temperature": 0.5, "reasoning_effort": "low", "itpm": 5, "tag_regex": ["a"]}
     found = deployed({"model": "openai/x", "max_tokens": 500, "num_retries": 2, **params})
     place = "model_list[0].litellm_params."
     for name in (*params, "num_retries"):
@@ -111,6 +111,95 @@ def test_defaults_of_requests_and_limits_of_deployments_are_noted() -> None:
     assert "max_output_tokens" in noted(found, f"{place}max_tokens")
     beside = translate({"model_list": [{"model_name": "m", "rpm": 5, "huh": 1}]})
     assert len(beside.notes) == 2  # of what is left out, that alone is said
+
+
+def test_limits_and_tags_of_a_deployment_are_its_targets() -> None:
+    found = deployed(
+        {
+            "model": "openai/x",
+            "rpm": 5,
+            "tpm": "6",
+            "max_parallel_requests": 7,
+            "tags": ["eu", "a b", "eu", 5],
+        },
+        {"model": "groq/x", "rpm": 0, "tags": "fast"},
+        router_settings={"enable_tag_filtering": True, "routing_strategy": "least-busy"},
+    )
+    assert targets(found) == [
+        {"provider": "openai", "model": "x", "rpm": 5, "tpm": 6, "concurrency": 7, "tags": ["eu"]},
+        {"provider": "groq", "model": "x", "tags": ["fast"]},
+    ]
+    place = "model_list[0].litellm_params."
+    for name, ours in (("rpm", "rpm"), ("tpm", "tpm"), ("max_parallel_requests", "concurrency")):
+        assert f"carried over as the target's {ours}" in noted(found, place + name)
+    assert "x-sluice-tags" in noted(found, f"{place}tags")
+    assert "one of them is not" in noted(found, f"{place}tags")
+    assert "from 1" in noted(found, "model_list[1].litellm_params.rpm")
+    assert "x-sluice-tags" in noted(found, "router_settings.enable_tag_filtering")
+
+
+def test_limits_of_one_providers_keys_are_added() -> None:
+    keys: list[dict[str, Any]] = [
+        {"model": "openai/x", "api_key": f"os.environ/K{i}", "rpm": 10 * i} for i in (1, 2)
+    ]
+    (target,) = targets(found := deployed(*keys))
+    assert target["rpm"] == 30
+    assert "the sum" in noted(found, "model_list[0].litellm_params.rpm")
+    (target,) = targets(found := deployed(*keys, {"model": "openai/x", "api_key": "os.environ/K"}))
+    assert "rpm" not in target
+    assert "keys without one" in noted(found, "model_list[0].litellm_params.rpm")
+    tagged = deployed(keys[0], {**keys[1], "tags": ["a"]})
+    assert [one.get("tags") for one in targets(tagged)] == [None, ["a"]]
+
+
+def test_a_deployment_gets_the_prompts_that_it_takes() -> None:
+    def sizes(*each: int | None, on: bool = True) -> list[Any]:
+        source = {
+            "model_list": [
+                {
+                    "model_name": "m",
+                    "litellm_params": {"model": f"openai/x{i}"},
+                    "model_info": {"max_input_tokens": size},
+                }
+                for i, size in enumerate(each)
+            ],
+            "router_settings": {"enable_pre_call_checks": on},
+        }
+        found = translate(source)
+        verify(found.config)
+        return [one.get("when") for one in targets(found)]
+
+    assert sizes(8000, 128_000) == [{"max_tokens": 8000}, None]
+    assert sizes(8000, None) == [{"max_tokens": 8000}, None]
+    assert sizes(8000) == sizes(None) == [None]
+    assert sizes(8000, 9000, on=False) == [None, None]
+
+
+def test_other_models_stand_in_where_a_provider_refuses_a_prompt() -> None:
+    found = imported("""
+        model_list:
+          - {model_name: a, litellm_params: {model: openai/a}}
+          - {model_name: b, litellm_params: {model: groq/b}, model_info: {id: the-b}}
+          - {model_name: "xai/*", litellm_params: {model: "xai/*"}}
+        router_settings:
+          model_group_alias: {also: a}
+          content_policy_fallbacks: [{a: [b, the-b, nobody, a]}, {missing: [a]}]
+        litellm_settings:
+          context_window_fallbacks: [{a: [xai/grok-4, also]}, {xai/grok-3: [b]}, {"*": [a]}]
+          content_policy_fallbacks: [{b: [a]}]
+        """)
+    models = found.config["models"]
+    assert {name: model.get("fallbacks") for name, model in models.items()} == {
+        "a": {"context_window": ["xai/grok-4"], "content_policy": ["b"]},
+        "b": {"context_window": ["a"]},
+        "also": {"context_window": ["xai/grok-4"], "content_policy": ["b"]},
+        "xai/grok-3": {"context_window": ["b"]},
+    }
+    place = "router_settings.content_policy_fallbacks"
+    assert "a deployment's id" in noted(found, f"{place}[0].a[1]")
+    assert "no model" in noted(found, f"{place}[0].a[2]")
+    assert "no model" in noted(found, f"{place}[1].missing[0]")
+    assert "is above it" in noted(found, "litellm_settings.content_policy_fallbacks")
 
 
 WILD = """
@@ -235,7 +324,7 @@ def test_fallbacks_come_behind_a_models_own_targets() -> None:
     assert "not the name" in noted(found, f"{place}fallbacks[2].b[1]")
     assert "no model has the name" in noted(found, f"{place}fallbacks[3].missing[0]")
     assert "not a mapping" in noted(found, f"{place}fallbacks[4]")
-    assert "too long" in noted(found, f"{place}context_window_fallbacks")
+    assert found.config["models"]["a"]["fallbacks"] == {"context_window": ["b"]}
     assert "listed" in noted(found, f"{place}model_group_alias.old.hidden")
     assert "no model" in noted(found, f"{place}model_group_alias.lost")
     assert "one model" in noted(found, f"{place}model_group_alias.many")

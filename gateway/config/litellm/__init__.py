@@ -20,8 +20,16 @@ __all__ = ["Note", "Translation", "translate"]
 SETTINGS = ("router_settings", "litellm_settings", "general_settings")
 SECTIONS = ("model_list", *SETTINGS, "environment_variables")
 
+# Theirs -> ours: the models that are asked instead of one whose provider refuses a prompt.
+INSTEAD = {
+    "context_window_fallbacks": "context_window",
+    "content_policy_fallbacks": "content_policy",
+}
+
 # A name and where it stands in the source.
 Place = tuple[str, str]
+# What follows which group, and what follows those that have nothing of their own.
+Followers = tuple[dict[str, list[Place]], list[Place]]
 
 
 class Translation(msgspec.Struct, frozen=True):
@@ -45,12 +53,16 @@ def translate(source: Mapping[str, Any]) -> Translation:
     router, litellm, general = (_mapping(top, name) for name in SETTINGS)
     usual = settings.usual_deadlines(router, litellm)
     drops = bool(litellm.flag("drop_params"))
-    deployments = _deployments(listed, _credentials(top, notes), usual, notes)
+    by_size = settings.checks_sizes(router)
+    deployments = _deployments(listed, _credentials(top, notes), usual, notes, by_size=by_size)
+    settings.tags(router)
     models = Models(notes, settings.strategy(router), drops=drops)
     models.add(deployments)
     for alias, place in _aliases(router, notes):
         models.add_alias(alias, *place)
     models.add_fallbacks(*_fallbacks(router, litellm, notes))
+    for theirs, ours in INSTEAD.items():
+        models.add_instead(ours, *_followers(router, litellm, theirs, notes))
     timeouts = [usual, *(one.reached.entry.get("timeouts", {}) for one in deployments)]
     longest = max(one.get("first_byte", 0) for one in timeouts)
     found = {
@@ -109,10 +121,13 @@ def _deployments(
     credentials: Mapping[str, Mapping[str, object]],
     usual: dict[str, float],
     notes: list[Note],
+    *,
+    by_size: bool,
 ) -> list[Deployment]:
     found = []
     for number, value in enumerate(listed):
-        one = read_deployment(value, f"model_list[{number}]", credentials, notes)
+        place = f"model_list[{number}]"
+        one = read_deployment(value, place, credentials, notes, by_size=by_size)
         if one is not None:
             if one.reached.entry.get("timeouts") == usual:
                 del one.reached.entry["timeouts"]
@@ -142,38 +157,30 @@ def _aliases(router: Fields, notes: list[Note]) -> list[tuple[str, Place]]:
     return found
 
 
-def _fallbacks(
-    router: Fields, litellm: Fields, notes: list[Note]
-) -> tuple[dict[str, list[Place]], list[Place]]:
-    """Return what follows which group, and what follows those that have nothing of their own."""
+def _fallbacks(router: Fields, litellm: Fields, notes: list[Note]) -> Followers:
+    wanted, default = _followers(router, litellm, "fallbacks", notes)
     for fields in (router, litellm):
-        for name, why in (
-            (
-                "context_window_fallbacks",
-                "a prompt that is too long is refused, not sent elsewhere",
-            ),
-            ("content_policy_fallbacks", "a provider's refusal of the content is the client's"),
-        ):
-            if fields.take(name):
-                fields.lost(name, why)
+        place = fields.at("default_fallbacks")
+        default += _names(fields.take("default_fallbacks"), place, notes)
+    return wanted, default
+
+
+def _followers(router: Fields, litellm: Fields, name: str, notes: list[Note]) -> Followers:
+    """Read one kind of fallbacks; those of `*` follow where a group has none."""
     wanted: dict[str, list[Place]] = {}
-    default: list[Place] = []
-    source = router if "fallbacks" in router else litellm
-    if source is router and litellm.take("fallbacks"):
-        litellm.lost("fallbacks", "router_settings.fallbacks is above it")
-    place, given = source.at("fallbacks"), source.take("fallbacks")
+    source = router if name in router else litellm
+    if source is router and litellm.take(name):
+        litellm.lost(name, f"router_settings.{name} is above it")
+    place, given = source.at(name), source.take(name)
     for field, one in _items(given, place):
         if not isinstance(one, dict):
             notes.append(Note(field, "not carried over: it is not a mapping"))
             continue
-        for name, names in one.items():
-            inner = f"{field}.{label(name)}"
-            wanted.setdefault(label(name), []).extend(_names(names, inner, notes))
-    default += wanted.pop("*", [])
-    for fields in (router, litellm):
-        place = fields.at("default_fallbacks")
-        default += _names(fields.take("default_fallbacks"), place, notes)
-    return {name: names for name, names in wanted.items() if names}, default
+        for group, names in one.items():
+            inner = f"{field}.{label(group)}"
+            wanted.setdefault(label(group), []).extend(_names(names, inner, notes))
+    default = wanted.pop("*", [])
+    return {group: names for group, names in wanted.items() if names}, default
 
 
 def _items(value: object, place: str) -> list[tuple[str, object]]:

@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
+from gateway.config.litellm.bounds import MAX_COUNT, Bounds, read_bounds
 from gateway.config.litellm.providers import reach
 from gateway.config.litellm.services import Reached
 from gateway.config.litellm.source import Fields, NotCarried, Note, float_or_whole
 from gateway.core.operations import Operation
 from gateway.providers import PROVIDERS
 
-MAX_COUNT = 10**12  # schema.Count
 MAX_RATE = 1000  # US dollars a token: nobody means more
 SMALLEST_EXPONENT = -15  # a nano-dollar per million tokens
 _EXACT = Context(prec=100)
@@ -30,14 +30,9 @@ _UNSERVED = frozenset(
     )
 )
 
-_LIMITS = (
-    "limits here are of keys and tenants (see per_model); among deployments without a weight it is "
-    "carried over as the share of the requests"
-)
-_AT_ONCE = "requests at once are limited by key and tenant here (concurrency)"
+_LIMITS = "a target's tpm is of the tokens of prompts and answers together"
 _RETRY = "retries are the same for all models (see retries)"
 _AWS = "Sluice signs with keys alone: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-_TAGS = "there is no routing by tags: give each tag a model name of its own"
 _BUDGET = "budgets are of keys, tenants and everybody (see per_model)"
 _LOGS = "Sluice calls no logging service: see ledger, tracing and /metrics"
 _PRICE = "prices are by input, output, cached, cache_write and cache_write_1h tokens"
@@ -46,9 +41,8 @@ _WHO = "which models a key may use is said with the key"
 _BESIDE = dict.fromkeys(("rpm", "tpm", "weight", "order"), "its place is in litellm_params")
 _PARAMS = {
     **dict.fromkeys(("itpm", "otpm"), _LIMITS),
-    "max_parallel_requests": _AT_ONCE,
     **dict.fromkeys(("num_retries", "max_retries", "retry_policy"), _RETRY),
-    **dict.fromkeys(("tags", "tag_regex"), _TAGS),
+    "tag_regex": "a target's tags are asked for by name (x-sluice-tags)",
     **dict.fromkeys(("max_budget", "budget_duration"), _BUDGET),
     "cooldown_time": "it is the same for all models (see breaker)",
     "azure_ad_token": "such a token expires: give tenant_id, client_id and client_secret",
@@ -78,6 +72,7 @@ _INFO = {
     **dict.fromkeys(("access_groups", "team_id", "team_public_model_name"), _WHO),
     "health_check_model": "providers are not called to see whether they are well",
     "supported_environments": "the model is there in every environment",
+    "max_input_tokens": "see a target's when.max_tokens",
 }
 _DESCRIPTION = "Sluice keeps no description of models"
 
@@ -85,7 +80,7 @@ _DESCRIPTION = "Sluice keeps no description of models"
 class Deployment(msgspec.Struct, frozen=True):
     """A target in the making; a lower `order` is asked first.
 
-    The share of the requests goes by `weight`, or else by `rpm`, or else by `tpm`.
+    The share of the requests goes by `weight`, or else by the bounds' rpm, or else by their tpm.
     """
 
     field: str
@@ -94,17 +89,24 @@ class Deployment(msgspec.Struct, frozen=True):
     ids: tuple[str, ...] = ()
     order: int | None = None
     weight: int | None = None
-    rpm: int | None = None
-    tpm: int | None = None
+    bounds: Bounds = Bounds()
     price: dict[str, Any] | None = None
     drops: bool | None = None
     max_output: int | None = None
 
 
 def read_deployment(
-    value: object, field: str, credentials: Mapping[str, Mapping[str, object]], notes: list[Note]
+    value: object,
+    field: str,
+    credentials: Mapping[str, Mapping[str, object]],
+    notes: list[Note],
+    *,
+    by_size: bool,
 ) -> Deployment | None:
-    """Read an entry; None where it cannot be carried over, which is noted."""
+    """Read an entry; None where it cannot be carried over, which is noted.
+
+    `by_size`: it gets no prompts that are longer than it takes.
+    """
     own: list[Note] = []  # of what is left out altogether, that alone is said
     entry = Fields(value, field, own)
     given = entry.take("litellm_params")
@@ -115,7 +117,7 @@ def read_deployment(
     params = Fields(given, entry.at("litellm_params"), own)
     info = entry.fields("model_info")
     try:
-        found = _deployment(entry, params, info)
+        found = _deployment(entry, params, info, by_size=by_size)
     except NotCarried as error:
         Fields(None, field, notes).lost("", str(error))
         return None
@@ -126,7 +128,7 @@ def read_deployment(
     return found
 
 
-def _deployment(entry: Fields, params: Fields, info: Fields) -> Deployment:
+def _deployment(entry: Fields, params: Fields, info: Fields, *, by_size: bool) -> Deployment:
     name, mode = entry.literal("model_name"), info.text("mode")
     if name is None:
         raise NotCarried("it has no model_name")
@@ -148,8 +150,7 @@ def _deployment(entry: Fields, params: Fields, info: Fields) -> Deployment:
         ids=() if (id := info.text("id")) is None else (id,),
         order=params.whole("order"),
         weight=params.whole("weight"),
-        rpm=_limit(params, "rpm"),
-        tpm=_limit(params, "tpm"),
+        bounds=read_bounds(params, info, by_size=by_size),
         price=price,
         drops=params.flag("drop_params"),
         max_output=_max_output(params),
@@ -159,13 +160,6 @@ def _deployment(entry: Fields, params: Fields, info: Fields) -> Deployment:
 def _embeds(kind: str) -> bool:
     adapter = PROVIDERS[kind].adapter
     return adapter.embedding is not None or Operation.EMBEDDINGS in adapter.natives
-
-
-def _limit(params: Fields, name: str) -> int | None:
-    found = params.whole(name)
-    if found is not None:
-        params.lost(name, _LIMITS)
-    return found
 
 
 def _max_output(params: Fields) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.config.litellm.bounds import LIMITS, Bounds, pooled, widest
 from gateway.config.litellm.deployments import Deployment
 from gateway.config.litellm.names import Providers
 from gateway.config.litellm.prefixes import ROWS
@@ -65,14 +66,7 @@ class Models:
         self, wanted: Mapping[str, list[tuple[str, str]]], default: list[tuple[str, str]]
     ) -> None:
         """Put the targets of other groups (name and place in the source) behind a group's own."""
-        for name, names in wanted.items():
-            if name in self._groups:
-                continue
-            targets = self._resolve(name)
-            if targets is None:
-                self._lose(names[0][1], "no model has the name it is for")
-            else:  # reached by a wildcard
-                self._groups[name], self.models[name] = targets, {}
+        self._name_groups(wanted)
         known = {place: self._resolve(name) for name, place in _all(wanted, default)}
         for place, targets in known.items():
             if targets is None:
@@ -82,6 +76,24 @@ class Models:
             chosen = wanted.get(name) or wanted.get(self._aliases.get(name, "")) or default
             grown[name] = _followed(own, [known[place] or [] for _, place in chosen])
         self._groups = grown
+
+    def add_instead(
+        self,
+        kind: str,
+        wanted: Mapping[str, list[tuple[str, str]]],
+        default: list[tuple[str, str]],
+    ) -> None:
+        """Name the models that get what a group's providers refuse (`fallbacks` of a model)."""
+        self._name_groups(wanted)
+        usable = {place for name, place in _all(wanted, default) if self._is_model(name, place)}
+        for group, fields in self.models.items():
+            own = self._aliases.get(group, group)
+            chosen = wanted.get(group) or wanted.get(own) or default
+            others = [name for name, place in chosen if place in usable]
+            names = [name for name in others if self._aliases.get(name, name) != own]
+            if names:
+                instead = {**fields.get("fallbacks", {}), kind: list(dict.fromkeys(names))}
+                self.models[group] = {**fields, "fallbacks": instead}
 
     def result(self) -> dict[str, Any]:
         """Return the providers and models sections."""
@@ -95,6 +107,27 @@ class Models:
             found[name] = {**spread, "targets": short, **fields}
         return {"providers": self.providers.entries, "models": found}
 
+    def _name_groups(self, wanted: Mapping[str, list[tuple[str, str]]]) -> None:
+        """Make models of groups that only a wildcard reaches, and that others follow."""
+        for name, names in wanted.items():
+            if name in self._groups:
+                continue
+            targets = self._resolve(name)
+            if targets is None:
+                self._lose(names[0][1], "no model has the name it is for")
+            else:
+                self._groups[name], self.models[name] = targets, {}
+
+    def _is_model(self, name: str, place: str) -> bool:
+        """Tell whether clients could name it; what they cannot is noted."""
+        if name in self.models or (name not in self._by_id and self._resolve(name) is not None):
+            return True
+        known = name in self._by_id
+        self._lose(
+            place, "it is a deployment's id, no model's name" if known else "no model has that name"
+        )
+        return False
+
     def _say(self, field: str, text: str) -> None:
         self._notes.append(Note(field, text))
 
@@ -102,15 +135,19 @@ class Models:
         self._say(field, f"not carried over: {why}")
 
     def _add_group(self, name: str, deployments: list[Deployment]) -> None:
-        pooled = self._pooled(deployments)
-        ranks = _ranks(pooled)
+        deployments = _sized(deployments)
+        for one in deployments:
+            self._notes.extend(one.bounds.notes(one.field))
+        joined = self._pooled(deployments)
+        ranks = _ranks(joined)
         targets: list[Target] = []
-        for one, rank in sorted(zip(pooled, ranks, strict=True), key=lambda pair: pair[1]):
+        for one, rank in sorted(zip(joined, ranks, strict=True), key=lambda pair: pair[1]):
             target: Target = {
                 "provider": self.providers.name(one.reached),
                 "model": one.reached.model,
                 "priority": rank,
                 "weight": max(1, one.weight or 0),
+                **one.bounds.fields(),
             }
             if one.price is not None:
                 target["price"] = one.price
@@ -142,6 +179,10 @@ class Models:
             self._lose(other.field, "a provider alone answers for a pattern of names")
         if one.price is not None:
             self._lose(one.field, "a price is of a model: those of a pattern have their list price")
+        if one.bounds != Bounds():
+            self._lose(
+                one.field, "limits, tags and sizes are of a model's targets: not of a pattern's"
+            )
         prefix, slash, rest = name.partition("/")
         model = one.reached.model
         if slash and rest == model and _NAME.fullmatch(prefix):
@@ -195,15 +236,17 @@ class Models:
         for one in self._weighed(deployments):
             entry = {k: v for k, v in one.reached.entry.items() if k != "api_key"}
             keyed = "api_key" in one.reached.entry
-            parts = [entry, keyed, one.reached.model, one.price, one.order]
+            alike = (one.bounds.tags, one.bounds.max_input)
+            parts = [entry, keyed, one.reached.model, one.price, one.order, alike]
             pools.setdefault(json.dumps(parts), []).append(one)
         return [self._pool(pool) for pool in pools.values()]
 
     def _weighed(self, deployments: list[Deployment]) -> list[Deployment]:
         """Return them with their shares: LiteLLM goes by what the first one has of three."""
-        measures = ("weight", "rpm", "tpm") if self._strategy == "weighted" else ()
-        by = next((m for m in measures if getattr(deployments[0], m) is not None), None)
-        shares = [1 if by is None else getattr(one, by) or 0 for one in deployments]
+        measures = range(3) if self._strategy == "weighted" else ()
+        each = [(one.weight, one.bounds.rpm, one.bounds.tpm) for one in deployments]
+        by = next((measure for measure in measures if each[0][measure] is not None), None)
+        shares = [1 if by is None else one[by] or 0 for one in each]
         return [
             msgspec.structs.replace(one, weight=share)
             for one, share in zip(deployments, shares, strict=True)
@@ -217,7 +260,10 @@ class Models:
                 self._say(one.field, _TWICE)
             weights[key] = weights.get(key, 0) + (one.weight or 0)
         ids = tuple(id for one in pool for id in one.ids)
-        first = msgspec.structs.replace(pool[0], weight=sum(weights.values()), ids=ids)
+        bounds = self._joined(pool)
+        first = msgspec.structs.replace(
+            pool[0], weight=sum(weights.values()), ids=ids, bounds=bounds
+        )
         if len(weights) == 1:
             return first
         common = gcd(*weights.values()) or 1
@@ -231,6 +277,27 @@ class Models:
         reached = msgspec.structs.replace(first.reached, entry=entry)
         return msgspec.structs.replace(first, reached=reached)
 
+    def _joined(self, pool: list[Deployment]) -> Bounds:
+        """Return the bounds of a target that has several deployments' keys."""
+        found = pooled([one.bounds for one in pool])
+        for name, theirs in LIMITS.items():
+            limited = [one for one in pool if getattr(one.bounds, name) is not None]
+            place = f"{limited[0].field}.litellm_params.{theirs}" if limited else ""
+            if limited and getattr(found, name) is None:
+                self._lose(place, f"its provider has keys without one: {name} is of the target")
+            elif len(limited) > 1:
+                self._say(place, f"{name} is of the target: the sum of its keys'")
+        return found
+
+
+def _sized(deployments: list[Deployment]) -> list[Deployment]:
+    """Return them with the sizes of prompts that tell them apart."""
+    bounds = widest([one.bounds for one in deployments])
+    return [
+        msgspec.structs.replace(one, bounds=own)
+        for one, own in zip(deployments, bounds, strict=True)
+    ]
+
 
 def _all(
     wanted: Mapping[str, list[tuple[str, str]]], default: list[tuple[str, str]]
@@ -243,14 +310,18 @@ def _all(
 def _followed(own: list[Target], others: list[list[Target]]) -> list[Target]:
     """Return a group's targets and, behind all of them, those of others that are new."""
     found = list(own)
-    known = {(one["provider"], one["model"]) for one in own}
+    known = [_identity(one) for one in own]
     for targets in others:
         last = max((one["priority"] for one in found), default=0)
         for one in targets:
-            if (place := (one["provider"], one["model"])) not in known:
-                known.add(place)
+            if (identity := _identity(one)) not in known:
+                known.append(identity)
                 found.append({**one, "priority": last + one["priority"]})
     return found
+
+
+def _identity(target: Target) -> tuple[Any, ...]:
+    return tuple(target.get(field) for field in ("provider", "model", "tags", "when"))
 
 
 def _short(name: str, target: Target) -> Target:

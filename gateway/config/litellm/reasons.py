@@ -3,7 +3,7 @@
 _ROUTING = "a model's targets of one priority are asked by its strategy"
 _RETRY = "see retries: after which failures and how long is the same for all models"
 _COOLDOWN = "see breaker: failures are not told apart"
-_TAGS = "there is no routing by tags: give each tag a model name of its own"
+_TAGS = "a target has to have all the tags that a client asks for (x-sluice-tags)"
 _CACHE = "see cache: it is the same for all models, or each has its own"
 _LOGS = "Sluice calls no logging service: see ledger, tracing and /metrics"
 _DATABASE = (
@@ -12,7 +12,7 @@ _DATABASE = (
 _PEOPLE = "budgets are of keys, tenants and everybody"
 _WHO = "keys alone say who may call (auth.keys, sluice keys)"
 _HEALTH = "providers are not called to see whether they are well"
-_LIMITS = "limits are of keys, tenants and everybody (limits.default, limits.global)"
+_LIMITS = "see concurrency in limits.default (of a key), tenants and limits.global"
 _ALERTS = "there are no alerts: let your monitoring watch /metrics"
 _VERBOSE = "see log.level"
 _SERVICES = "there is no such service here"
@@ -33,15 +33,10 @@ ROUTER: dict[str, str] = {
     **dict.fromkeys(("retry_after", "retry_policy", "model_group_retry_policy"), _RETRY),
     **dict.fromkeys(("allowed_fails_policy",), _COOLDOWN),
     "max_fallbacks": "every target is asked while there is time (server.timeouts.total)",
-    **dict.fromkeys(
-        ("enable_tag_filtering", "tag_filtering_match_any", "tag_routing_prefix"), _TAGS
-    ),
-    **dict.fromkeys(
-        ("enable_pre_call_checks", "optional_pre_call_checks"),
-        "no request is routed by its length or its client",
-    ),
+    **dict.fromkeys(("tag_filtering_match_any", "tag_routing_prefix"), _TAGS),
+    "optional_pre_call_checks": "see affinity, and a target's when and rpm",
     **dict.fromkeys(("cache_kwargs", "caching_groups", "client_ttl"), _CACHE),
-    "default_max_parallel_requests": _LIMITS,
+    "default_max_parallel_requests": "see a target's concurrency",
     "provider_budget_config": _PEOPLE,
     "default_litellm_params": "Sluice adds nothing to requests: clients have to send it themselves",
     "alerting_config": _ALERTS,

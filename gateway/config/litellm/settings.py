@@ -61,6 +61,28 @@ def strategy(router: Fields) -> str:
     return STRATEGIES[wanted]
 
 
+def checks_sizes(router: Fields) -> bool:
+    """Tell whether a deployment gets no prompts that are longer than it takes."""
+    wanted = bool(router.flag("enable_pre_call_checks"))
+    if wanted:
+        router.note(
+            "enable_pre_call_checks",
+            "carried over where model_info.max_input_tokens says the size, as a target's "
+            "when.max_tokens; what a provider refuses as too long goes to fallbacks.context_window",
+        )
+    return wanted
+
+
+def tags(router: Fields) -> None:
+    """Say how requests are routed by tags here; the tags themselves are the deployments'."""
+    if router.flag("enable_tag_filtering"):
+        router.note(
+            "enable_tag_filtering",
+            "carried over as targets[].tags, which clients ask for with the header x-sluice-tags; "
+            "a request without it may go to any target, the tag `default` means nothing",
+        )
+
+
 def retries(router: Fields, litellm: Fields) -> dict[str, Any]:
     """Return the retries section."""
     fields = _above(router, litellm, "num_retries")
