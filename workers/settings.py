@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from gateway.check import check
-from gateway.config.load import Listen, Loaded, load
+from gateway.config.load import CommandLine, Loaded, load
 from gateway.config.schema import Config
 from gateway.core.errors import ConfigError
 from gateway.policy.pricing import PriceTable
@@ -24,11 +24,8 @@ class Flags(msgspec.Struct, frozen=True):
 
 def read(flags: Flags, environ: Mapping[str, str]) -> Loaded:
     """Read the configuration. Raises ConfigError."""
-    combined = dict(environ)
-    if flags.workers is not None:
-        combined["SLUICE_WORKERS"] = flags.workers
     with _translated(flags.config):
-        return load(flags.config, combined, Listen(flags.host, flags.port))
+        return load(flags.config, environ, CommandLine(flags.host, flags.port, flags.workers))
 
 
 def verify(loaded: Loaded, prices: PriceTable) -> None:
@@ -37,7 +34,7 @@ def verify(loaded: Loaded, prices: PriceTable) -> None:
         with _translated(loaded.document.source):
             check(loaded.config, prices)
     except ConfigError as error:
-        raise loaded.document.locate(error) from None
+        raise loaded.locate(error) from None
 
 
 @contextlib.contextmanager

@@ -4,14 +4,19 @@ from ipaddress import ip_address
 
 from gateway.core.errors import ConfigError
 
+MAX_PORT = 65535
+
 
 def parse_address(text: str) -> tuple[str, int]:
     """Return host and port; an empty host means every interface. Raises ConfigError."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
+    if not colon or not port.isdecimal() or int(port) > MAX_PORT:
         raise ConfigError(f"expected host:port, got {text!r}", field="server.address")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
+    elif "[" in host or "]" in host:
+        message = f"expected [IPv6 address]:port, with both brackets, got {text!r}"
+        raise ConfigError(message, field="server.address")
     elif ":" in host:
         raise ConfigError(
             f"write an IPv6 address in brackets: [{host}]:{port}", field="server.address"

@@ -8,6 +8,7 @@ import yaml
 from gateway.core.errors import ConfigError
 
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
+_NO_NAMES = (":bool", ":null", ":int", ":float")
 
 
 class _Loader(yaml.SafeLoader):
@@ -45,7 +46,7 @@ class Document:
         try:
             root = loader.get_single_node()
             if root is not None:
-                self._note(root, "")
+                self._note(root, "", loader)
             value = loader.construct_document(root) if root is not None else {}
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
@@ -79,7 +80,7 @@ class Document:
             )
         return self._lines.get(field, 0)
 
-    def _note(self, node: yaml.Node, field: str) -> None:
+    def _note(self, node: yaml.Node, field: str, loader: _Loader) -> None:
         self._fields[node.start_mark.index] = field
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
@@ -90,9 +91,13 @@ class Document:
                 if name in seen:
                     raise ConfigError("given twice", self.source, self._lines[path], path)
                 seen.add(name)
-                self._note(value, path)
+                if key.tag.endswith(_NO_NAMES):
+                    # `no` is false to YAML, and errors call it so.
+                    read = loader.construct_object(key)
+                    self._lines.setdefault(f"{field}.{read}".lstrip("."), self._lines[path])
+                self._note(value, path, loader)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
                 path = f"{field}[{index}]"
                 self._lines[path] = value.start_mark.line + 1
-                self._note(value, path)
+                self._note(value, path, loader)

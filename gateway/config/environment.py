@@ -2,17 +2,18 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from urllib.parse import unquote
 
+from gateway.config.schema import MIN_KEY_CHARS
 from gateway.core.errors import ConfigError
 
 TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 MAX_KEYS = 10_000
 
 # Neither is text: a path cannot hold the one, nothing that is sent the other.
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 Raw = dict[str, Any]
 
@@ -40,6 +41,11 @@ def seconds(text: str) -> float:
         raise ValueError(f"expected a number of seconds, got {text!r}") from None
 
 
+def workers(text: str) -> str | int:
+    """Read a number of workers, or `auto`. Raises ValueError."""
+    return text if text == "auto" else whole(text)
+
+
 def pairs(text: str) -> dict[str, str]:
     """Read `name=value,name=value`, values percent-encoded (OTLP exporter specification)."""
     found = {}
@@ -56,7 +62,7 @@ VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "SERVER_TIMEOUT_SECONDS": ("server.timeouts.total", seconds),
     "MAX_REQUEST_SIZE": ("server.max_request_size", whole),
     "SLUICE_STATE_DIR": ("server.state_dir", str),
-    "SLUICE_WORKERS": ("server.workers", lambda text: text if text == "auto" else whole(text)),
+    "SLUICE_WORKERS": ("server.workers", workers),
     "AUTH_ENABLED": ("auth.enabled", boolean),
     "AUTH_HEALTH_CHECK": ("auth.health_check", boolean),
     "SLUICE_ADMIN_KEY": ("auth.admin_key", str.strip),
@@ -73,40 +79,50 @@ VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
 }
 
 
-def apply(raw: Raw, environ: Mapping[str, str]) -> dict[str, str]:
+def apply(raw: Raw, environ: Mapping[str, str], above: Collection[str] = ()) -> dict[str, str]:
     """Write the variables that are set and not empty into the raw configuration.
 
-    Returns which variable set which field, for errors that are found later.
+    Fields in `above` are left to a higher word. Returns what set which field, for errors that are
+    found later.
     """
     origins = {}
     for variable, (field, read) in VARIABLES.items():
         text = environ.get(variable, "")
-        if text:
-            _check_text(text, source=f"environment {variable}")
+        if text and field not in above:
+            source = f"environment {variable}"
+            _check_text(text, source=source)
             try:
                 value = read(text)
             except ValueError as error:
-                raise ConfigError(str(error), source=f"environment {variable}") from None
+                raise ConfigError(str(error), source=source) from None
             assign(raw, field, value)
-            origins[field] = variable
+            origins[field] = source
     if keys := [part.strip() for part in environ.get("API_KEYS", "").split(",") if part.strip()]:
         if len(keys) > MAX_KEYS:
             raise ConfigError(f"more than {MAX_KEYS} keys", source="environment API_KEYS")
         _check_text("".join(keys), source="environment API_KEYS")
+        if min(map(len, keys)) < MIN_KEY_CHARS:
+            message = f"a key has at least {MIN_KEY_CHARS} characters"
+            raise ConfigError(message, source="environment API_KEYS")
         first = _add_keys(raw, [_key_entry(key) for key in keys])
-        origins |= {f"auth.keys[{first + i}]": "API_KEYS" for i in range(len(keys))}
-        origins |= {f"{field}.name": "API_KEYS" for field in tuple(origins) if "keys[" in field}
+        origins |= {f"auth.keys[{first + i}]": "environment API_KEYS" for i in range(len(keys))}
     return origins
 
 
 def assign(raw: Raw, field: str, value: object) -> None:
-    """Set a dotted field, making the mappings on the way."""
+    """Set a dotted field, making the mappings on the way.
+
+    What is no mapping there is for the schema to refuse.
+    """
     *parents, last = field.split(".")
+    inner: object = raw
     for parent in parents:
-        if not isinstance(raw.get(parent), dict):
-            raw[parent] = {}
-        raw = raw[parent]
-    raw[last] = value
+        if isinstance(inner, dict):
+            if inner.get(parent) is None:
+                inner[parent] = {}
+            inner = inner[parent]
+    if isinstance(inner, dict):
+        inner[last] = value
 
 
 def resolve(node: object, environ: Mapping[str, str], field: str = "") -> Any:
@@ -136,7 +152,7 @@ def resolve(node: object, environ: Mapping[str, str], field: str = "") -> Any:
 
 
 def _check_text(text: str, source: str = "", field: str = "") -> None:
-    if _NO_TEXT.search(text):
+    if NO_TEXT.search(text):
         place = field.encode(errors="backslashreplace").decode()
         message = "holds what no text does: a NUL, or half of a character"
         raise ConfigError(message, source=source, field=place)

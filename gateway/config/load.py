@@ -2,27 +2,17 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from gateway.config import environment
-from gateway.config.address import is_loopback, parse_address
+from gateway.config.address import MAX_PORT, is_loopback, parse_address
 from gateway.config.document import Document
-from gateway.config.schema import (
-    DEFAULT_PORT,
-    Config,
-    Key,
-    Limit,
-    Model,
-    Name,
-    Provider,
-    Scope,
-    Tenant,
-)
+from gateway.config.schema import DEFAULT_PORT, MIN_KEY_CHARS, Config, Key, Limit, Scope
+from gateway.config.shape import shaped
 from gateway.core.errors import ConfigError
 from gateway.providers import PROVIDERS
 
@@ -50,70 +40,90 @@ AWS_KEYS = {
 MIN_ADMIN_KEY_CHARS = 16
 MIN_ADMIN_KEY_VARIETY = 8
 
-# Section -> what its names and its entries must be.
-NAMED_SECTIONS: dict[str, tuple[Any, type]] = {
-    "tenants": (Name, Tenant),
-    "providers": (Name, Provider),
-    "models": (str, Model),
-}
-
-_T = TypeVar("_T")
-
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A configuration and the document it came from, to locate errors found later."""
+    """A configuration and where it came from, to locate errors found later.
+
+    `origins` are the fields that the environment or the command line set.
+    """
 
     config: Config
     document: Document
+    origins: dict[str, str] = {}
+
+    def locate(self, error: ConfigError) -> ConfigError:
+        """Add variable or flag, or file and line, to an error that names only its field."""
+        return _located(error, self.document, self.origins)
 
 
-class Listen(msgspec.Struct, frozen=True):
-    """The command line's host and port, which are above every other word on the address."""
+class CommandLine(msgspec.Struct, frozen=True):
+    """The command line's words, which are above the file's and the environment's."""
 
     host: str | None = None
     port: int | None = None
+    workers: str | None = None
 
 
-ANYWHERE = Listen()
+NOTHING_SAID = CommandLine()
 
 
-def load(path: str | None, environ: Mapping[str, str], listen: Listen = ANYWHERE) -> Loaded:
+def load(path: str | None, environ: Mapping[str, str], words: CommandLine = NOTHING_SAID) -> Loaded:
     """Read a file, or with None the environment alone. Raises ConfigError."""
     if path is None:
-        return _load("", "environment", environ, listen)
+        return _load("", "environment", environ, words)
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", source=path) from None
     except UnicodeDecodeError:
         raise ConfigError("is not UTF-8", source=path) from None
-    return _load(text, path, environ, listen)
+    return _load(text, path, environ, words)
 
 
 def load_text(text: str, source: str, environ: Mapping[str, str]) -> Config:
     """Read a configuration from YAML text. Raises ConfigError."""
-    return _load(text, source, environ, ANYWHERE).config
+    return _load(text, source, environ, NOTHING_SAID).config
 
 
-def _load(text: str, source: str, environ: Mapping[str, str], listen: Listen) -> Loaded:
+def _load(text: str, source: str, environ: Mapping[str, str], words: CommandLine) -> Loaded:
     document = Document(text, source)
     origins: dict[str, str] = {}
     try:
         raw = environment.resolve(document.value, environ)
-        origins = environment.apply(raw, environ)
+        above = {"server.workers"} if words.workers is not None else set()
+        origins |= environment.apply(raw, environ, above)
+        origins |= _apply_words(raw, words)
         if not raw.get("providers"):
-            raw["providers"] = _providers_from(environ)
+            raw["providers"] = _providers_from(environ, origins)
         _complete_clouds(raw["providers"], environ)
-        config = finish(_convert(raw), listen)
+        config = finish(_convert(raw), words)
     except ConfigError as error:
-        if variable := origins.get(error.field):
-            source = f"environment {variable}"
-            raise ConfigError(error.message, source=source, field=error.field) from None
-        raise document.locate(error) from None
-    return Loaded(config, document)
+        raise _located(error, document, origins) from None
+    return Loaded(config, document, origins)
 
 
-def _providers_from(environ: Mapping[str, str]) -> dict[str, Any]:
+def _apply_words(raw: dict[str, Any], words: CommandLine) -> dict[str, str]:
+    """Write the command line's words into the raw configuration; return which field is whose."""
+    if words.port is not None and not 0 <= words.port <= MAX_PORT:
+        raise ConfigError(f"expected a port from 0 to {MAX_PORT}, got {words.port}", "--port")
+    if words.workers is None:
+        return {}
+    try:
+        number = environment.workers(words.workers)
+    except ValueError as error:
+        raise ConfigError(str(error), "--workers") from None
+    environment.assign(raw, "server.workers", number)
+    return {"server.workers": "--workers"}
+
+
+def _located(error: ConfigError, document: Document, origins: Mapping[str, str]) -> ConfigError:
+    for field, source in () if error.source else origins.items():
+        if error.field == field or error.field.startswith((f"{field}.", f"{field}[")):
+            return ConfigError(error.message, source, field=error.field)
+    return document.locate(error)
+
+
+def _providers_from(environ: Mapping[str, str], origins: dict[str, str]) -> dict[str, Any]:
     """Return every provider whose key variable is set, or else the demo provider."""
     found: dict[str, Any] = {}
     for name, kind in PROVIDERS.items():
@@ -121,12 +131,14 @@ def _providers_from(environ: Mapping[str, str]) -> dict[str, Any]:
             continue
         entry = {"kind": name, "api_key": environ[kind.variable]}
         for field, variables in FURTHER_VARIABLES.get(name, {}).items():
-            value = next((environ[v] for v in variables if environ.get(v)), None)
-            if value is not None:
-                entry[field] = value
+            variable = next((v for v in variables if environ.get(v)), None)
+            if variable is not None:
+                entry[field] = environ[variable]
+                origins[f"providers.{name}.{field}"] = f"environment {variable}"
         needed = kind.settings if kind.base_url is not None else ("base_url",)
         if all(field in entry for field in needed):
             found[name] = entry
+            origins[f"providers.{name}"] = f"environment {kind.variable}"
     return found or {"demo": {"kind": "demo"}}
 
 
@@ -152,34 +164,10 @@ def _convert(raw: dict[str, Any]) -> Config:
     for name in present:
         if not isinstance(name, str):
             raise ConfigError("a section's name is text", field=str(name))
-    for section, (name_kind, kind) in NAMED_SECTIONS.items():
-        entries = present.get(section)
-        if isinstance(entries, dict):
-            # Entry by entry: msgspec's own path does not say which name of a mapping is meant.
-            for name, value in entries.items():
-                _checked(name, name_kind, f"{section}.{name}")
-                if isinstance(value, dict) and isinstance(value.get("headers"), dict):
-                    for header, text in value["headers"].items():
-                        _checked(text, str, f"{section}.{name}.headers.{header}")
-                _checked(value, kind, f"{section}.{name}")
-    return _checked(present, Config, "")
+    return shaped(present, Config)
 
 
-def _checked(value: object, kind: type[_T], field: str) -> _T:
-    try:
-        checked: _T = msgspec.convert(value, kind)
-    except RecursionError:
-        raise ConfigError("is nested too deeply", field=field) from None
-    except msgspec.ValidationError as error:
-        message, _, place = str(error).partition(" - at ")
-        inner = place.strip("`").removeprefix("$").replace("[...]", "")
-        if unknown := re.search(r"unknown field `(.*)`", message):
-            inner, message = f"{inner}.{unknown[1]}", "unknown field"
-        raise ConfigError(message, field=f"{field}{inner}".lstrip(".")) from None
-    return checked
-
-
-def finish(config: Config, listen: Listen = ANYWHERE) -> Config:
+def finish(config: Config, words: CommandLine = NOTHING_SAID) -> Config:
     """Check what no single field shows, and settle the defaults that depend on others."""
     keys = tuple(_hashed(key, f"auth.keys[{i}]") for i, key in enumerate(config.auth.keys))
     _refuse_twins(keys)
@@ -206,11 +194,11 @@ def finish(config: Config, listen: Listen = ANYWHERE) -> Config:
     return msgspec.structs.replace(
         config,
         auth=msgspec.structs.replace(config.auth, keys=keys, enabled=enabled),
-        server=msgspec.structs.replace(config.server, address=_address(config, enabled, listen)),
+        server=msgspec.structs.replace(config.server, address=_address(config, enabled, words)),
     )
 
 
-def _address(config: Config, guarded: bool, listen: Listen) -> str:
+def _address(config: Config, guarded: bool, words: CommandLine) -> str:
     """Listen everywhere once there are keys; without any, this machine alone may call.
 
     An operator who says `auth.enabled: false` in so many words may listen where they like.
@@ -220,15 +208,16 @@ def _address(config: Config, guarded: bool, listen: Listen) -> str:
     host, port = everywhere if guarded else "127.0.0.1", DEFAULT_PORT
     if address is not None:
         host, port = parse_address(address)
-    host = host if listen.host is None else listen.host.strip("[]")
-    port = port if listen.port is None else listen.port
+    host = host if words.host is None else words.host.strip("[]")
+    port = port if words.port is None else words.port
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    if address is not None and listen == ANYWHERE:
+    if address is not None and words.host is None and words.port is None:
         shown = address
     if not guarded and config.auth.enabled is None and not is_loopback(host):
         raise ConfigError(
             f"{shown} is open to other machines and there is no key: set API_KEYS or auth.keys, "
             "or allow it with AUTH_ENABLED=false",
+            source="" if words.host is None else "--host",
             field="server.address",
         )
     return shown
@@ -253,8 +242,8 @@ def _hashed(key: Key, field: str) -> Key:
         raise ConfigError("give exactly one of sha256 and key", field=field)
     if key.key is None:
         return key
-    if len(key.key) < 8:
-        raise ConfigError("a key has at least 8 characters", field=f"{field}.key")
+    if len(key.key) < MIN_KEY_CHARS:
+        raise ConfigError(f"a key has at least {MIN_KEY_CHARS} characters", field=f"{field}.key")
     digest = hashlib.sha256(key.key.encode()).hexdigest()
     return msgspec.structs.replace(key, sha256=digest, key=None)
 

@@ -18,6 +18,7 @@ Usd = Annotated[float | str, Meta(description="US dollars")]
 
 DEFAULT_PORT = 8080
 MAX_WORKERS = 512
+MIN_KEY_CHARS = 8  # of a client's key
 DEFAULT_TENANT = "default"
 MEBIBYTE = 1024 * 1024
 

@@ -121,6 +121,53 @@ def test_a_variable_that_is_no_text(variable: str) -> None:
         read(Flags(), {variable: "0123456789abcdefgh\udcff"})
 
 
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        ({"REDIS_URL": "nonsense"}, "environment REDIS_URL: redis.url: "),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "nonsense"},
+            "environment OTEL_EXPORTER_OTLP_ENDPOINT: tracing.endpoint: ",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_HEADERS": "a b=c"},
+            "environment OTEL_EXPORTER_OTLP_HEADERS: tracing.headers.a b: ",
+        ),
+    ],
+)
+def test_a_variable_is_blamed_and_not_the_file(
+    tmp_path: Path, directory: Path, environ: dict[str, str], place: str
+) -> None:
+    file = "redis: {url: redis://r}\ntracing: {endpoint: http://x, headers: {a: b}}\n"
+    with pytest.raises(ConfigError) as caught:
+        checked(tmp_path, directory, file, **environ)
+    assert str(caught.value).startswith(place)
+
+
+def test_a_providers_variable_is_blamed(directory: Path) -> None:
+    environ = {"OPENAI_API_KEY": "sk-1", "OPENAI_BASE_URL": "nonsense"}
+    with pytest.raises(ConfigError, match=r"^environment OPENAI_BASE_URL: providers\.openai\.base"):
+        verify(read(Flags(), environ), load_prices(directory))
+
+
+@pytest.mark.parametrize(
+    ("flags", "place"),
+    [
+        (Flags(workers="two"), "--workers: expected a whole number"),
+        (Flags(workers="0"), "--workers: server.workers: "),
+        (Flags(port=99_999), "--port: expected a port"),
+        (Flags(port=-1), "--port: expected a port"),
+        (Flags(host="0.0.0.0"), "--host: server.address: "),
+    ],
+)
+def test_a_flag_is_blamed_and_not_the_environment(flags: Flags, place: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(flags, {"SLUICE_WORKERS": "many" if flags.workers else "2"})
+    assert str(caught.value).startswith(place)
+    with pytest.raises(ConfigError, match=r"^environment SERVER_ADDRESS: "):
+        read(Flags(host="::"), {"SERVER_ADDRESS": "nonsense"})
+
+
 def test_a_key_that_ends_with_a_line_is_the_key() -> None:
     config = read(Flags(), {"SLUICE_ADMIN_KEY": "0123456789abcdefgh\n"}).config
     assert config.auth.admin_key == "0123456789abcdefgh"

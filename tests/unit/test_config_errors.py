@@ -54,6 +54,26 @@ PLACED = {
         3,
         "models.1",
     ),
+    "a name that is none to YAML": (
+        "providers:\n  a: {kind: demo}\n  no: {}\n",
+        3,
+        "providers.False",
+    ),
+    "limit of a pattern": (
+        "limits:\n  default:\n    per_model:\n      a: {rpm: 1}\n      b.c[0]:\n        rpm: x\n",
+        6,
+        "limits.default.per_model.b.c[0].rpm",
+    ),
+    "limit of a tenant's pattern": (
+        "tenants:\n  a: {rpm: 1}\n  b:\n    per_model:\n      c: {}\n      d:\n        rps: 1\n",
+        7,
+        "tenants.b.per_model.d.rps",
+    ),
+    "label": (
+        "auth:\n  keys:\n    - name: a\n      labels:\n        b: c\n        d: 5\n",
+        6,
+        "auth.keys[0].labels.d",
+    ),
     "section's name": ("log: {}\n1: 2\n", 2, "1"),
     "header's value": (
         "providers:\n  p:\n    kind: demo\n    headers:\n      X: 5\n",
@@ -125,6 +145,24 @@ def test_an_error_names_file_line_and_field(text: str, line: int, field: str) ->
     error = refused(text)
     assert (error.source, error.line, error.field) == ("sluice.yaml", line, field)
     assert str(error) == f"sluice.yaml:{line}: {field}: {error.message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("log: {level: loud}", "expected debug, error, info or warning, got 'loud'"),
+        ("server: {workers: many}", "expected auto or a number, got 'many'"),
+        ("limits: {default: {shadow: [rpm, usd]}}", "expected concurrency, rpm or tpm, got 'usd'"),
+        ("tenants: {a: {shadow: [usd]}}", "expected concurrency, rpm or tpm, got 'usd'"),
+        ("providers: {no: {kind: demo}}", "a name is text: put the name in quotes"),
+        (
+            "server: {address: '[::1'}",
+            "expected [IPv6 address]:port, with both brackets, got '[::1'",
+        ),
+    ],
+)
+def test_an_error_says_what_may_stand_there(text: str, message: str) -> None:
+    assert refused(text).message == message
 
 
 NOT_YAML = {

@@ -195,6 +195,25 @@ def test_a_bad_variable_is_blamed_by_name_and_not_the_file(variable: str, text: 
     assert error.line == 0
 
 
+@pytest.mark.parametrize(
+    ("file", "variable", "text", "field"),
+    [
+        ("server: x\n", "SLUICE_WORKERS", "2", "server"),
+        ("limits: 5\n", "RATE_LIMIT_RPM", "70", "limits"),
+        ("limits:\n  default: []\n", "RATE_LIMIT_RPM", "70", "limits.default"),
+        ("auth: []\n", "AUTH_ENABLED", "true", "auth"),
+    ],
+)
+def test_a_variable_hides_no_bad_section(file: str, variable: str, text: str, field: str) -> None:
+    assert refused(file, {variable: text}).field == field
+    assert read("limits:\n  default:\n", RATE_LIMIT_RPM="70").limits.default.rpm == 70
+
+
+def test_keys_of_the_environment_are_as_long_as_the_files() -> None:
+    error = refused("", {"API_KEYS": f"{KEY},sk-1234"})
+    assert str(error) == "environment API_KEYS: a key has at least 8 characters"
+
+
 def test_api_keys_given_twice_are_blamed_on_the_variable() -> None:
     assert "API_KEYS" in refused("", {"API_KEYS": f"{KEY},{KEY}"}).source
 
@@ -216,7 +235,9 @@ def test_an_address_is_taken_apart(text: str, expected: tuple[str, int]) -> None
     assert parse_address(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "8080", "h:", "h:x", "h:-1", "h:65536", "::1:80", "[::1]"])
+@pytest.mark.parametrize(
+    "text", ["", "8080", "h:", "h:x", "h:-1", "h:65536", "::1:80", "[::1]", "[::1:80", "::1]:80"]
+)
 def test_a_wrong_address_is_refused_by_field(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_address(text)

@@ -302,6 +302,23 @@ def test_a_number_of_thousands_of_digits_is_no_trouble() -> None:
     assert "not carried over" in noted(found, "router_settings.timeout")
 
 
+def test_what_is_no_text_is_no_name() -> None:
+    source = {
+        "model_list": [
+            {"model_name": "\0", "litellm_params": {"model": "openai/x"}},
+            {"model_name": "openai/*", "litellm_params": {"model": "openai/*"}},
+        ],
+        "router_settings": {
+            "model_group_alias": {"a\ud800": "openai/x"},
+            "fallbacks": [{"openai/\0": ["openai/\0"]}],
+        },
+    }
+    found = translate(source)
+    verify(found.config)
+    assert "no model_name" in noted(found, "model_list[0]")
+    assert "not the name" in noted(found, "router_settings.fallbacks[0].openai/?[0]")
+
+
 SCALARS = (
     st.none()
     | st.booleans()

@@ -12,7 +12,7 @@ import msgspec
 from gateway.config.litellm import reasons, settings
 from gateway.config.litellm.deployments import Deployment, read_deployment
 from gateway.config.litellm.models import Models
-from gateway.config.litellm.source import Fields, Note, label
+from gateway.config.litellm.source import Fields, Note, is_text, label
 from gateway.core.errors import ConfigError
 
 __all__ = ["Note", "Translation", "translate"]
@@ -199,7 +199,7 @@ def _names(value: object, place: str, notes: list[Note]) -> list[Place]:
             name = one.get("model")
             if set(one) - {"model"}:
                 notes.append(Note(field, "not carried over: only the model of it, nothing beside"))
-        if isinstance(name, str):
+        if is_text(name):
             found.append((name, field))
         else:
             notes.append(Note(field, "not carried over: it is not the name of a model"))

@@ -7,9 +7,11 @@ quotes a value: it may be a secret.
 import re
 from collections.abc import Mapping
 from decimal import Context, Decimal, InvalidOperation
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
+
+from gateway.config.environment import NO_TEXT
 
 REFERENCE = "env:"
 THEIR_REFERENCE = "os.environ/"
@@ -157,6 +159,8 @@ class Fields:
             if not -_LARGEST < value < _LARGEST:
                 raise NotCarried(_NO_TEXT)
             return str(value)
+        if not is_text(value):
+            raise NotCarried(_NO_TEXT)
         if value.startswith(THEIR_REFERENCE) and len(value) > len(THEIR_REFERENCE):
             return REFERENCE + value.removeprefix(THEIR_REFERENCE)
         if found := _TEMPLATE.fullmatch(value):
@@ -165,6 +169,11 @@ class Fields:
         if value.startswith(REFERENCE):
             raise NotCarried("what begins with env: means a variable here")
         return value
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Tell whether a value is text that a configuration can hold."""
+    return isinstance(value, str) and not NO_TEXT.search(value)
 
 
 def amount(value: object) -> Decimal | None:
@@ -188,6 +197,6 @@ def float_or_whole(number: Decimal) -> int | float:
 def label(key: object) -> str:
     """Return a key of a mapping as text."""
     try:
-        return str(key)
+        return NO_TEXT.sub("?", str(key))
     except ValueError:  # a number of thousands of digits
         return "?"
