@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,8 @@ from workers.kernel import catch_signals, open_standard_files
 
 if TYPE_CHECKING:
     from gateway.config.schema import Config
+
+INTERRUPTED = 128 + signal.SIGINT  # as shells have it
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,13 +38,30 @@ def main(argv: list[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()  # while somebody can say that it failed
     except ConfigError as error:
-        with contextlib.suppress(OSError):
-            print(f"sluice: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
     except BrokenPipeError:  # whoever reads has enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
         return 1
+    except OSError as error:  # such as a full disk, maybe that of standard output
+        _print_no_more()
+        said = error.strerror or str(error)
+        _complain(f"{error.filename}: {said}" if error.filename else f"cannot go on: {said}")
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return code
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"sluice: {text}", file=sys.stderr)
+
+
+def _print_no_more() -> None:
+    """Let what standard output still holds go nowhere: the interpreter writes it at its end."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ in `Price.unmetered`.
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, time
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     Values = dict[str, Value]
 
 DISTRIBUTION = "genai-prices"
+UNWRITABLE = os.EX_CANTCREAT  # the exit code where there is a table, and no place for it
 
 # The price keys of each rate; the first one present counts. genai-prices takes tokens out of a
 # wider kind (cache reads out of the input) only where the narrower one has a price of its own.
@@ -193,7 +195,13 @@ def main() -> None:
     """Compile the table into the file named on the command line."""
     parser = argparse.ArgumentParser(description="Compile the price table.")
     parser.add_argument("output_file", type=Path)
-    write_file(parser.parse_args().output_file, compile_table())
+    path = parser.parse_args().output_file
+    data = compile_table()
+    try:
+        write_file(path, data)
+    except OSError as error:
+        print(error.strerror, file=sys.stderr)
+        sys.exit(UNWRITABLE)
 
 
 if __name__ == "__main__":

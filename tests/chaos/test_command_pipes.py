@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,6 +39,53 @@ def test_a_reader_that_is_gone_is_no_error(tmp_path: Path, words: list[str]) -> 
         assert (done.returncode, said.count("\n")) == (2, 1)
     else:
         assert (done.returncode, said) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("words", [["check"], ["--help"]])
+def test_an_output_that_is_full_is_said_in_a_line(tmp_path: Path, words: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "workers", *words],
+            cwd=ROOT,
+            env=environ(tmp_path / "state"),
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (1, "sluice: cannot go on: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    "words", [["usage"], ["keys", "list"], ["cache", "stats"], ["redis-cli", "PING"]]
+)
+def test_an_interrupt_ends_a_command_that_redis_does_not_answer(
+    tmp_path: Path, words: list[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "workers", *words],
+            cwd=ROOT,
+            env=environ(tmp_path / "state", REDIS_URL=url, PATH=""),  # no redis-cli
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            connection, _ = silent.accept()
+            with connection:
+                connection.settimeout(30)
+                assert connection.recv(1)
+                waiting.send_signal(signal.SIGINT)
+                assert waiting.communicate(timeout=30) == ("", "")
+            assert waiting.returncode == 130
+        finally:
+            waiting.kill()
+            waiting.communicate()
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])

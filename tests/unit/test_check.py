@@ -1,6 +1,9 @@
 """What is wrong with a configuration is found before a worker is started on it."""
 
+import errno
+import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -193,3 +196,22 @@ def test_a_failure_that_nobody_foresaw_is_refused_too(
         said = str(caught.value)
         assert said.startswith(f"{tmp_path}/sluice.yaml: cannot be used: LookupError at {__file__}")
         assert "secret" not in said
+
+
+def test_prices_that_cannot_be_written_are_the_state_directorys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError) as caught:
+        load_prices(tmp_path / "file")
+    place = f"cannot write prices to {tmp_path}/file: "
+    assert str(caught.value) == f"server.state_dir: {place}Not a directory"
+    with pytest.raises(ConfigError, match=f"^{place}Not a directory$"):
+        load_prices(tmp_path, tmp_path / "file")
+    for error, reason in (
+        (subprocess.TimeoutExpired("x", 60), "within 60 seconds"),
+        (OSError(errno.EAGAIN, "Try again"), "Try again"),
+    ):
+        monkeypatch.setattr(subprocess, "run", Mock(side_effect=error))
+        with pytest.raises(ConfigError, match=f"the price data does not compile.* {reason}$"):
+            load_prices(tmp_path)
