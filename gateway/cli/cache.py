@@ -10,8 +10,6 @@ from gateway.cli.store import with_store
 from gateway.core.errors import StoreError
 from gateway.store.cache import GROUPS, CacheKeeper, Kept, Which
 
-_FIGURES = Kept.__struct_fields__[1:]
-
 
 def add_parser(parser: argparse.ArgumentParser) -> None:
     """Declare the commands."""
@@ -42,8 +40,9 @@ def run(url: str, arguments: argparse.Namespace) -> int:
             print(f"purged {count}")
             return 0
         rows = with_store(url, lambda client: CacheKeeper(client).stats(arguments.by, which))
-    except ValueError as error:
-        print(f"sluice: {error}", file=sys.stderr)
+    except ValueError:
+        message = "there is too much to count: choose a tenant (--tenant), or rows of --by tenant"
+        print(f"sluice: {message}", file=sys.stderr)
         return 2
     except StoreError as error:
         print(f"sluice: {error}. Is the gateway running?", file=sys.stderr)
@@ -56,11 +55,23 @@ def run(url: str, arguments: argparse.Namespace) -> int:
 
 
 def _print_table(rows: list[Kept], by: str) -> None:
-    total = Kept("TOTAL", *(sum(getattr(row, name) for row in rows) for name in _FIGURES))
+    total = Kept(
+        "TOTAL",
+        sum(row.answers for row in rows),
+        sum(row.bytes for row in rows),
+        _sum([row.hits for row in rows]),
+        _sum([row.saved_microusd for row in rows]),
+    )
     shown = [*rows, total] if len(rows) > 1 else rows
     lines = [(by.upper(), "ANSWERS", "BYTES", "HITS", "SAVED")]
     lines += [
-        (row.group or "-", str(row.answers), str(row.bytes), str(row.hits), _dollars(row))
+        (
+            row.group or "-",
+            str(row.answers),
+            str(row.bytes),
+            "-" if row.hits is None else str(row.hits),
+            "-" if row.saved_microusd is None else _dollars(row.saved_microusd),
+        )
         for row in shown
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
@@ -69,6 +80,12 @@ def _print_table(rows: list[Kept], by: str) -> None:
         print("  ".join((name.ljust(widths[0]), *aligned)))
 
 
-def _dollars(row: Kept) -> str:
-    whole, rest = divmod(row.saved_microusd, 1_000_000)
+def _sum(figures: list[int | None]) -> int | None:
+    """Return the sum of those that are known; None where none is."""
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) if known else None
+
+
+def _dollars(microusd: int) -> str:
+    whole, rest = divmod(microusd, 1_000_000)
     return f"{whole}.{rest:06d}"

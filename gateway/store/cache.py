@@ -233,14 +233,14 @@ def _room(memory: Any) -> float:
 class Kept(msgspec.Struct):
     """How many answers are kept of one tenant, namespace, model or key, and their bytes.
 
-    `hits` and what they saved are this month's; nobody counts them by namespace.
+    `hits` and what they saved are this month's; None where nobody counts them so.
     """
 
     group: str
     answers: int = 0
     bytes: int = 0
-    hits: int = 0
-    saved_microusd: int = 0
+    hits: int | None = None
+    saved_microusd: int | None = None
 
 
 Group = Literal["tenant", "namespace", "model", "key"]
@@ -259,6 +259,15 @@ class Which(msgspec.Struct, frozen=True):
         """Tell whether an answer is one of them."""
         return all(getattr(self, name) in (None, about[name]) for name in GROUPS)
 
+    def hits_are_counted(self, by: Group) -> bool:
+        """Tell whether usage has their hits: it counts them by tenant and one thing more.
+
+        Hits of what tenants share are counted for the tenant that had them.
+        """
+        others = set(GROUPS) - {"tenant", by}
+        chosen = any(getattr(self, name) is not None for name in others)
+        return by != "namespace" and not chosen and self.tenant != names.SHARED_TENANT
+
 
 class CacheKeeper:
     """Counts and purges kept answers, for operators. Raises StoreError."""
@@ -267,7 +276,7 @@ class CacheKeeper:
         self._client = client
 
     async def stats(self, by: Group, which: Which) -> list[Kept]:
-        """Return what is kept, by group."""
+        """Return what is kept, by group. Raises ValueError where there are too many to count."""
         found: dict[str, Kept] = {}
         for tenant, entries in (await self._entries(which)).items():
             for part in batches(entries):
@@ -278,7 +287,7 @@ class CacheKeeper:
                     row = found.setdefault(group, Kept(group))
                     row.answers += 1 if size else 0
                     row.bytes += size
-        if by != "namespace":
+        if which.hits_are_counted(by):
             await self._add_hits(found, by, which)
         return sorted(found.values(), key=lambda row: row.group)
 
@@ -286,13 +295,16 @@ class CacheKeeper:
         fields = {"by": by, "month": this_month()}
         if which.tenant is not None:
             fields["tenant"] = which.tenant
+        for row in found.values():
+            if by != "tenant" or row.group != names.SHARED_TENANT:
+                row.hits = row.saved_microusd = 0
         for used in await UsageReader(self._client).read(Query.of(fields)):
             group = used.group or used.tenant
             chosen = getattr(which, by)
             if used.cache_hits and chosen in (None, group):
                 row = found.setdefault(group, Kept(group))
-                row.hits += used.cache_hits
-                row.saved_microusd += used.saved_microusd
+                row.hits = (row.hits or 0) + used.cache_hits
+                row.saved_microusd = (row.saved_microusd or 0) + used.saved_microusd
 
     async def purge(self, which: Which) -> int:
         """Delete answers, everywhere within a second; return how many there were."""

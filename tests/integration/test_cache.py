@@ -276,6 +276,11 @@ async def test_what_clients_ask_of_the_cache(upstream: Upstream) -> None:
         rows = json.loads(sluice(gateway, "stats", "--by", "key", "--format", "json"))
         used = {name: gateway.usage("acme", part=f"key:{name}")["cache_hits"] for name in KEYS_USED}
         assert {row["group"]: row["hits"] for row in rows if row["group"] in used} == used
+        for chosen in (["--namespace", "a"], ["--model", "m"], ["--tenant", "~shared"]):
+            rows = json.loads(sluice(gateway, "stats", "--by", "key", *chosen, "--format", "json"))
+            assert {(row["hits"], row["saved_microusd"]) for row in rows} <= {(None, None)}
+        (_, row) = sluice(gateway, "stats", "--model", "m", "--key", "one").splitlines()
+        assert row.split()[3:] == ["-", "-"]
         assert sluice(gateway, "purge", "--namespace", "a") == "purged 1\n"
         assert sluice(gateway, "purge", "--tenant", "globex", "--model", "m") == "purged 1\n"
         await asyncio.sleep(1.2)

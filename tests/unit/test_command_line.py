@@ -1,8 +1,12 @@
 """The command line: what its parser takes."""
 
+from unittest.mock import Mock
+
 import pytest
 
-from workers.__main__ import _parser
+from gateway.cli import cache
+from gateway.store.usage import TOO_MANY
+from workers.__main__ import _parser, main
 
 
 @pytest.mark.parametrize(
@@ -28,3 +32,13 @@ def test_without_one_the_environments_holds(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_empty_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_CONFIG", "")
     assert _parser().parse_args(["cache", "stats"]).config is None
+
+
+def test_too_many_hits_to_count_are_said_with_what_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cache, "with_store", Mock(side_effect=ValueError(TOO_MANY)))
+    assert main(["cache", "stats"]) == 2
+    said = capsys.readouterr().err
+    assert "--tenant" in said
+    assert "days" not in said
