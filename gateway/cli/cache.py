@@ -6,7 +6,7 @@ import sys
 
 import msgspec
 
-from gateway.cli.store import with_store
+from gateway.cli.store import explained, with_store
 from gateway.core.errors import StoreError
 from gateway.store.cache import GROUPS, CacheKeeper, Kept, Which
 
@@ -45,7 +45,7 @@ def run(url: str, arguments: argparse.Namespace) -> int:
         print(f"sluice: {message}", file=sys.stderr)
         return 2
     except StoreError as error:
-        print(f"sluice: {error}. Is the gateway running?", file=sys.stderr)
+        print(f"sluice: {explained(error)}", file=sys.stderr)
         return 1
     if arguments.format == "json":
         print(json.dumps([msgspec.to_builtins(row) for row in rows]))

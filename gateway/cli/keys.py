@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from gateway.cli.store import with_store
+from gateway.cli.store import explained, with_store
 from gateway.config.schema import Config, KeySettings
+from gateway.config.shape import shaped
 from gateway.core.errors import ConfigError, StoreError
 from gateway.pipeline.limiting import LimitBook
 from gateway.store.client import Client
@@ -105,8 +106,8 @@ def run(url: str, config: Config, arguments: argparse.Namespace) -> int:
     try:
         return with_store(url, work)
     except (StoreError, NoSuchKey) as error:
-        hint = " Is the gateway running?" if isinstance(error, StoreError) else ""
-        print(f"sluice: {error}.{hint}", file=sys.stderr)
+        said = explained(error) if isinstance(error, StoreError) else f"{error}."
+        print(f"sluice: {said}", file=sys.stderr)
         return 1
 
 
@@ -121,14 +122,14 @@ async def _act(
             print(f"sluice: these are the newest {len(found)}; there are more", file=sys.stderr)
         return 0
     if action == "create":
-        settings = _settings({}, arguments)
+        settings = settings_of({}, arguments)
         book.check(settings)
         record, secret = await keys.create(settings)
     elif action == "update":
         record = await keys.get(arguments.id)
         before = record.settings
         built = {n: v for n, v in msgspec.to_builtins(before).items() if n not in arguments.clear}
-        settings = _settings(built, arguments)
+        settings = settings_of(built, arguments)
         if settings != before:
             book.check(settings)
         record = await keys.update(
@@ -143,14 +144,15 @@ async def _act(
     _print_one(record, secret, as_json=arguments.json)
     if action == "create" and not config.auth.enabled:
         print(
-            "sluice: authentication is off, so no key is asked for yet: set auth.admin_key, a "
-            "static key, or AUTH_ENABLED=true",
+            "sluice: as this shell's configuration has it, authentication is off, so no key is "
+            "asked for yet: set auth.admin_key, a static key, or AUTH_ENABLED=true",
             file=sys.stderr,
         )
     return 0
 
 
-def _settings(before: dict[str, Any], arguments: argparse.Namespace) -> KeySettings:
+def settings_of(before: dict[str, Any], arguments: argparse.Namespace) -> KeySettings:
+    """Return a key's settings with what the options change. Raises ConfigError."""
     given = {n: v for n in SETTINGS if (v := getattr(arguments, n)) is not None}
     if "labels" in given:
         given["labels"] = dict(given["labels"])
@@ -164,9 +166,11 @@ def _settings(before: dict[str, Any], arguments: argparse.Namespace) -> KeySetti
     if cache:
         given["cache"] = cache
     try:
-        return msgspec.convert({**before, **given}, KeySettings)
-    except msgspec.ValidationError as error:
-        raise ConfigError(str(error), source="sluice keys") from None
+        return shaped({**before, **given}, KeySettings)
+    except ConfigError as error:
+        name = re.split(r"[.\[]", error.field)[0]
+        option = {"models": "model", "labels": "label", "cache": "cache-ttl"}.get(name, name)
+        raise ConfigError(error.message, source=f"--{option}") from None
 
 
 def _print_one(record: VirtualKey, secret: str | None, *, as_json: bool) -> None:

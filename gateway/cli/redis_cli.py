@@ -34,8 +34,11 @@ def redis_cli(url: str, command: list[str]) -> int:
         os.execve(binary, [binary, *_options(place), *command], environ)  # noqa: S606  found above
     try:
         server = Wire(place)
-    except (OSError, StoreError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except StoreError as error:
+        print(f"{place} refused: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        reason = error.strerror or error
         print(f"Could not connect to {place}: {reason}. Is the gateway running?", file=sys.stderr)
         return 1
     with contextlib.closing(server):

@@ -10,8 +10,15 @@ from gateway.store.link import Link
 from gateway.store.location import Location, parse_url
 
 TIMEOUT_SECONDS = 10.0
+_ANSWERED = "Redis answered"  # of `gateway.store`: it is there, and refuses
 
 T = TypeVar("T")
+
+
+def explained(error: StoreError) -> str:
+    """Return what to tell of a store that could not be used."""
+    said = str(error).rstrip(".")
+    return f"{said}." if said.startswith(_ANSWERED) else f"{said}. Is the gateway running?"
 
 
 def with_master(url: str) -> Location:

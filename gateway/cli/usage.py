@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gateway.cli.store import with_store
+from gateway.cli.store import explained, with_store
 from gateway.core.errors import StoreError
 from gateway.store.usage import COUNTERS, GROUPS, Query, Row, UsageReader
 
@@ -52,7 +52,7 @@ def run(url: str, arguments: argparse.Namespace) -> int:
         print(f"sluice: {error}", file=sys.stderr)
         return 2
     except StoreError as error:
-        print(f"sluice: {error}. Is the gateway running?", file=sys.stderr)
+        print(f"sluice: {explained(error)}", file=sys.stderr)
         return 1
     if arguments.format == "json":
         print(json.dumps([msgspec.to_builtins(row) for row in rows]))

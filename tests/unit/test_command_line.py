@@ -4,7 +4,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from gateway.cli import cache
+from gateway.cli import cache, keys
+from gateway.cli.store import explained
+from gateway.core.errors import ConfigError, StoreError
 from gateway.store.usage import TOO_MANY
 from workers.__main__ import _parser, main
 
@@ -32,6 +34,31 @@ def test_without_one_the_environments_holds(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_empty_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLUICE_CONFIG", "")
     assert _parser().parse_args(["cache", "stats"]).config is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--name", "a b"], "--name: expected up to 64 letters"),
+        (["--name", "a", "--label", "team=b c"], "--label: expected 1 to 64 letters"),
+        (["--name", "a", "--rpm", "0"], "--rpm: Expected `int` >= 1"),
+    ],
+)
+def test_a_bad_setting_of_a_key_is_blamed_on_its_option(words: list[str], said: str) -> None:
+    arguments = _parser().parse_args(["keys", "create", *words])
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        keys.settings_of({}, arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("Redis answered: WRONGPASS no such user.", "Redis answered: WRONGPASS no such user."),
+        ("cannot connect to Redis", "cannot connect to Redis. Is the gateway running?"),
+    ],
+)
+def test_only_where_redis_is_away_the_gateway_may_be(error: str, said: str) -> None:
+    assert explained(StoreError(error)) == said
 
 
 def test_too_many_hits_to_count_are_said_with_what_can_be_done(
