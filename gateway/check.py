@@ -47,12 +47,15 @@ def check(config: Config, prices: PriceTable) -> None:
     catalogue = Catalogue(config, prices, "")
     Keyring(config)
     if config.redis.url:
-        parse_url(config.redis.url)
+        _check_authorities(parse_url(config.redis.url).ca_file, "redis.url")
     if "+cluster" in (config.redis.url or "") and config.limits.everybody != Scope():
         message = "a cluster decides over one tenant at a time: limits of all need a single Redis"
         raise ConfigError(message, field="limits.global")
     for name, provider in config.providers.items():
         _check_authorities(provider.ca_file, f"providers.{name}.ca_file")
+        if provider.prices is not None and not prices.knows(provider.prices):
+            message = f"nobody's prices are known by that name; one of: {', '.join(prices.sellers)}"
+            raise ConfigError(message, field=f"providers.{name}.prices")
     _check_url(config.tracing.endpoint, "tracing.endpoint")
     _check_headers(config.tracing.headers, "tracing.headers")
     _check_webhook(config.ledger.webhook)
@@ -159,6 +162,12 @@ def _check_webhook(webhook: Webhook | None) -> None:
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
     """Return the listener's TLS context: 1.2 and later. Raises ConfigError."""
+    for name, path in (("certificate", tls.certificate), ("key", tls.key)):
+        try:
+            Path(path).read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"cannot be read: {reason}", field=f"server.tls.{name}") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])

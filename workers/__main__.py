@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from gateway import __version__
 from gateway.core.errors import ConfigError
@@ -123,7 +124,7 @@ def _store(arguments: argparse.Namespace) -> "tuple[str, Config]":
 
     config = load(arguments.config, os.environ).config
     socket = socket_path(state_directory(config, os.environ), "redis.sock")
-    return config.redis.url or f"unix://{socket}", config
+    return config.redis.url or f"unix://{quote(socket)}", config
 
 
 def _parser() -> argparse.ArgumentParser:

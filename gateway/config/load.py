@@ -288,4 +288,4 @@ def state_directory(config: Config, environ: Mapping[str, str]) -> Path:
     if base.startswith("~"):
         message = "there is no home directory to keep state in; set SLUICE_STATE_DIR"
         raise ConfigError(message, field="server.state_dir")
-    return Path(base) / "sluice"
+    return (Path(base) / "sluice").absolute()

@@ -12,8 +12,12 @@ from gateway.config.caching import Cache, KeyCache, ModelCache
 from gateway.config.sections import Count, Seconds, Section
 
 Weight = Annotated[int, Meta(ge=1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+_NAME = "up to 64 letters, digits and . _ -, of which the first is a letter or digit"
+_SHA256 = "a SHA-256: 64 digits and letters from a to f"
+_LABEL = "1 to 64 letters, digits and . _ -"
+_SETTING = "up to 128 letters, digits and . _ : -, of which the first is a letter or digit"
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", description=_NAME)]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z", description=_SHA256)]
 Usd = Annotated[float | str, Meta(description="US dollars")]
 
 DEFAULT_PORT = 8080
@@ -134,7 +138,7 @@ class Scope(Limit, frozen=True):
     per_model: dict[str, Limit] = {}
 
 
-Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z", description=_LABEL)]
 
 
 class KeySettings(Scope, frozen=True, kw_only=True):
@@ -228,7 +232,9 @@ class Aws(Section, frozen=True):
     session_token: str | None = None
 
 
-Setting = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")]
+Setting = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z", description=_SETTING)
+]
 
 
 class Provider(Section, frozen=True):

@@ -13,6 +13,7 @@ _T = TypeVar("_T")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[(\.\.\.)\]")
 _ANY = "..."  # where msgspec does not say which name of a mapping it means
 _NO_CHOICE = "Invalid enum value"
+_PATTERN = "matching regex"
 _NUMBERS = (inspect.IntType, inspect.FloatType)
 
 # Names of fields and of mappings, and places in lists.
@@ -47,6 +48,8 @@ def _explained(value: object, kind: type, said: str) -> ConfigError:
         message = "a name is text: put the name in quotes"
     if message.startswith(_NO_CHOICE) and (choice := _choice(kind, steps)):
         message = f"expected {choice}, got{message.removeprefix(_NO_CHOICE)}"
+    if _PATTERN in message and (form := _form(kind, steps, of_name=of_name)):
+        message = f"expected {form}"
     if unknown := re.search(r"unknown field `(.*)`", message):
         field, message = f"{field}.{unknown[1]}", "unknown field"
     return ConfigError(message, field=field.lstrip("."))
@@ -88,12 +91,33 @@ def _failure(value: object, kind: type) -> str:
     return ""
 
 
-def _choice(kind: type, steps: Path) -> str:
-    """Return the words that may stand somewhere, and whether a number may."""
+def _types(kind: type, steps: Path) -> list[inspect.Type]:
+    """Return what may stand somewhere."""
     types = [inspect.type_info(kind)]
     for step in steps:
         types = [inner for one in types for inner in _inside(one, step)]
-    kinds = [one for outer in types for one in _each(outer)]
+    return types
+
+
+def _form(kind: type, steps: Path, *, of_name: bool) -> str:
+    """Return the words that describe a text of a certain form."""
+    types = _types(kind, steps[:-1] if of_name else steps)
+    if of_name:
+        kinds = [one for outer in types for one in _each(outer)]
+        types = [one.key_type for one in kinds if isinstance(one, inspect.DictType)]
+    return next(filter(None, map(_description, types)), "")
+
+
+def _description(outer: inspect.Type) -> str:
+    if isinstance(outer, inspect.UnionType):
+        return next(filter(None, map(_description, outer.types)), "")
+    schema = outer.extra_json_schema if isinstance(outer, inspect.Metadata) else None
+    return str((schema or {}).get("description", ""))
+
+
+def _choice(kind: type, steps: Path) -> str:
+    """Return the words that may stand somewhere, and whether a number may."""
+    kinds = [one for outer in _types(kind, steps) for one in _each(outer)]
     words = [str(w) for one in kinds if isinstance(one, inspect.LiteralType) for w in one.values]
     words += ["a number"] if any(isinstance(one, _NUMBERS) for one in kinds) else []
     return " or ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

@@ -166,7 +166,8 @@ class Catalogue:
                     self._route(msgspec.structs.replace(target, model=target.model or name), model)
                 )
             except ValueError as error:
-                raise ConfigError(str(error), field=f"models.{name}.targets[{i}].price") from None
+                place = f"models.{name}" if target.price is None else f"models.{name}.targets[{i}]"
+                raise ConfigError(str(error), field=f"{place}.price") from None
         return Served(
             name,
             tuple(routes),

@@ -132,15 +132,23 @@ def check_provider(name: str, provider: schema.Provider) -> None:
     _check_url(url, ("http", "https", "unix", "demo"), f"{field}.base_url")
     if provider.proxy is not None:
         _check_url(provider.proxy, ("http",), f"{field}.proxy")
-    keys = [key for key, _ in keys_of(provider) if key is not None]
-    if "" in keys or provider.api_key == "":
+    for i, (key, _) in enumerate(keys_of(provider), -1 if provider.api_key is not None else 0):
+        place = f"{field}.api_key" if i < 0 or key is None else f"{field}.api_keys[{i}]"
+        _check_sendable("a key", key, place)
+    for header, text in provider.headers.items():
+        place = f"{field}.headers" + (f".{header}" if header.isprintable() else "")
+        if not _HEADER_NAME.fullmatch(header):
+            raise ConfigError(f"a header cannot be named {header!r}", field=place)
+        if header.lower() in _OUR_HEADERS:
+            raise ConfigError(f"{header!r} is the gateway's to set", field=place)
+        _check_sendable("a header", text, place)
+
+
+def _check_sendable(what: str, text: str | None, field: str) -> None:
+    if text is not None and not (text.isascii() and text.isprintable()):
+        raise ConfigError(f"{what} holds characters that HTTP forbids", field=field)
+    if text == "" and what == "a key":
         raise ConfigError("a key is empty", field=field)
-    for text in (*keys, *provider.headers.values()):
-        if not text.isascii() or not text.isprintable():
-            raise ConfigError("a key or header holds characters that HTTP forbids", field=field)
-    for header in provider.headers:
-        if not _HEADER_NAME.fullmatch(header) or header.lower() in _OUR_HEADERS:
-            raise ConfigError(f"{header!r} cannot be set", field=field)
 
 
 def _check_url(url: str, schemes: tuple[str, ...], field: str) -> None:
@@ -154,5 +162,8 @@ def _check_url(url: str, schemes: tuple[str, ...], field: str) -> None:
         valid = False
     if not valid or not url.isascii() or not url.isprintable() or " " in url:
         raise ConfigError(f"expected a URL ({', '.join(schemes[:2])})", field=field)
+    if parts.scheme == "unix" and parts.netloc:
+        message = "a path begins with /: unix:///run/model.sock, with three slashes"
+        raise ConfigError(message, field=field)
     if parts.query or parts.fragment:
         raise ConfigError("a base URL has no query and no fragment", field=field)

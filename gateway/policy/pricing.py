@@ -309,6 +309,15 @@ class PriceTable:
         except msgspec.DecodeError as error:
             raise PriceDataError(f"not a price table of this format: {error}") from error
 
+    @property
+    def sellers(self) -> tuple[str, ...]:
+        """Return the ids of the providers whose prices it has."""
+        return tuple(self._providers)
+
+    def knows(self, provider: str) -> bool:
+        """Tell whether it has a provider's prices, by its id or another name of it."""
+        return self._provider(provider) is not None
+
     def find(self, provider: str | None, model: str, at: datetime) -> Price | None:
         """Return the price of a model at a moment, or None where the data set has none."""
         schedule = self.schedule(provider, model)

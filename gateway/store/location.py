@@ -51,8 +51,9 @@ def parse_url(url: str) -> Location:
     """Take a URL apart. Raises ConfigError, never quoting the URL: it may hold a password."""
     try:
         parts = urlsplit(url)
-        query = parse_qs(parts.query)
+        query = parse_qs(parts.query, keep_blank_values=True)
         tls, by_sentinel = _SCHEMES.get(parts.scheme, (False, False))
+        _check_options(set(query), tls=tls)
         service, _, path = parts.path.strip("/").partition("/") if by_sentinel else ("", "", "")
         if not by_sentinel and parts.scheme != "unix":
             path = parts.path.strip("/")
@@ -65,7 +66,7 @@ def parse_url(url: str) -> Location:
         if common.database < 0:
             raise ValueError
         if parts.scheme == "unix":
-            if not parts.path.strip("/"):
+            if parts.hostname or not parts.path.strip("/"):
                 raise ValueError
             return msgspec.structs.replace(common, unix_path=unquote(parts.path))
         if parts.scheme not in _SCHEMES:
@@ -99,6 +100,14 @@ def parse_url(url: str) -> Location:
             "redis+sentinel://host[:port],.../service[/db] or redis+cluster://host[:port],...",
             field="redis.url",
         ) from None
+
+
+def _check_options(options: set[str], *, tls: bool) -> None:
+    """Refuse options that would do nothing. One that is none may be part of a password."""
+    known = ["db", *(["ssl_ca_certs"] if tls else [])]
+    if not options <= set(known):
+        message = f"has an option behind ? that is not known here; there is {' and '.join(known)}"
+        raise ConfigError(message, field="redis.url")
 
 
 def _address(text: str, port: int) -> tuple[str, int]:

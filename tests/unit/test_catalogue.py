@@ -203,14 +203,17 @@ ERRORS = {
     "a query": ("{kind: openai-compatible, base_url: 'http://h?a=1'}", "providers.p.base_url"),
     "no socket": ("{kind: openai-compatible, base_url: 'unix://'}", "providers.p.base_url"),
     "TLS proxy": ("{kind: demo, proxy: 'https://q'}", "providers.p.proxy"),
-    "key with line end": ('{kind: openai, api_key: "a\\nb"}', "providers.p"),
-    "header with line end": ('{kind: demo, headers: {X: "a\\r\\nY: b"}}', "providers.p"),
-    "header name with line end": ('{kind: demo, headers: {"X\\n": a}}', "providers.p"),
-    "header beyond ASCII": ("{kind: demo, headers: {X: é}}", "providers.p"),
-    "header name with a space": ("{kind: demo, headers: {'X Y': a}}", "providers.p"),
-    "header name with a colon": ("{kind: demo, headers: {'X: a': b}}", "providers.p"),
-    "empty header name": ("{kind: demo, headers: {'': a}}", "providers.p"),
-    "framing by header": ("{kind: demo, headers: {Content-Length: '5'}}", "providers.p"),
+    "key with line end": ('{kind: openai, api_key: "a\\nb"}', "providers.p.api_key"),
+    "header with line end": ('{kind: demo, headers: {X: "a\\r\\nY: b"}}', "providers.p.headers.X"),
+    "header name with line end": ('{kind: demo, headers: {"X\\n": a}}', "providers.p.headers"),
+    "header beyond ASCII": ("{kind: demo, headers: {X: é}}", "providers.p.headers.X"),
+    "header name with a space": ("{kind: demo, headers: {'X Y': a}}", "providers.p.headers.X Y"),
+    "header name with a colon": ("{kind: demo, headers: {'X: a': b}}", "providers.p.headers.X: a"),
+    "empty header name": ("{kind: demo, headers: {'': a}}", "providers.p.headers."),
+    "framing by header": (
+        "{kind: demo, headers: {Content-Length: '5'}}",
+        "providers.p.headers.Content-Length",
+    ),
 }
 
 

@@ -95,6 +95,60 @@ REFUSED = {
         2,
         "pricing.default",
     ),
+    "a price list of nobody": (PROVIDER + "    prices: nobody\n", 5, "providers.p.prices"),
+    "no authorities of Redis": (
+        "redis:\n  url: rediss://h?ssl_ca_certs=/nonexistent.pem\n",
+        2,
+        "redis.url",
+    ),
+    "no certificate": (
+        "server:\n  tls:\n    key: /dev/null\n    certificate: /nonexistent.pem\n",
+        4,
+        "server.tls.certificate",
+    ),
+    "no key of a certificate": (
+        "server:\n  tls:\n    key: /nonexistent.pem\n    certificate: /dev/null\n",
+        3,
+        "server.tls.key",
+    ),
+    "a header's name of a provider": (
+        PROVIDER + "    headers:\n      X-Team: a\n      X Team: b\n",
+        7,
+        "providers.p.headers.X Team",
+    ),
+    "a header of the gateway's": (
+        PROVIDER + "    headers: {X-Team: a,\n      Host: b}\n",
+        6,
+        "providers.p.headers.Host",
+    ),
+    "a header of a provider": (
+        PROVIDER + "    headers:\n      X-Team: env:LINE\n",
+        6,
+        "providers.p.headers.X-Team",
+    ),
+    "a key with a line's end": (
+        PROVIDER + "    api_keys:\n      - a\n      - env:LINE\n",
+        7,
+        "providers.p.api_keys[1]",
+    ),
+    "a socket with two slashes": (
+        "providers:\n  p:\n    kind: vllm\n    base_url: unix://tmp/model.sock\n",
+        4,
+        "providers.p.base_url",
+    ),
+    "a price of a model": (
+        "providers: {p: {kind: demo}}\nmodels:\n  m:\n    price: {input: -1, output: 1}\n"
+        "    targets: [{provider: p}]\n",
+        4,
+        "models.m.price",
+    ),
+    "a price of a target": (
+        "providers: {p: {kind: demo}}\nmodels:\n  m:\n    price: {input: 1, output: 1}\n"
+        "    targets:\n      - {provider: p}\n      - provider: p\n"
+        "        price: {input: -1, output: 1}\n",
+        8,
+        "models.m.targets[1].price",
+    ),
     "no authorities": (PROVIDER + "    ca_file: /nonexistent.pem\n", 5, "providers.p.ca_file"),
     "no certificates": (PROVIDER + "    ca_file: /dev/null\n", 5, "providers.p.ca_file"),
 }
@@ -108,6 +162,11 @@ def test_what_would_fail_later_is_refused(
         checked(tmp_path, directory, text, LINE="Bearer x\n", HALF="abcdefgh\udcff")
     assert str(caught.value).startswith(f"{tmp_path}/sluice.yaml:{line}: {field}: ")
     str(caught.value).encode()
+
+
+@pytest.mark.parametrize("seller", ["openai", "x-ai", "Gemini"])
+def test_a_price_list_may_have_several_names(tmp_path: Path, directory: Path, seller: str) -> None:
+    checked(tmp_path, directory, PROVIDER + f"    prices: {seller}\n")
 
 
 def test_a_home_that_is_not_there(tmp_path: Path) -> None:

@@ -154,6 +154,18 @@ def test_an_error_names_file_line_and_field(text: str, line: int, field: str) ->
         ("server: {workers: many}", "expected auto or a number, got 'many'"),
         ("limits: {default: {shadow: [rpm, usd]}}", "expected concurrency, rpm or tpm, got 'usd'"),
         ("tenants: {a: {shadow: [usd]}}", "expected concurrency, rpm or tpm, got 'usd'"),
+        (
+            "tenants: {a b: {}}",
+            "expected up to 64 letters, digits and . _ -, of which the first is a letter or digit",
+        ),
+        (
+            "auth: {keys: [{name: a, labels: {team: b c}}]}",
+            "expected 1 to 64 letters, digits and . _ -",
+        ),
+        (
+            "auth: {keys: [{name: a, sha256: ABC}]}",
+            "expected a SHA-256: 64 digits and letters from a to f",
+        ),
         ("providers: {no: {kind: demo}}", "a name is text: put the name in quotes"),
         (
             "server: {address: '[::1'}",

@@ -44,6 +44,13 @@ def test_a_url_is_taken_apart(url: str, expected: Location) -> None:
         "redis://[::1",
         "unix://",
         "unix:///r?db=x",
+        "unix://tmp/r.sock",
+        "unix://u:p@tmp/r.sock",
+        "redis://h?timeout=5",
+        "redis://h?timeout=",
+        "redis://h?ssl_ca_certs=/ca.pem",
+        "unix:///r?ssl_ca_certs=/ca.pem",
+        "redis://:pa?secret@h",
     ],
 )
 def test_a_wrong_url_is_refused_by_field_and_not_quoted(url: str) -> None:
