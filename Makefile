@@ -46,7 +46,7 @@ clean: ## remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # The project itself goes in as a link to this folder; its builder is in the lock too.
 $(VENV)/run: requirements.lock pyproject.toml | $(BIN)/python

@@ -40,7 +40,7 @@ INVALID = "invalid_request_error"
 SERVER = "server_error"
 
 # Every code a client can see. DESIGN: bad request 400, key 401, model 403/404, size 413,
-# limits 429, upstream 502, nothing healthy 503, deadline 504.
+# limits 429, upstream 502, overload 503, deadline 504.
 FAULTS: dict[str, Fault] = {
     "invalid_json": Fault(400, INVALID),
     "invalid_value": Fault(400, INVALID),
@@ -58,7 +58,6 @@ FAULTS: dict[str, Fault] = {
     "method_not_allowed": Fault(405, INVALID),
     "request_timeout": Fault(408, INVALID),
     "request_too_large": Fault(413, INVALID),
-    "unsupported_media_type": Fault(415, INVALID),
     "expectation_failed": Fault(417, INVALID),
     "rate_limit_exceeded": Fault(429, "rate_limit_error"),
     "budget_exceeded": Fault(429, "insufficient_quota"),
@@ -66,7 +65,6 @@ FAULTS: dict[str, Fault] = {
     "internal_error": Fault(500, SERVER),
     "upstream_failed": Fault(502, SERVER),
     "stream_interrupted": Fault(502, SERVER),
-    "no_healthy_target": Fault(503, SERVER),
     "overloaded": Fault(503, SERVER),
     "store_unavailable": Fault(503, SERVER),
     "deadline_exceeded": Fault(504, SERVER),
