@@ -54,7 +54,7 @@ def check(config: Config, prices: PriceTable) -> None:
     for name, provider in config.providers.items():
         _check_authorities(provider.ca_file, f"providers.{name}.ca_file")
         if provider.prices is not None and not prices.knows(provider.prices):
-            message = f"nobody's prices are known by that name; one of: {', '.join(prices.sellers)}"
+            message = f"no price list has that name; one of: {', '.join(prices.sellers)}"
             raise ConfigError(message, field=f"providers.{name}.prices")
     _check_url(config.tracing.endpoint, "tracing.endpoint")
     _check_headers(config.tracing.headers, "tracing.headers")

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -16,6 +17,7 @@ from gateway.core.errors import ConfigError
 from workers.kernel import catch_signals, open_standard_files
 
 if TYPE_CHECKING:
+    from gateway.config.load import Loaded
     from gateway.config.schema import Config
 
 INTERRUPTED = 128 + signal.SIGINT  # as shells have it
@@ -79,7 +81,8 @@ def _check(arguments: argparse.Namespace) -> int:
     from workers.prices import load_prices
 
     loaded = settings.read(settings.Flags(arguments.config), os.environ)
-    directory = state_directory(loaded.config, os.environ)
+    with _placed(loaded):
+        directory = state_directory(loaded.config, os.environ)
     with tempfile.TemporaryDirectory() as elsewhere:
         # The state directory, and what is in it, is the gateway's to make.
         settings.verify(loaded, load_prices(directory, Path(elsewhere)))
@@ -120,11 +123,26 @@ def _import(arguments: argparse.Namespace) -> int:
 def _store(arguments: argparse.Namespace) -> "tuple[str, Config]":
     """Return the URL of the store that a gateway with this configuration uses."""
     from gateway.config.load import load, state_directory
+    from gateway.store.location import parse_url
     from workers.state import socket_path
 
-    config = load(arguments.config, os.environ).config
-    socket = socket_path(state_directory(config, os.environ), "redis.sock")
-    return config.redis.url or f"unix://{quote(socket)}", config
+    loaded = load(arguments.config, os.environ)
+    config = loaded.config
+    with _placed(loaded):
+        if config.redis.url:
+            parse_url(config.redis.url)
+            return config.redis.url, config
+        socket = socket_path(state_directory(config, os.environ), "redis.sock")
+    return f"unix://{quote(socket)}", config
+
+
+@contextlib.contextmanager
+def _placed(loaded: "Loaded") -> Iterator[None]:
+    """Say where the field of an error was set."""
+    try:
+        yield
+    except ConfigError as error:
+        raise loaded.locate(error) from None
 
 
 def _parser() -> argparse.ArgumentParser:

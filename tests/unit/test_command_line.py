@@ -37,6 +37,26 @@ def test_an_empty_one_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "variable", "said"),
+    [
+        (["usage"], "REDIS_URL", "redis.url: expected "),
+        (["usage"], "SLUICE_STATE_DIR", "server.state_dir: there is no such home"),
+        (["check"], "SLUICE_STATE_DIR", "server.state_dir: there is no such home"),
+    ],
+)
+def test_a_variable_that_no_command_can_use_is_named(
+    words: list[str],
+    variable: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(variable, "~no-such-user/x")
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith(f"sluice: environment {variable}: {said}")
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--name", "a b"], "--name: expected up to 64 letters"),
