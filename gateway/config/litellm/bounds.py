@@ -13,7 +13,7 @@ _TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # schema.Label
 
 # Ours -> theirs.
 LIMITS = {"rpm": "rpm", "tpm": "tpm", "concurrency": "max_parallel_requests"}
-_NEXT = "by all workers together; above it the next target is asked, whatever the strategy"
+_NEXT = "of all workers and models together; above it the next target is asked, by any strategy"
 _SAID = {
     "rpm": f"carried over as the target's rpm, {_NEXT}",
     "tpm": f"carried over as the target's tpm, {_NEXT}",
