@@ -1872,6 +1872,7 @@ async def test_a_body_that_is_too_large(passing: Passing, kind: str) -> None:
     assert passing.received == []
     head = passing.head(*lines, "Expect: 100-continue", path="openai/x")
     assert (await ask(passing.gateway.port, head, seconds=1)).status == 413
+    assert {record["status"] for record in await passing.records(2)} == {413}
 
 
 @pytest.mark.parametrize("kind", ["application/json", "audio/wav"])
