@@ -34,9 +34,10 @@ class LazyTimer:
             self._handle = self._loop.call_at(deadline, self._go_off)
 
     def clear(self) -> None:
-        """Let go of the event loop."""
+        """Let go of the event loop, and of its owner, for good: they keep each other alive."""
         if self._handle is not None:
             self._handle.cancel()
+        self._expired = _nobody
         self._handle, self._handle_at, self._deadline = None, FOREVER, FOREVER
 
     def _go_off(self) -> None:
@@ -54,3 +55,7 @@ class LazyTimer:
             self.set(self._deadline)
         else:
             self._expired()
+
+
+def _nobody() -> None:
+    """Be told, in place of an owner that has ended."""

@@ -76,14 +76,15 @@ class HotRoutes:
         except Exception:
             logger.exception("request %s failed inside the gateway", call.id)
             protocol.force_close()
+        finally:
+            _part(call)
 
-    def goes_on(self, protocol: GatewayProtocol, task: "asyncio.Task[None]") -> bool:
+    def goes_on(self, call: Call, task: "asyncio.Task[None]") -> bool:
         """Tell whether a request whose client left is read to its end, for the usage.
 
         At most so many at once, for so long, and only of providers that are configured so.
         """
-        call = protocol.call
-        if call is None or call.route is None or call.finished or not call.sent_at:
+        if call.route is None or call.finished or not call.sent_at:
             return False
         if not call.route.target.drains or len(self._draining) >= MAX_DRAINING:
             return False
@@ -138,7 +139,7 @@ class HotRoutes:
             body = await read_body(message, request.payload, most, seconds, protocol.room)
         except ApiError as error:
             return _refused(client, error, request.operation)
-        protocol.call = call = Call(
+        call = Call(
             request_id(),
             request.operation,
             body,
@@ -161,13 +162,19 @@ class HotRoutes:
         except ApiError:
             return False
 
+    async def _serve(self, call: Call) -> None:
+        try:
+            await serve(self._services, call)
+        finally:
+            _part(call)
+
     async def _serve_shielded(self, protocol: GatewayProtocol, call: Call) -> None:
         """Serve in a task of its own, as aiohttp cancels its handler when the client leaves."""
-        task = self._services.loop.create_task(serve(self._services, call))
+        task = self._services.loop.create_task(self._serve(call))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            if protocol.transport is not None or not self.goes_on(protocol, task):
+            if protocol.transport is not None or not self.goes_on(call, task):
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             raise
@@ -183,6 +190,12 @@ class HotRoutes:
         transport = request.protocol.transport
         if transport is not None and declared_length(request.message) <= self.max_body_bytes:
             transport.write(CONTINUE)
+
+
+def _part(call: Call) -> None:
+    """Part a request from what refers to it: a circle is freed late, with all it holds."""
+    if call.relay is not None:
+        call.relay = call.allowance = None
 
 
 def _hints(request: HotRequest) -> Hints:

@@ -19,7 +19,7 @@ from gateway.formats import openai
 from gateway.http.hot_request import HotRequest
 from gateway.http.request_head import MAX_HEAD_BYTES, RequestHead, request_head
 from gateway.pipeline.call import Call
-from gateway.timer import LazyTimer
+from gateway.timer import FOREVER, LazyTimer
 from gateway.upstream.exchange import Flow
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class DirectLane(Protocol):
         """Answer a whole request; the protocol is told by `answered`."""
         ...
 
-    def goes_on(self, protocol: "GatewayProtocol", task: "asyncio.Task[None]") -> bool:
+    def goes_on(self, call: Call, task: "asyncio.Task[None]") -> bool:
         """Tell whether the request under way is to be finished without its client."""
         ...
 
@@ -126,7 +126,7 @@ class GatewayProtocol(RequestHandler):
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self.flow: Flow | None = None
-        self.call: Call | None = None  # the request under way
+        self.call: Call | None = None  # the direct lane's request under way
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what is buffered for a client that does not read."""
@@ -147,14 +147,16 @@ class GatewayProtocol(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of the source; the request under way is cancelled."""
         flow, self.flow = self.flow, None
+        task, self._task = self._task, None  # refers to this connection, as its request does
+        call, self.call = self.call, None
         self._timer.clear()
         self._keep([], 0, 0)
-        if self._task is not None and not self._task.done():
-            if self._lane.goes_on(self, self._task):
+        if task is not None and not task.done():
+            if call is not None and self._lane.goes_on(call, task):
                 if flow is not None and self._paused:
                     flow.resume()
             else:
-                self._task.cancel()
+                task.cancel()
         super().connection_lost(exc)
 
     def close(self) -> None:
@@ -367,7 +369,7 @@ class GatewayProtocol(RequestHandler):
     def _leave_lane(self, data: bytes) -> None:
         self._keep([], 0, 0)
         self._direct, self._head_awaited = False, False
-        self._timer.clear()
+        self._timer.set(FOREVER)
         self._parse(data)
 
     def _on_deadline(self) -> None:

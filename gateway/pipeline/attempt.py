@@ -193,11 +193,12 @@ class _Course:
                         raise
                     # What one target cannot do another may: nothing was sent.
                     call.attempts -= 1
-                    self._misfit = self._misfit or error
+                    self._misfit = self._misfit or error.with_traceback(None)
                     break
                 except UpstreamError as error:
                     asked = True
-                    self.failure, self._failed = error, one
+                    # Without its frames: one of them is this one, and would keep the request.
+                    self.failure, self._failed = error.with_traceback(None), one
                     if race is not None:
                         hedged += race.hedged
                         self._failed = race.failed
@@ -307,7 +308,11 @@ class _Course:
             failure = UpstreamError(Failure.CONNECT, "no target")
         if is_clients_fault(failure):
             return _pass_on(call, failure)
-        raise failure
+        self.failure = None
+        try:
+            raise failure
+        finally:
+            del failure  # which its own traceback would hold
 
 
 def _used(call: Call) -> int:

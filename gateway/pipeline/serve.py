@@ -203,6 +203,8 @@ def _mind_others(services: Services, call: Call, served: Served, request: Reques
 
 def _refuse(call: Call, error: ApiError) -> Deliver:
     """Answer with an error: as a reply, or on a stream that is open as its last event."""
+    # The frames it has come through refer to the call, which keeps it.
+    error.__traceback__ = error.__context__ = None
     call.status, call.error, call.refused = error.status, error.code, error
     call.outcome = record.ERROR if call.leased and not call.unsure else record.REFUSED
     form = FORMATS[call.operation]

@@ -451,6 +451,7 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, error: UpstreamError) -> None:
         future, self._future = self._future, None
+        self._failure = None  # it is of whoever waits: its traceback will hold the request
         if future is not None and not future.done():
             future.set_exception(error)
         self._close()

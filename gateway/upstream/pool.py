@@ -69,6 +69,8 @@ class Pool:
         else:
             reply.connect_seconds = waited
             return reply
+        finally:
+            del exchange  # it keeps its error, whose traceback keeps this frame
         connection = await self._open(deadlines, until)
         exchange = connection.exchange(data, sink, deadlines, until)
         try:
@@ -76,6 +78,8 @@ class Pool:
         except asyncio.CancelledError:
             connection.abandon(exchange)
             raise
+        finally:
+            del exchange
         reply.connect_seconds = monotonic() - started
         return reply
 

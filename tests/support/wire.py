@@ -94,9 +94,7 @@ class Wire:
 
     async def aclose(self) -> None:
         """Close at once, with whatever was not sent."""
-        transport = self.writer.transport
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.abort()
+        self.writer.transport.abort()
         with contextlib.suppress(ConnectionError):
             await self.writer.wait_closed()
 
