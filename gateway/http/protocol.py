@@ -188,8 +188,8 @@ class GatewayProtocol(RequestHandler):
             self._take_later()
 
     def answered(self, keep_alive: bool) -> None:
-        """Know that the direct lane's answer is written; the next request may come."""
-        transport = self.transport
+        """Know that an answer is written; in the direct lane the next request may come."""
+        transport, self.flow = self.transport, None
         if transport is not None and (self._paused or not keep_alive):
             self._watch_delivery(transport, 0)
         if not self._serving:
@@ -308,7 +308,7 @@ class GatewayProtocol(RequestHandler):
 
     def _take(self, data: bytes) -> None:
         """Serve a whole request, keep a part of one, leave anything else to aiohttp."""
-        if self._serving or self._paused:
+        if self._serving or self._paused or self._later:
             self._keep_for_later(data)
             return
         if self._parts:

@@ -208,8 +208,8 @@ def _refuse(call: Call, error: ApiError) -> Deliver:
     call.status, call.error, call.refused = error.status, error.code, error
     call.outcome = record.ERROR if call.leased and not call.unsure else record.REFUSED
     form = FORMATS[call.operation]
+    call.client.follow(None)
     if call.client.begun:
-        call.client.follow(None)
         ending = call.relay.failing(error) if call.relay is not None else b""
         ending = ending or form.error_event(error, call.id)
         return partial(call.client.finish, ending)

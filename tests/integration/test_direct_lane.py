@@ -14,12 +14,14 @@ from tests.support.config import PRICED_MODEL, chat, config
 from tests.support.gateway import Gateway, untroubled
 from tests.support.numbered import Gate, by_number, number, said
 from tests.support.threaded import UpstreamThread
+from tests.support.upstream import Exchange, completion, usage
 from tests.support.wire import Wire, chunked, connected, head_of, post
 
 SEGMENT_SECONDS = 0.005  # on loopback what is sent by then is read
 CHUNKED = "Transfer-Encoding: chunked"
 MODELS = head_of(path="/v1/models", method="GET")
 HEALTH = head_of(path="/health", method="GET")
+LARGE = "x" * 12_000_000  # more than a client takes that does not read
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,33 @@ async def test_the_rest_of_a_request_that_comes_after_the_answer_before_it(
     assert said([await wire.reply()]) == ["1"]
     await send_apart(wire, number(2)[40:])
     assert said([await wire.reply()]) == ["2"]
+
+
+@pytest.mark.parametrize("more", [(), (3,)], ids=["one", "two"])
+async def test_what_waits_behind_a_large_answer_after_a_stream_that_failed(
+    wire: Wire, provider: UpstreamThread, more: tuple[int, ...]
+) -> None:
+    async def behave(exchange: Exchange) -> None:
+        if exchange.request.json.get("stream"):
+            await exchange.start_stream()
+            await exchange.event({"error": {"message": "no", "code": "content_filter"}})
+            await exchange.end_stream()
+        elif exchange.request.json["seed"] == 1:
+            await exchange.reply(completion(LARGE, usage(1, 1)))
+        else:
+            await by_number(exchange)
+
+    provider.reset(behave)
+    await wire.send(number(0, stream=True))
+    assert (await wire.reply()).status != 200
+    await wire.send(number(1))
+    while len(provider.received) < 2:
+        await asyncio.sleep(0.01)
+    await wire.send(number(2))
+    assert said([await wire.reply()]) == [LARGE]
+    for seed in more:
+        await send_apart(wire, number(seed))
+    assert said([await wire.reply() for _ in (2, *more)]) == [str(seed) for seed in (2, *more)]
 
 
 async def test_an_empty_line_behind_a_body_is_overlooked(
