@@ -3,6 +3,8 @@
 Written by a thread, a batch at a time; the newest file has no number, the oldest the highest.
 """
 
+import contextlib
+import fcntl
 import logging
 import os
 from pathlib import Path
@@ -13,16 +15,16 @@ logger = logging.getLogger("sluice.ledger")
 
 
 class LedgerFile(LineWriter):
-    """One worker's file. Raises OSError when it cannot be opened; what fails later is dropped."""
+    """One worker's file, and for a while that of who takes its place.
+
+    Raises OSError when it cannot be opened; what fails later is dropped.
+    """
 
     def __init__(self, path: Path, most_bytes: int, keep: int) -> None:
         self._path, self._most, self._keep = path, most_bytes, keep
+        self._bound = most_bytes  # grows where the file cannot be rotated
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = self._open(path)
-        self._size = os.fstat(fd).st_size
-        # The next line would be glued to one that a crash has cut short.
-        self._torn = bool(self._size) and os.pread(fd, 1, self._size - 1) != b"\n"
-        super().__init__(fd)
+        super().__init__(self._open(path))
 
     def close(self, seconds: float = 2.0) -> None:
         """Write what is queued, for so long at most. Idempotent."""
@@ -32,36 +34,66 @@ class LedgerFile(LineWriter):
             self._fd = -1
 
     def _write_all(self, view: memoryview) -> None:
-        if self._size and self._size + len(view) > self._most:
+        others = self._keep_out()
+        try:
+            self._append(view)
+        finally:
+            if others is not None:
+                os.close(others)
+
+    def _append(self, view: memoryview) -> None:
+        self._follow()
+        size = os.fstat(self._fd).st_size
+        if size and size + len(view) > self._bound:
             try:
                 self._rotate()
+                size = 0
             except OSError as error:
                 logger.warning("%s cannot be rotated: %s", self._path, error.strerror)
-                self._size = 0  # it grows once more before the next try
-        if self._torn:
+                self._bound = size + self._most  # it grows once more before the next try
+        if size and os.pread(self._fd, 1, size - 1) != b"\n":  # a crash has cut the last line short
             view = memoryview(b"\n" + view)
-        before = os.fstat(self._fd).st_size
         try:
             super()._write_all(view)
         except OSError:
-            os.ftruncate(self._fd, before)  # or the next line would be glued to half of one
+            os.ftruncate(self._fd, size)  # or the next line would be glued to half of one
             raise
-        self._size += len(view)
-        self._torn = False
+
+    def _keep_out(self) -> int | None:
+        """Keep others out who write to this folder, until what is returned is closed.
+
+        None where that cannot be: not every file system has locks.
+        """
+        try:
+            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        with contextlib.suppress(OSError):
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        return folder
+
+    def _follow(self) -> None:
+        """Open the file anew where another process has rotated it, or moved it away."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
+                return
+        self._take(self._open(self._path))
+
+    def _take(self, fd: int) -> None:
+        before, self._fd = self._fd, fd
+        os.close(before)
+        self._bound = self._most
 
     def _rotate(self) -> None:
         fresh = self._path.with_name(f"{self._path.name}.new")
         fd = self._open(fresh)  # first: where this fails, nothing has been moved
         try:
-            if self._path.exists():  # else somebody has moved it already
-                self._shift()
+            self._shift()
             fresh.replace(self._path)
         except OSError:
             os.close(fd)
             raise
-        full, self._fd = self._fd, fd
-        os.close(full)
-        self._size, self._torn = 0, False
+        self._take(fd)
 
     def _shift(self) -> None:
         """Number the files anew; the oldest one goes."""

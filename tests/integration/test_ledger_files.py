@@ -137,6 +137,36 @@ def test_a_rotation_that_fails_moves_nothing_and_loses_nothing(
     assert sorted(n for p in tmp_path.iterdir() for n in numbers(p)) == list(range(14))
 
 
+@pytest.mark.parametrize("keep", [0, 1, 50])
+def test_two_workers_of_one_slot_write_to_the_same_file(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "l.jsonl"
+    old, new = (LedgerFile(path, most_bytes=100, keep=keep) for _ in range(2))
+    for n in range(0, 60, 3):
+        written(old, n)
+        assert numbers(path)[-1] == n
+        written(new, n + 1, n + 2)
+        assert numbers(path)[-1] == n + 2
+    written(old, 60, 61)
+    old.close()
+    new.close()
+    names = [f"l.jsonl.{n}" for n in range(keep, 0, -1) if (tmp_path / f"l.jsonl.{n}").exists()]
+    kept = [n for name in (*names, "l.jsonl") for n in numbers(tmp_path / name)]
+    assert kept == list(range(62 - len(kept), 62))
+    assert len(kept) == 62 or keep < 50
+    assert all(one.stat().st_size <= 100 for one in tmp_path.iterdir())
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted([*names, "l.jsonl"])
+
+
+def test_a_file_that_somebody_moves_gets_no_more_lines(tmp_path: Path) -> None:
+    file = LedgerFile(tmp_path / "l.jsonl", most_bytes=10_000, keep=1)
+    written(file, 1)
+    (tmp_path / "l.jsonl").rename(tmp_path / "collected")
+    written(file, 2)
+    file.close()
+    assert numbers(tmp_path / "collected") == [1]
+    assert numbers(tmp_path / "l.jsonl") == [2]
+
+
 def half_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the disk be full in the middle of the next line, once."""
     write, full = os.write, [True]
