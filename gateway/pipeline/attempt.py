@@ -308,7 +308,7 @@ class _Course:
             failure = UpstreamError(Failure.CONNECT, "no target")
         if is_clients_fault(failure):
             return _pass_on(call, failure)
-        self.failure = None
+        self.failure = self._passing = None
         try:
             raise failure
         finally:

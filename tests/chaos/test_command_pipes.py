@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,8 @@ def test_an_interrupt_ends_a_command_that_redis_does_not_answer(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Of a job in the background it is ignored, and of what that starts.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         try:
             connection, _ = silent.accept()

@@ -204,11 +204,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no key in it": ({"api_keys": [{"weight": 2}]}, "4: providers.p.api_keys[0]: "),
     "unknown": ({"api_keys": [{"key": "k", "wait": 2}]}, "4: providers.p.api_keys[0].wait: "),
     "unset": ({"api_keys": ["env:FIRST"]}, "4: providers.p.api_keys[0]: "),
-    "two lines": ({"api_keys": ["k1", "secret\r\nX: y"]}, "2: providers.p: "),
-    "end of line": ({"api_keys": ["k1", {"key": "secret\n"}]}, "2: providers.p: "),
-    "beyond ASCII": ({"api_keys": ["secrét"]}, "2: providers.p: "),
+    "two lines": ({"api_keys": ["k1", "secret\r\nX: y"]}, "4: providers.p.api_keys[1]: "),
+    "end of line": ({"api_keys": ["k1", {"key": "secret\n"}]}, "4: providers.p.api_keys[1]: "),
+    "beyond ASCII": ({"api_keys": ["secrét"]}, "4: providers.p.api_keys[0]: "),
     "zero": ({"api_key": "k1", "api_keys": ["secret\0"]}, "5: providers.p.api_keys[0]: "),
-    "header of two lines": ({"api_key": "k", "headers": {"X": "secret\n"}}, "2: providers.p: "),
+    "header of two lines": (
+        {"api_key": "k", "headers": {"X": "secret\n"}},
+        "5: providers.p.headers.X: ",
+    ),
 }
 EMPTY: dict[str, dict[str, Any]] = {
     "one": {"api_keys": [""]},
