@@ -43,7 +43,7 @@ class Backlog:
         # whether their settlement is in the journal.
         self._doubtful: dict[str, bool] = {}
         self._noted: set[str] = set()  # whose opening is in the journal, or is to be in none
-        self._evicted = False
+        self._evicted = self._ending = False
         self._missed: set[str] = set()  # of the doubtful ones, those that the disk did not take
         self._forgotten: dict[str, None] = {}  # evicted ones that are on their way to the disk
         self._lost = 0
@@ -146,9 +146,11 @@ class Backlog:
 
     def keep(self, due: list[Due]) -> None:
         """Keep what Redis did not take; settling again is safe, a lease counts once."""
-        for one in due:
-            self._write(one[0])
-            self._unsettled.append(one)
+        for settlement, applied in due:
+            self._write(settlement)
+            if self._ending:
+                _wait_no_more(applied)
+            self._unsettled.append((settlement, None if self._ending else applied))
         self._evict()
 
     def save(self, due: list[Due]) -> None:
@@ -200,8 +202,11 @@ class Backlog:
 
     def give_up(self) -> None:
         """Wait no more for Redis, as this worker ends: what is in the journal others will tell."""
+        self._ending = True
         for _, applied in (*self._unsettled, *self._held.values()):
             _wait_no_more(applied)
+        self._unsettled = deque([(settlement, None) for settlement, _ in self._unsettled])
+        self._held = {lease: (settlement, None) for lease, (settlement, _) in self._held.items()}
 
     def _pay(self, lease: str) -> None:
         """Owe a lease no more."""
@@ -262,7 +267,7 @@ class Backlog:
 
 
 def _wait_no_more(applied: Applied | None) -> None:
-    """Nobody will learn whether another worker has settled it: most probably none has."""
+    """Say that nobody will learn whether another worker has settled it: most probably none has."""
     if applied is not None:
         applied(ELSE)
 

@@ -258,6 +258,19 @@ async def test_what_is_on_its_way_to_a_late_redis_is_on_disk(tmp_path: Path) -> 
         assert server.usage(tenant)["requests"] == 21
 
 
+async def test_who_waits_for_redis_is_told_once_at_the_end(tmp_path: Path) -> None:
+    with short_directory() as place, store_server(place) as server:
+        who = principal("t", bucket("t", TOKENS, 10_000, 1))
+        told: list[int] = []
+        async with journaled(server, tmp_path, timeout=90) as (admission, _, _):
+            await ask(admission, who, "l", holding())
+            server.stop()
+            admission.settle(settlement("l", who), told.append)
+            await admission.aclose(0.2)
+        assert told == [lease.ELSE]
+        server.go_on()
+
+
 async def test_a_lease_that_arrives_late_is_not_taken_again() -> None:
     with short_directory() as place, store_server(place) as server:
         tenant = new_tenant()
