@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import logging
+import mmap
 import os
 import random
 import resource
+import secrets
 import socket
 from functools import partial
 from math import inf
@@ -51,6 +53,7 @@ from gateway.store.cache import RedisTier
 from gateway.store.client import Client, make_client
 from gateway.store.journal import Journal
 from gateway.store.keys import VirtualKeys
+from gateway.store.levels import Levels
 from gateway.store.location import Location
 from gateway.store.targets import TargetBoard
 from gateway.store.usage import UsageReader
@@ -59,6 +62,7 @@ from gateway.upstream.pool import Transport
 logger = logging.getLogger("sluice.app")
 
 LAST_UPKEEP_SECONDS = 5.0
+LEVELS_SECONDS = 0.25
 LAG_SECONDS = 0.1
 YOUNG_SECONDS = 10.0
 SPREAD = 0.1  # of the requests after which a worker is replaced
@@ -70,7 +74,8 @@ CANCEL_SECONDS = 0.2
 class Resources(msgspec.Struct, frozen=True):
     """What the process gives its gateway.
 
-    `workers` is how many there are on this machine; `replaces` tells that this one takes the place
+    `levels` is memory for what workers know of limits; `slot` is this one's number among the
+    `workers` that there are on this machine; `replaces` tells that this one takes the place
     of one that has served, so that a Redis that is away now has been there.
     """
 
@@ -82,6 +87,8 @@ class Resources(msgspec.Struct, frozen=True):
     demo_socket: str
     name: str
     state: Path
+    levels: mmap.mmap
+    slot: int = 0
     workers: int = 1
     replaces: bool = False
 
@@ -96,14 +103,19 @@ class Gateway:
         degrade = config.limits.on_store_failure == "degrade"
         self._journal = _journal(config.redis.journal_mb, resources)
         self._admission = Admission(
-            self._client, config.limits.lease, degrade=degrade, journal=self._journal
+            self._client,
+            config.limits.lease,
+            degrade=degrade,
+            journal=self._journal,
+            levels=_levels(resources) if degrade else None,
         )
         # A live stream's lease is extended in good time, also when a turn or two are missed.
         self._upkeep_seconds = min(LAST_UPKEEP_SECONDS, config.limits.lease / 6)
         self._transport = Transport()
         self._keys = VirtualKeys(self._client)
         self._lag = 0.0
-        self._name = f"{socket.gethostname()}:{os.getpid()}"  # among the workers of all machines
+        # Among the workers of all machines; containers may have the same names and numbers.
+        self._name = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._ledger = open_ledger(config.ledger, resources.name)
         self._webhook = _webhook(config.ledger, resources)
         writers: list[Writer] = [resources.writer] if config.log.requests else []
@@ -198,6 +210,7 @@ class Gateway:
             "keys": self._services.keyring.watch,
             "health": self._health.watch,
             "lag": self._watch_lag,
+            "levels": self._tell_levels,
             "counters": self._watch_counters,
         }
         if self._cache is not None:
@@ -216,6 +229,7 @@ class Gateway:
             if not self._resources.replaces or self._config.limits.on_store_failure != "degrade":
                 raise
             logger.warning("serving without Redis: %s", error)
+            self._admission.begin_without()
             self._client.start_later()
 
     @property
@@ -242,17 +256,21 @@ class Gateway:
     async def drain(self, grace: float, linger: float) -> None:
         """Finish what is in flight within the grace, closing each connection after its reply.
 
-        A connection that is idle stays open for `linger`: a client may be about to use it.
+        A connection that is idle stays open for `linger`: a client may be about to use it, also one
+        that has just taken the last of its reply.
         """
         self._readiness.draining = True
+        self._admission.roster.leave(self._name)
         assert self.server is not None
         self.server.draining = True
         self._drained_by = min(self._drained_by, self._loop.time() + grace)
-        idle_end = self._loop.time() + min(linger, grace)
-        while self._loop.time() < self._drained_by:
+        idle_end = self._loop.time() + linger
+        while (now := self._loop.time()) < self._drained_by:
             busy = self.server.busy + (self._hot.draining if self._hot is not None else 0)
             busy += self._cache.in_flight if self._cache is not None else 0
-            if not busy and (not self.server.open or self._loop.time() >= idle_end):
+            if self.server.unread:
+                idle_end = now + linger
+            elif not busy and (not self.server.open or now >= idle_end):
                 return
             await asyncio.sleep(0.02)
 
@@ -320,6 +338,12 @@ class Gateway:
             "sluice_cache_bytes": self._cache.answers.bytes if self._cache is not None else 0,
         }
 
+    async def _tell_levels(self) -> None:
+        """Keep the other workers informed, for when Redis is away."""
+        while True:
+            await asyncio.sleep(LEVELS_SECONDS)
+            self._admission.tell_levels()
+
     async def _watch_lag(self) -> None:
         """Look how late the loop is: often while requests are served, else now and then."""
         gate = self._services.gate
@@ -378,6 +402,12 @@ def _cache(config: Config, client: Client) -> Cache:
         packing = Packing(settings.compress_kb * KIBIBYTE)
         redis = RedisTier(client, packing, settings.max_value_kb * KIBIBYTE)
     return Cache(settings, Answers(memory, redis, client), serve)
+
+
+def _levels(resources: Resources) -> Levels:
+    """Return what this worker shares with the others of its machine."""
+    given = resources
+    return Levels(given.levels, given.slot, given.workers, given.segment)
 
 
 def _affordable() -> int:

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import ssl
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gateway.config.caching import LOCAL_EMBEDDER
+from gateway.config.keys import LEFT_IN, is_left_in
 from gateway.config.schema import MEBIBYTE, Config, Ledger, Price, Scope, Tls, Webhook
 from gateway.core.errors import ConfigError
 from gateway.observe.ledger import LedgerFile
@@ -20,7 +22,7 @@ from gateway.pipeline.catalogue import Catalogue
 from gateway.pipeline.keyring import Keyring
 from gateway.policy import pricing as policy_pricing
 from gateway.policy.pricing import PriceTable
-from gateway.store.location import parse_url
+from gateway.store.location import Location, parse_url
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.1, token
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a header's value, section 5.5
@@ -41,13 +43,13 @@ def open_ledger(ledger: Ledger, worker: str) -> LedgerFile | None:
 def check(config: Config, prices: PriceTable) -> None:
     """Compile everything a worker would, to find errors before any worker is started.
 
-    Makes no file. Raises ConfigError.
+    Leaves no file behind. Raises ConfigError.
     """
     _check_default_price(config.pricing.default)
     catalogue = Catalogue(config, prices, "")
     Keyring(config)
     if config.redis.url:
-        _check_authorities(parse_url(config.redis.url).ca_file, "redis.url")
+        _check_location(parse_url(config.redis.url))
     if "+cluster" in (config.redis.url or "") and config.limits.everybody != Scope():
         message = "a cluster decides over one tenant at a time: limits of all need a single Redis"
         raise ConfigError(message, field="limits.global")
@@ -72,6 +74,12 @@ def _check_default_price(price: Price | None) -> None:
             policy_pricing.Price.from_rates(*msgspec.structs.astuple(price))
         except ValueError as error:
             raise ConfigError(str(error), field="pricing.default") from None
+
+
+def _check_location(location: Location) -> None:
+    _check_authorities(location.ca_file, "redis.url")
+    if is_left_in(location.password or ""):
+        raise ConfigError(f"the password: {LEFT_IN}", field="redis.url")
 
 
 def _check_authorities(ca_file: str | None, field: str) -> None:
@@ -111,10 +119,11 @@ def _check_ledger(ledger: Ledger) -> None:
         nearest = next(path for path in (directory, *directory.parents) if path.exists())
         if not nearest.is_dir():
             raise _unwritable(directory, os.strerror(errno.ENOTDIR))
+        # Rights are not all, least of all root's: /proc takes no file.
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
     except OSError as error:
         raise _unwritable(directory, error.strerror) from None
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise _unwritable(directory, os.strerror(errno.EACCES))
 
 
 def _ledger_directory(ledger: Ledger) -> Path | None:

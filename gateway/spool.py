@@ -1,7 +1,8 @@
 """Lines on disk for somebody who is away: they outlive the worker that wrote them. Bounded.
 
 A file is its worker's while it is locked; one that nobody locks is anybody's to read and remove.
-All of it is written and read by one thread, so that a slow disk stalls no request.
+All of it is written and read by one thread, so that a slow disk stalls no request; another one
+syncs what is written, so that the next lines do not wait for that, and outlive a killed worker.
 """
 
 import asyncio
@@ -42,6 +43,8 @@ class Spool:
         self._directory, self._name, self._most = directory, name, most_bytes
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
+        self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sync")
+        self._syncing = False  # a sync is to come, of all that is written until then
         self._lock = threading.Lock()
         self._queue: list[bytes] = []
         self._queued = 0
@@ -80,6 +83,10 @@ class Spool:
         """Leave what is written where it is a large file; a smaller one grows on."""
         self._submit(self._close_large)
 
+    def has_name_of(self, file: str) -> bool:
+        """Tell whether a file was written under this one's name, by whatever process."""
+        return file.rpartition("-")[0].endswith(f"-{self._name}")
+
     async def left(self) -> list[str]:
         """Return the names of the files, oldest first: this worker's own is not among them."""
         return await self._loop.run_in_executor(self._thread, self._others)
@@ -97,6 +104,7 @@ class Spool:
         with contextlib.suppress(RuntimeError):  # closed before
             self.leave()
         await asyncio.to_thread(self._thread.shutdown)
+        await asyncio.to_thread(self._syncer.shutdown)
 
     def _start_writing(self) -> None:
         self._scheduled = False
@@ -155,10 +163,25 @@ class Spool:
         try:
             while view:
                 view = view[os.write(self._fd, view) :]
-            os.fsync(self._fd)
         except OSError:
             os.ftruncate(self._fd, before)  # or the next line would be glued to half of one
             raise
+        if not self._syncing:
+            with contextlib.suppress(
+                OSError
+            ):  # no more descriptors: it is synced with what follows
+                fd = os.dup(self._fd)
+                self._syncing = True
+                self._syncer.submit(self._sync, fd)
+
+    def _sync(self, fd: int) -> None:
+        self._syncing = False
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            logger.warning("lines in %s may not outlive the machine: %s", self._directory, error)
+        finally:
+            os.close(fd)
 
     def _size(self) -> int:
         total = 0
@@ -183,6 +206,7 @@ class Spool:
 
     def _close(self) -> None:
         if self._fd >= 0:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # a sync under way holds the file open, and locked
             os.close(self._fd)
         self._fd, self._path = -1, None
 
@@ -201,6 +225,18 @@ class Spool:
             return Left(self._directory / f"{name}{_SUFFIX}")
         except OSError:  # locked, or somebody else's by now
             return None
+
+
+def is_left(name: str) -> bool:
+    """Tell whether the process that has written a file of this name is gone."""
+    pid = name.rpartition("-")[2]
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except (ValueError, OSError):  # somebody else's, or not of ours at all
+        pass
+    return False
 
 
 class Left:

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -19,6 +18,7 @@ from workers.kernel import catch_signals, open_standard_files
 if TYPE_CHECKING:
     from gateway.config.load import Loaded
     from gateway.config.schema import Config
+    from gateway.policy.pricing import PriceTable
 
 INTERRUPTED = 128 + signal.SIGINT  # as shells have it
 
@@ -76,18 +76,36 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    _verified(arguments)
+    print(f"{arguments.config or 'the environment'}: valid")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from gateway.cli import doctor
+
+    loaded, prices, state = _verified(arguments)
+    url, _ = _store(arguments)
+    return doctor.run(url, loaded.config, prices, state, offline=arguments.offline)
+
+
+def _verified(arguments: argparse.Namespace) -> "tuple[Loaded, PriceTable, Path]":
+    """Read and compile the configuration; return the prices and the state directory, too.
+
+    Raises ConfigError.
+    """
     from gateway.config.load import state_directory
     from workers import settings
     from workers.prices import load_prices
 
     loaded = settings.read(settings.Flags(arguments.config), os.environ)
-    with _placed(loaded):
+    with loaded.placing():
         directory = state_directory(loaded.config, os.environ)
     with tempfile.TemporaryDirectory() as elsewhere:
         # The state directory, and what is in it, is the gateway's to make.
-        settings.verify(loaded, load_prices(directory, Path(elsewhere)))
-    print(f"{arguments.config or 'the environment'}: valid")
-    return 0
+        prices = load_prices(directory, Path(elsewhere))
+        settings.verify(loaded, prices)
+    return loaded, prices, directory
 
 
 def _redis_cli(arguments: argparse.Namespace) -> int:
@@ -106,6 +124,19 @@ def _usage(arguments: argparse.Namespace) -> int:
     from gateway.cli import usage
 
     return usage.run(_store(arguments)[0], arguments)
+
+
+def _tail(arguments: argparse.Namespace) -> int:
+    from gateway.cli import tail
+
+    return tail.run(_store(arguments)[0], arguments)
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from gateway.cli import chat
+    from gateway.config.load import load
+
+    return chat.run(load(arguments.config, os.environ).config, arguments)
 
 
 def _cache(arguments: argparse.Namespace) -> int:
@@ -128,21 +159,12 @@ def _store(arguments: argparse.Namespace) -> "tuple[str, Config]":
 
     loaded = load(arguments.config, os.environ)
     config = loaded.config
-    with _placed(loaded):
+    with loaded.placing():
         if config.redis.url:
             parse_url(config.redis.url)
             return config.redis.url, config
         socket = socket_path(state_directory(config, os.environ), "redis.sock")
     return f"unix://{quote(socket)}", config
-
-
-@contextlib.contextmanager
-def _placed(loaded: "Loaded") -> Iterator[None]:
-    """Say where the field of an error was set."""
-    try:
-        yield
-    except ConfigError as error:
-        raise loaded.locate(error) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,7 +188,22 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", parents=[configured], help="validate a configuration")
     check.set_defaults(run=_check)
 
-    from gateway.cli import cache, import_litellm, keys, usage
+    doctor = commands.add_parser(
+        "doctor", parents=[configured], help="look at all that the gateway needs"
+    )
+    doctor.add_argument(
+        "--offline", action="store_true", help="ask no provider; else each for its list of models"
+    )
+    doctor.set_defaults(run=_doctor)
+
+    chat = commands.add_parser("chat", parents=[configured], help="talk to a model")
+    chat.add_argument("prompt", nargs="*", help="what to say; without it, standard input")
+    chat.add_argument("--model", metavar="M", help="default: the first that there is")
+    chat.add_argument("--system", metavar="TEXT", help="instructions for the model")
+    chat.add_argument("--url", metavar="URL", help="a gateway elsewhere")
+    chat.set_defaults(run=_chat)
+
+    from gateway.cli import cache, import_litellm, keys, tail, usage
 
     keys_parser = commands.add_parser("keys", parents=[configured], help="manage virtual keys")
     keys.add_parser(keys_parser)
@@ -175,6 +212,10 @@ def _parser() -> argparse.ArgumentParser:
     usage_parser = commands.add_parser("usage", parents=[configured], help="show what was used")
     usage.add_arguments(usage_parser)
     usage_parser.set_defaults(run=_usage)
+
+    tail_parser = commands.add_parser("tail", parents=[configured], help="follow the requests")
+    tail.add_arguments(tail_parser)
+    tail_parser.set_defaults(run=_tail)
 
     cache_parser = commands.add_parser("cache", parents=[configured], help="show or purge answers")
     cache.add_parser(cache_parser)

@@ -4,6 +4,7 @@ import socket
 
 import msgspec
 
+from gateway.config.address import is_loopback, parse_address
 from gateway.config.load import Loaded
 from gateway.config.schema import Config
 from gateway.core.errors import ConfigError
@@ -34,6 +35,16 @@ class Plan(msgspec.Struct, frozen=True):
     def config(self) -> Config:
         """Return the configuration."""
         return self.loaded.config
+
+    @property
+    def guard(self) -> str:
+        """Say in a few words who may call."""
+        if self.config.auth.enabled:
+            return "keys required"
+        host, _ = parse_address(self.config.server.address or "")
+        if is_loopback(host):
+            return "no keys: this machine only"
+        return "no keys asked for: OPEN to other machines"
 
     def ready(self) -> "Plan":
         """Bind what it needs. Raises ConfigError, and then has bound nothing."""

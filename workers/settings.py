@@ -8,9 +8,10 @@ import msgspec
 
 from gateway.check import check
 from gateway.config.load import CommandLine, Loaded, load
-from gateway.config.schema import Config
+from gateway.config.schema import Config, Redis
 from gateway.core.errors import ConfigError
 from gateway.policy.pricing import PriceTable
+from workers.report import report
 
 
 class Flags(msgspec.Struct, frozen=True):
@@ -29,12 +30,14 @@ def read(flags: Flags, environ: Mapping[str, str]) -> Loaded:
 
 
 def verify(loaded: Loaded, prices: PriceTable) -> None:
-    """Compile what a worker would. Raises ConfigError naming file, line and field."""
-    try:
-        with _translated(loaded.document.source):
-            check(loaded.config, prices)
-    except ConfigError as error:
-        raise loaded.locate(error) from None
+    """Compile what a worker would, and report what it lacks that the environment has by half.
+
+    Raises ConfigError naming file, line and field.
+    """
+    with loaded.placing(), _translated(loaded.document.source):
+        check(loaded.config, prices)
+    for words in loaded.skipped:
+        report(words)
 
 
 @contextlib.contextmanager
@@ -50,9 +53,14 @@ def _translated(source: str | None) -> Iterator[None]:
         raise ConfigError(message, source=source or "environment") from error
 
 
-def refuse_what_cannot_change(old: Config, new: Config) -> None:
+def refuse_what_cannot_change(old: Config, new: Loaded) -> None:
     """Raise ConfigError where a reload would need a restart."""
-    if new.redis != old.redis:
-        raise ConfigError("changes of redis need a restart", field="redis")
-    if new.server.state_dir != old.server.state_dir:
-        raise ConfigError("a change needs a restart", field="server.state_dir")
+    changed = [
+        f"redis.{name}"
+        for name in Redis.__struct_fields__
+        if getattr(new.config.redis, name) != getattr(old.redis, name)
+    ]
+    if new.config.server.state_dir != old.server.state_dir:
+        changed.append("server.state_dir")
+    if changed:
+        raise new.locate(ConfigError("a change needs a restart", field=changed[0]))

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gateway.core.errors import ConfigError
+from gateway.store.location import Location
 from workers.backoff import LEAST_SECONDS, MOST_SECONDS, Backoff
 from workers.report import report
 from workers.state import StateDirectory
@@ -40,11 +41,12 @@ STOP_SECONDS = 10.0
 SYNC_SECONDS = 1.0
 PR_SET_PDEATHSIG = 1
 
-SETTINGS = """\
+LOG = "store.log"
+_SETTINGS = """\
 port 0
-unixsocket "{socket}"
+unixsocket {socket}
 unixsocketperm 600
-dir "{directory}"
+dir {directory}
 appendonly yes
 appendfsync no
 save ""
@@ -53,7 +55,7 @@ maxmemory-policy noeviction
 databases 1
 daemonize no
 loglevel warning
-logfile "{directory}/store.log"
+logfile {log}
 """
 
 
@@ -95,9 +97,9 @@ class EmbeddedStore:
         self._backoff = Backoff(LEAST_SECONDS)
 
     @property
-    def url(self) -> str:
-        """Return the store's URL."""
-        return f"unix://{self.socket}"
+    def location(self) -> Location:
+        """Return where the store is."""
+        return Location(unix_path=self.socket)
 
     def start(self) -> None:
         """Fork the keeper and wait until the server answers. Raises ConfigError."""
@@ -200,8 +202,8 @@ class EmbeddedStore:
 
     def _settings(self) -> str:
         directory = self._state.path / "store"
-        (directory / "store.log").write_bytes(b"")  # one run's warnings, not all of history's
-        return SETTINGS.format(socket=self.socket, directory=directory, memory_mb=self._memory_mb)
+        (directory / LOG).write_bytes(b"")  # one run's warnings, not all of history's
+        return server_settings(self.socket, directory, self._memory_mb)
 
     def _answers(self) -> bool:
         try:
@@ -215,9 +217,25 @@ class EmbeddedStore:
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
-            lines = (self._state.path / "store" / "store.log").read_text().splitlines()
+            lines = (self._state.path / "store" / LOG).read_text().splitlines()
             return lines[-1] if lines else "no message"
         return "no message"
+
+
+def server_settings(socket_path: str, directory: Path, memory_mb: int) -> str:
+    """Return the server's configuration; what it writes goes to a directory."""
+    return _SETTINGS.format(
+        socket=_quoted(socket_path),
+        directory=_quoted(str(directory)),
+        log=_quoted(str(directory / LOG)),
+        memory_mb=memory_mb,
+    )
+
+
+def _quoted(path: str) -> str:
+    """Return a path as the server's configuration has it, whatever it is made of."""
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 def _keep(binary: str, settings: str, pipe: int, state: StateDirectory, lock: int) -> NoReturn:
@@ -243,7 +261,7 @@ def _keep(binary: str, settings: str, pipe: int, state: StateDirectory, lock: in
             preexec_fn=partial(_begin_server, lock),
         )
         assert server.stdin is not None
-        server.stdin.write(settings.encode())
+        server.stdin.write(os.fsencode(settings))
         server.stdin.close()
         written = state.path / "store"
         threading.Thread(target=_sync, args=(written,), name="sync", daemon=True).start()

@@ -19,6 +19,7 @@ from gateway.config.schema import Config
 from gateway.core.errors import ConfigError
 from gateway.observe.scoreboard import RETIRED
 from gateway.policy.tokens import preload
+from gateway.store.levels import shared_memory
 from gateway.store.location import Location, parse_url
 from workers import settings
 from workers.backoff import MOST_SECONDS, Backoff
@@ -55,13 +56,16 @@ class Supervisor:
     def __init__(self, flags: Flags, environ: Mapping[str, str], wake: tuple[int, int]) -> None:
         self._flags, self._environ, self._wake = flags, environ, wake
         self._notifier = Notifier(environ)
-        self._plan = Plan.first(settings.read(flags, environ))  # the newest generation's
-        self._served = self._plan  # that of the one that serves
-        self._state = StateDirectory(state_directory(self._config, environ))
-        self._prices = load_prices(self._state.path)
-        settings.verify(self._plan.loaded, self._prices)
+        loaded = settings.read(flags, environ)
+        with loaded.placing():
+            self._plan = Plan.first(loaded)  # the newest generation's
+            self._served = self._plan  # that of the one that serves
+            self._state = StateDirectory(state_directory(self._config, environ))
+            self._prices = load_prices(self._state.path)
+            self._scoreboard = self._plan.scoreboard()
+        settings.verify(loaded, self._prices)
         self._store: EmbeddedStore | None = None
-        self._scoreboard = self._plan.scoreboard()
+        self._levels = shared_memory(self._scoreboard.segments)
         self._segments = set(range(RETIRED + 1, self._scoreboard.segments))  # nobody's
         self._workers: dict[int, Process] = {}
         self._generation = 0
@@ -87,8 +91,9 @@ class Supervisor:
         raise_file_limit()
         location = self._open_store()
         try:
-            self._plan = self._served = self._plan.ready()
-            self._plan.listeners.listen()
+            with self._plan.loaded.placing():
+                self._plan = self._served = self._plan.ready()
+                self._plan.listeners.listen()
             preload()
             gc.collect()
             gc.freeze()  # what is shared stays shared: no collection in a worker touches it
@@ -112,7 +117,7 @@ class Supervisor:
             return parse_url(self._config.redis.url)
         self._store = EmbeddedStore(self._state, self._config.redis.memory_mb)
         self._store.start()
-        return parse_url(self._store.url)
+        return self._store.location
 
     def _finished(self) -> bool:
         return self._stopping_at is not None and not self._workers
@@ -236,6 +241,7 @@ class Supervisor:
                     channel=channel,
                     demo_directory=os.path.dirname(self._state.socket_path("demo-0000000.sock")),
                     state=self._state.path,
+                    levels=self._levels,
                     workers=plan.slots,
                     replaces=self._booted and generation == self._serving,
                 )
@@ -286,9 +292,8 @@ class Supervisor:
     def _announce(self) -> None:
         tls = "https" if self._config.server.tls else "http"
         store = "embedded store" if self._store else "redis"
-        guard = "keys required" if self._config.auth.enabled else "no keys: this machine only"
         place = f"{tls}://{self._plan.listeners.url_host}"
-        status = f"serving on {place} ({self._plan.slots} workers, {store}, {guard})"
+        status = f"serving on {place} ({self._plan.slots} workers, {store}, {self._plan.guard})"
         report(status)
         self._notifier.ready(status)
 
@@ -317,8 +322,9 @@ class Supervisor:
         try:
             loaded = settings.read(self._flags, self._environ)
             settings.verify(loaded, self._prices)
-            settings.refuse_what_cannot_change(self._config, loaded.config)
-            self._plan = self._served.next(loaded, self._room)
+            settings.refuse_what_cannot_change(self._config, loaded)
+            with loaded.placing():
+                self._plan = self._served.next(loaded, self._room)
         except Exception as error:  # whatever it is: the old one can go on
             why = str(error) if isinstance(error, ConfigError) else type(error).__name__
             report(f"reload refused, the old configuration goes on: {why}")

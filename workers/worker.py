@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import gc
 import logging
+import mmap
 import os
 import signal
 import socket
@@ -60,6 +61,7 @@ class Assignment(msgspec.Struct, frozen=True):
     channel: socket.socket
     demo_directory: str
     state: Path
+    levels: mmap.mmap
     workers: int
     replaces: bool
 
@@ -107,7 +109,7 @@ class _Worker:
         """Start, serve until the channel says otherwise, drain, close."""
         given, loop = self._assignment, asyncio.get_running_loop()
         self._ending = loop.create_future()
-        writer = LineWriter(sys.stdout.fileno())
+        writer = LineWriter(sys.stdout.fileno(), given.state / "log.lock")
         route_logging(writer, given.config.log.level)
         given.channel.setblocking(False)
         loop.add_reader(given.channel.fileno(), self._on_channel)
@@ -125,6 +127,8 @@ class _Worker:
                 demo_socket=demo,
                 name=name,
                 state=given.state,
+                levels=given.levels,
+                slot=given.slot,
                 workers=given.workers,
                 replaces=given.replaces,
             ),

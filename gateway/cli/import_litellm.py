@@ -16,10 +16,10 @@ import yaml
 
 from gateway.config.document import Document
 from gateway.config.litellm import Note, translate
+from gateway.config.litellm.source import REFERENCE, references
 from gateway.config.load import load_text
 from gateway.core.errors import ConfigError
 
-_REFERENCE = "env:"
 # What stands for a variable's value when the result is checked, by the field it is in.
 _STAND_INS = {
     "base_url": "https://stand-in.invalid",
@@ -162,26 +162,15 @@ def _stood_in(value: Any, field: str) -> Any:
         return {name: _stood_in(one, name) for name, one in value.items()}
     if isinstance(value, list):
         return [_stood_in(one, field) for one in value]
-    if field == "credentials" or (isinstance(value, str) and value.startswith(_REFERENCE)):
+    if field == "credentials" or (isinstance(value, str) and value.startswith(REFERENCE)):
         return _STAND_INS.get(field, _STAND_IN)
     return value
-
-
-def _variables(value: Any) -> set[str]:
-    """Return the names of the environment variables that a configuration refers to."""
-    if isinstance(value, dict):
-        return set().union(*map(_variables, value.values()))
-    if isinstance(value, list):
-        return set().union(*map(_variables, value))
-    if isinstance(value, str) and value.startswith(_REFERENCE):
-        return {value.removeprefix(_REFERENCE)}
-    return set()
 
 
 def _summary(config: dict[str, Any], said: int, output: Path | None) -> str:
     models, providers = len(config.get("models", ())), len(config.get("providers", ()))
     lines = [f"{models} models, {providers} providers; {said} things to know."]
-    if variables := sorted(_variables(config)):
+    if variables := sorted(references(config)):
         lines.append(f"It takes from the environment: {', '.join(variables)}")
     shown = "sluice.yaml" if output is None else output
     lines.append(f"Next: sluice check --config {shown}")

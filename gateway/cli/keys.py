@@ -16,12 +16,13 @@ from gateway.config.shape import shaped
 from gateway.core.errors import ConfigError, StoreError
 from gateway.pipeline.limiting import LimitBook
 from gateway.store.client import Client
-from gateway.store.keys import NoSuchKey, VirtualKey, VirtualKeys
+from gateway.store.keys import MAX_GRACE_SECONDS, NoSuchKey, VirtualKey, VirtualKeys
 
 _SPAN = re.compile(r"([0-9]{1,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _BUDGET = re.compile(r"([0-9]+(?:\.[0-9]+)?)(?:/([a-z0-9]+))?")
 CLEARABLE = ("rpm", "burst", "tpm", "concurrency", "budget", "models", "labels", "expires", "cache")
+_TIMES = ("created", "last_used", "previous_until", "revoked")
 SETTINGS = ("name", "tenant", "models", "rpm", "burst", "tpm", "concurrency", "budget", "labels")
 
 
@@ -57,7 +58,7 @@ def add_parser(parser: argparse.ArgumentParser) -> None:
     blocked.add_argument("--block", dest="blocked", action="store_true", default=None)
     blocked.add_argument("--unblock", dest="blocked", action="store_false")
     rotate.add_argument(
-        "--grace", type=span, default=86_400, help="how long the old secret works (default 1d)"
+        "--grace", type=grace, default=86_400, help="how long the old secret works (default 1d)"
     )
 
 
@@ -80,6 +81,13 @@ def span(text: str) -> int:
     if match := _SPAN.fullmatch(text):
         return int(match[1]) * _SECONDS[match[2]]
     raise argparse.ArgumentTypeError(f"expected a span like 12h or 30d, got {text!r}")
+
+
+def grace(text: str) -> int:
+    """Read a span that a secret may outlive its rotation by."""
+    if (seconds := span(text)) <= MAX_GRACE_SECONDS:
+        return seconds
+    raise argparse.ArgumentTypeError(f"at most {MAX_GRACE_SECONDS // 86_400}d, got {text!r}")
 
 
 def budget(text: str) -> dict[str, Any]:
@@ -131,7 +139,7 @@ async def _act(
         built = {n: v for n, v in msgspec.to_builtins(before).items() if n not in arguments.clear}
         settings = settings_of(built, arguments)
         if settings != before:
-            book.check(settings)
+            book.check(settings, before)
         record = await keys.update(
             record, None if settings == before else settings, blocked=arguments.blocked
         )
@@ -199,6 +207,8 @@ def _print_all(records: list[VirtualKey], *, as_json: bool) -> None:
 
 
 def _shown(name: str, value: Any) -> str:
-    if name in ("created", "last_used", "expires", "previous_until", "revoked"):
-        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%SZ}" if value else "never"
+    if name == "expires" or (name in _TIMES and value):  # at 0 a key has expired
+        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%SZ}"
+    if name in _TIMES:
+        return "never"
     return value if isinstance(value, str) else json.dumps(value)

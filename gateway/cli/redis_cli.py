@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -16,6 +17,10 @@ from gateway.core.errors import StoreError
 from gateway.store.location import Location, parse_url
 
 CONNECT_SECONDS = 5.0
+# A node of a cluster names the one that has a key, or gets it now: its host may be its own.
+_ELSEWHERE = re.compile(r"(MOVED|ASK) \d+ (.*):(\d+)")
+_SAME_HOST = ("", "?")
+MOST_HOPS = 4  # while slots are on their way, and as a master has died
 
 
 def redis_cli(url: str, command: list[str]) -> int:
@@ -24,8 +29,7 @@ def redis_cli(url: str, command: list[str]) -> int:
     if place.sentinels:
         place = with_master(url)
     if place.seeds:
-        host, port = place.seeds[0]
-        place = msgspec.structs.replace(place, host=host, port=port)
+        place = _first_there(place)
     binary = shutil.which("redis-cli") or shutil.which("valkey-cli")
     if binary:
         environ = dict(os.environ)
@@ -33,7 +37,7 @@ def redis_cli(url: str, command: list[str]) -> int:
             environ["REDISCLI_AUTH"] = place.password  # not in argv: others may read that
         os.execve(binary, [binary, *_options(place), *command], environ)  # noqa: S606  found above
     try:
-        server = Wire(place)
+        server = Server(place)
     except StoreError as error:
         print(f"{place} refused: {error}", file=sys.stderr)
         return 1
@@ -43,6 +47,18 @@ def redis_cli(url: str, command: list[str]) -> int:
         return 1
     with contextlib.closing(server):
         return _answer(server, command) if command else _converse(server, place)
+
+
+def _first_there(place: Location) -> Location:
+    """Return where the first of a cluster's seeds is that can be reached; the last if none can."""
+    for host, port in place.seeds:
+        place = msgspec.structs.replace(place, host=host, port=port)
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((host, port), CONNECT_SECONDS),
+        ):
+            break
+    return place
 
 
 class Status(str):
@@ -63,10 +79,14 @@ class Wire:
         sock.settimeout(None)  # a command may block for as long as its user likes
         self._socket = sock
         self._file = sock.makefile("rb")
-        if place.password is not None:
-            self._greet("AUTH", *([place.username] if place.username else []), place.password)
-        if place.database:
-            self._greet("SELECT", str(place.database))
+        try:
+            if place.password is not None:
+                self._greet("AUTH", *([place.username] if place.username else []), place.password)
+            if place.database:
+                self._greet("SELECT", str(place.database))
+        except BaseException:
+            self.close()
+            raise
 
     def call(self, words: list[str]) -> Any:
         """Send a command and return its reply; an error is a StoreError among the values."""
@@ -102,6 +122,40 @@ class Wire:
         return None if text == b"-1" else [self._read() for _ in range(int(text))]
 
 
+class Server:
+    """The server that is asked; of a cluster the one that has the key. Raises OSError, StoreError.
+
+    It is asked as the first was: with the same credentials, over TLS or not.
+    """
+
+    def __init__(self, place: Location) -> None:
+        self._place, self._wire = place, Wire(place)
+
+    def call(self, words: list[str]) -> Any:
+        """Send a command, and again to the node that one names instead; return the reply."""
+        reply = self._wire.call(words)
+        for _ in range(MOST_HOPS):
+            named = _ELSEWHERE.fullmatch(str(reply)) if isinstance(reply, StoreError) else None
+            if named is None or not self._place.seeds:
+                break
+            kind, host, port = named.groups()
+            host = self._place.host if host in _SAME_HOST else host
+            place = msgspec.structs.replace(self._place, host=host, port=int(port))
+            if kind == "ASK":  # for this command alone
+                with contextlib.closing(Wire(place)) as other:
+                    other.call(["ASKING"])
+                    reply = other.call(words)
+            else:
+                self.close()
+                self._place, self._wire = place, Wire(place)
+                reply = self._wire.call(words)
+        return reply
+
+    def close(self) -> None:
+        """Close. Idempotent."""
+        self._wire.close()
+
+
 def _unix_socket(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
     sock.settimeout(CONNECT_SECONDS)
@@ -113,7 +167,7 @@ def _unix_socket(path: str) -> socket.socket:
     return sock
 
 
-def _answer(server: Wire, words: list[str]) -> int:
+def _answer(server: Server, words: list[str]) -> int:
     try:
         reply = server.call(words)
     except (OSError, StoreError) as error:
@@ -122,7 +176,7 @@ def _answer(server: Wire, words: list[str]) -> int:
     return int(isinstance(reply, StoreError))
 
 
-def _converse(server: Wire, place: Location) -> int:
+def _converse(server: Server, place: Location) -> int:
     code = 0
     prompt = f"{place}> " if sys.stdin.isatty() else ""
     while True:

@@ -17,7 +17,8 @@ class Semantic(Section, frozen=True):
     """Answers to prompts that mean nearly the same, told by the cosine of their embeddings.
 
     `model` is asked for embeddings: one that the gateway serves, or `local` for the one that comes
-    with `sluicegate[semantic]`. `entries` is of one tenant, model, system prompt and set of tools.
+    with `sluicegate[semantic]`. `entries`: questions that a worker remembers at the most, of all
+    tenants and models together, where Redis has no search of its own.
     """
 
     model: str = LOCAL_EMBEDDER

@@ -8,6 +8,8 @@ import yaml
 from gateway.core.errors import ConfigError
 
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
+# Problems that quote what stands there, which may be a secret: YAML takes it for something else.
+_QUOTES = re.compile(r"\b(?:alias|anchor|tag)\b")
 _NO_NAMES = (":bool", ":null", ":int", ":float")
 
 
@@ -52,9 +54,12 @@ class Document:
             mark = error.problem_mark or error.context_mark
             line, at = (mark.line + 1, mark.index) if mark else (0, -1)
             field = self._fields.get(at, "")
-            raise ConfigError(f"not YAML: {error.problem}", source, line, field) from None
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            line = loader.line + 1 if isinstance(error, ValueError) else 0
+            problem = str(error.problem)
+            if _QUOTES.search(problem):
+                problem = "quote values that begin with ! or *"
+            raise ConfigError(f"not YAML: {problem}", source, line, field) from None
+        except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+            line = loader.line + 1 if isinstance(error, ValueError | OverflowError) else 0
             raise ConfigError(f"not YAML: {error}", source=source, line=line) from None
         finally:
             loader.dispose()

@@ -74,7 +74,7 @@ class Recycle(Section, frozen=True):
     """
 
     requests: Count | None = None
-    rss_mb: Annotated[int, Meta(ge=64)] | None = None
+    rss_mb: Annotated[int, Meta(ge=64, le=1_000_000)] | None = None
 
 
 class Server(Section, frozen=True):
@@ -105,7 +105,7 @@ class Redis(Section, frozen=True):
     """
 
     url: str | None = None
-    memory_mb: Annotated[int, Meta(ge=16)] = 256
+    memory_mb: Annotated[int, Meta(ge=16, le=1_000_000)] = 256
     journal_mb: Annotated[int, Meta(ge=0, le=1_000_000)] = 256
     timeout: Seconds = 2
 

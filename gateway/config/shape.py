@@ -14,6 +14,9 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[(\.\.\.)\]")
 _ANY = "..."  # where msgspec does not say which name of a mapping it means
 _NO_CHOICE = "Invalid enum value"
 _PATTERN = "matching regex"
+_BOUND = re.compile(r"Expected `(int|float|str|array|object)` (of length )?(>=|>|<=|<) (\S+)")
+_KINDS = {"int": "a whole number", "float": "a number"}
+_SIDES = {">=": "at least", ">": "more than", "<=": "at most", "<": "less than"}
 _NUMBERS = (inspect.IntType, inspect.FloatType)
 
 # Names of fields and of mappings, and places in lists.
@@ -50,9 +53,18 @@ def _explained(value: object, kind: type, said: str) -> ConfigError:
         message = f"expected {choice}, got{message.removeprefix(_NO_CHOICE)}"
     if _PATTERN in message and (form := _form(kind, steps, of_name=of_name)):
         message = f"expected {form}"
+    if bound := _BOUND.fullmatch(message):
+        message = _bounded(*bound.groups())
     if unknown := re.search(r"unknown field `(.*)`", message):
         field, message = f"{field}.{unknown[1]}", "unknown field"
     return ConfigError(message, field=field.lstrip("."))
+
+
+def _bounded(kind: str, of_length: str | None, side: str, bound: str) -> str:
+    """Write what msgspec says of a bound in words."""
+    if of_length:
+        return f"expected a length of {_SIDES[side]} {bound}"
+    return f"expected {_KINDS[kind]}, {_SIDES[side]} {bound}"
 
 
 def _named(value: Any, kind: type, steps: Path, said: str) -> list[Any]:

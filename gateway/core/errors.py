@@ -29,6 +29,10 @@ class StoreError(SluiceError):
     """Redis did not answer in time, or answered with an error."""
 
 
+class NotSent(StoreError):
+    """Redis has not been asked."""
+
+
 class Fault(msgspec.Struct, frozen=True):
     """The status and OpenAI error type that go with an error code."""
 
@@ -94,6 +98,9 @@ class ApiError(SluiceError):
         self.retry_after, self.retryable = retry_after, retryable
 
 
+STORE_AWAY = "The store that decides over limits cannot be reached."
+
+
 class Failure(Enum):
     """How an attempt at an upstream failed, before any status arrived or without one."""
 
@@ -103,12 +110,15 @@ class Failure(Enum):
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
     FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105  the head came, and then nothing
     IDLE_TIMEOUT = "idle_timeout"
-    TOTAL_TIMEOUT = "total_timeout"
+    ATTEMPT_TIMEOUT = "attempt_timeout"  # of what its provider may take in all
+    TOTAL_TIMEOUT = "total_timeout"  # of what the request may take, all its attempts together
+    STALLED = "stalled"  # a stream that nobody took, until the time was up
     RESET = "reset"  # the connection ended before the reply did
     PROTOCOL = "protocol"  # not HTTP/1.1, or past a cap
     TOO_LARGE = "too_large"  # an event of a stream is past our cap: it is what was asked for
     BUSY = "busy"  # the pool's bounds are reached
     FULL = "full"  # the target has had what it is to have of requests or tokens
+    NO_STORE = "no_store"  # Redis cannot say whether it has, and nobody else may
     STATUS = "status"  # a reply that says it failed
     STREAM_ERROR = "stream_error"  # an error event inside a stream
     STREAM_CUT = "stream_cut"  # a stream that ended without its end
@@ -121,7 +131,9 @@ TIMEOUTS = frozenset(
         Failure.FIRST_BYTE_TIMEOUT,
         Failure.FIRST_TOKEN_TIMEOUT,
         Failure.IDLE_TIMEOUT,
+        Failure.ATTEMPT_TIMEOUT,
         Failure.TOTAL_TIMEOUT,
+        Failure.STALLED,
     }
 )
 

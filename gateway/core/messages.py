@@ -174,6 +174,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True):
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """A whole answer. `stop_sequence` is the one that ended it; `usage` None: not reported.
 
+    `half` is what was reported, where that is of the prompt alone though there is text.
     `odd`: it ended for a reason that nobody here knows, or for none, so `finish` is a guess.
     """
 
@@ -183,6 +184,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     finish: str
     stop_sequence: str = ""
     usage: Usage | None = None
+    half: Usage | None = None
     odd: bool = False
 
 

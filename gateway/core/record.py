@@ -6,6 +6,7 @@ from gateway.core.usage import Usage
 
 # What became of a request.
 OK, ERROR, REFUSED, DISCONNECTED, ABORTED = "ok", "error", "refused", "disconnected", "aborted"
+MICROSECONDS = 1_000_000  # of a second: all times of a record
 CANCELLED = "cancelled"  # the failure of an attempt that was under way when its client left
 
 
@@ -57,7 +58,8 @@ class RequestRecord(msgspec.Struct, frozen=True, gc=False, tag_field="event", ta
     estimate) or none. `trace` is the client's `traceparent`, where it sent one;
     `cost` says what `cost_microusd` is made of; `queue_us` is the wait for admission; `tries` has
     each attempt at a provider, in order; `shadow` names the limits in shadow that would have
-    refused, as `scope:unit`; `continued`: how often another target went on with the stream.
+    refused, as `scope:unit`, a budget's with its period; `continued`: how often another target went
+    on with the stream.
     `cache` says what the cache had to do with it (hit, miss, bypass, stale, coalesced; empty
     without one), `saved_microusd` what an answer would have cost that needed no call of its own.
     """

@@ -4,10 +4,12 @@ import msgspec
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Token counts; cached, cache-write and the first audio are part of the prompt.
+    """Token counts; cached, cache-write, the first audio and image are part of the prompt.
 
-    Reasoning and the second audio are part of the completion; what is written for an hour is part
-    of what is written. Web searches are those that the provider made, and charges by the piece.
+    Audio and images that a cache gave are not counted as such. Reasoning, the second audio and
+    image are part of the completion; what is written for an hour is part of what is written. Web
+    searches are those that the provider made, and charges by the piece. What was read in rounds
+    beside the answer's own is part of the prompt, and of none that is long.
     """
 
     prompt_tokens: int = 0
@@ -19,6 +21,9 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     audio_completion_tokens: int = 0
     cache_write_1h_tokens: int = 0
     web_searches: int = 0
+    image_prompt_tokens: int = 0
+    image_completion_tokens: int = 0
+    beside_prompt_tokens: int = 0
 
     def plus(self, other: "Usage") -> "Usage":
         """Return what both used together."""

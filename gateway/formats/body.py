@@ -15,7 +15,9 @@ from gateway.core.operations import Operation
 from gateway.core.request import Request
 from gateway.formats.fields import invalid_field
 
-Tokens = Annotated[int, Meta(ge=0, le=2**31)]
+MOST_TOKENS = 2**31
+Tokens = Annotated[int, Meta(ge=1, le=MOST_TOKENS)]
+TokensOrNone = Annotated[int, Meta(ge=0, le=MOST_TOKENS)]  # 0: the prompt is only looked at
 Choices = Annotated[int, Meta(ge=1, le=128)]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 
@@ -26,9 +28,14 @@ BYTES_PER_TOKEN = 4
 INLINE_DATA_TOKENS = 1000
 INLINE_DATA_MARK = b";base64,"
 MOST_BEFORE_MARK = 256  # of a data URL: its media type
-# Where Anthropic's dialect, and OpenAI's sound, have it: a long text under this name.
-DATA_FIELD = b'"data"'
+# Where a long text is a file: in Anthropic's dialect, Gemini's, and OpenAI's sound; in Converse; as
+# OpenAI's files, what its tool has drawn, and its images; in Vertex AI.
+FILE_FIELDS = (
+    *(b'"data"', b'"bytes"', b'"file_data"', b'"result"', b'"b64_json"'),
+    b'"bytesBase64Encoded"',
+)
 SHORTEST_FILE_BYTES = 1024
+WINDOW_BYTES = 64  # of a text: without a blank and a quotation mark it may be a file's
 # A file's text, as JSON writes it; of one that is too long to look at all of it, some parts.
 BASE64 = string.ascii_letters.encode() + string.digits.encode() + b"+/-_=%\\"
 MOST_LOOKED_AT, PARTS, PART_BYTES = 128 * 1024, 64, 256
@@ -46,7 +53,6 @@ class Common(msgspec.Struct):
     model: ModelName
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Tokens | None = None
     n: Choices | None = None
 
 
@@ -54,13 +60,15 @@ class ChatBody(Common, kw_only=True):
     """A chat completion request."""
 
     messages: Annotated[list[Raw], Meta(min_length=1)]
+    max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
 
 
 class CompletionBody(Common, kw_only=True):
-    """A legacy completion request."""
+    """A legacy completion request, which alone may want no output: the prompt's probabilities."""
 
     prompt: str | list[Raw]
+    max_tokens: TokensOrNone | None = None
     best_of: Choices | None = None
 
 
@@ -79,7 +87,7 @@ class MessagesBody(msgspec.Struct):
 
     model: ModelName
     messages: Annotated[list[Raw], Meta(min_length=1)]
-    max_tokens: Annotated[int, Meta(ge=1, le=2**31)]
+    max_tokens: Tokens
     stream: bool | None = None
 
 
@@ -150,25 +158,43 @@ def estimate_prompt(body: bytes) -> int:
 
     Each string is looked at once: the time is that of reading the body.
     """
-    size, files = len(body), 0
-    for mark in (INLINE_DATA_MARK, DATA_FIELD):
-        start = body.find(mark)
-        while start >= 0:
-            end = start + len(mark)
-            begins = _begins(body, mark, start, end)
-            closing = body.find(b'"', begins) if begins else -1
-            if closing >= 0:
-                end = closing
-                if _is_file(body, mark, begins, closing):
-                    size -= closing - begins
-                    files += 1
-            start = body.find(mark, end)
-    return size // BYTES_PER_TOKEN + files * INLINE_DATA_TOKENS + 1
+    text, files = _without_files(body, INLINE_DATA_MARK)
+    if _may_have_files(text):
+        for field in FILE_FIELDS:
+            text, more = _without_files(text, field)
+            files += more
+    return len(text) // BYTES_PER_TOKEN + files * INLINE_DATA_TOKENS + 1
+
+
+def _may_have_files(body: bytes) -> bool:
+    """Tell whether a body may hold a file: one goes through some window, from end to end."""
+    for at in range(0, len(body) - WINDOW_BYTES + 1, SHORTEST_FILE_BYTES - WINDOW_BYTES):
+        window = body[at : at + WINDOW_BYTES]
+        if b" " not in window and b'"' not in window:
+            return True
+    return False
+
+
+def _without_files(body: bytes, mark: bytes) -> tuple[bytes, int]:
+    """Return a body without the files behind a mark, and how many those were."""
+    kept, at = list[bytes](), 0
+    start = body.find(mark)
+    while start >= 0:
+        end = start + len(mark)
+        begins = _begins(body, mark, start, end)
+        closing = body.find(b'"', begins) if begins else -1
+        if closing >= 0:
+            end = closing
+            if _is_file(body, mark, begins, closing):
+                kept.append(body[at:begins])
+                at = closing
+        start = body.find(mark, end)
+    return (b"".join([*kept, body[at:]]), len(kept)) if kept else (body, 0)
 
 
 def _begins(body: bytes, mark: bytes, start: int, end: int) -> int:
     """Return where a string's data would begin; 0 where the mark is none."""
-    if mark is DATA_FIELD:
+    if mark is not INLINE_DATA_MARK:
         return body.find(b'"', end, end + 8) + 1
     _, quote, url = body[max(0, start - MOST_BEFORE_MARK) : start].rpartition(b'"')
     return end if quote and url[:5].lower() == b"data:" else 0
@@ -176,7 +202,7 @@ def _begins(body: bytes, mark: bytes, start: int, end: int) -> int:
 
 def _is_file(body: bytes, mark: bytes, start: int, end: int) -> bool:
     """Tell whether a string is a file: text with a file's mark before it is still text."""
-    if mark is DATA_FIELD and end - start < SHORTEST_FILE_BYTES:
+    if mark is not INLINE_DATA_MARK and end - start < SHORTEST_FILE_BYTES:
         return False
     if end - start <= MOST_LOOKED_AT:
         return not body[start:end].translate(None, BASE64)
@@ -192,12 +218,15 @@ def _most(parsed: Any) -> int | None:
     return parsed.max_tokens if isinstance(parsed, MessagesBody) else 0
 
 
-def _max_output(parsed: Common) -> int | None:
-    """Return the larger of two maxima: which of them holds is the provider's to say."""
-    most = parsed.max_tokens
+def _max_output(parsed: Any) -> int | None:
+    """Return the larger of two maxima: which of them holds is the provider's to say.
+
+    One that is 0 counts as 1: who cannot do without output is asked for that, and it is reserved.
+    """
+    most: int | None = parsed.max_tokens
     if isinstance(parsed, ChatBody) and parsed.max_completion_tokens is not None:
         return max(parsed.max_completion_tokens, most or 0)
-    return most
+    return most if most is None else max(most, 1)
 
 
 def _texts(parsed: Common) -> int:

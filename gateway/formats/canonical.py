@@ -29,9 +29,11 @@ from gateway.core.messages import (
 from gateway.core.operations import Operation
 from gateway.core.request import Request
 from gateway.formats import DIALECTS
+from gateway.formats.canonical_keeps import KEEPS
 from gateway.formats.chat_prompt import ChatFields
 from gateway.formats.messages_prompt import MessagesFields
 from gateway.formats.responses_prompt import ResponsesFields
+from gateway.providers.chat_thoughts import google_extra, google_signature
 
 _pack = msgspec.msgpack.Encoder().encode
 _sorted = msgspec.json.Encoder(order="sorted").encode
@@ -49,7 +51,8 @@ IDLE = frozenset(
 # Of these the hub takes a part, or none, and still they decide what an answer holds.
 _HALF_READ = frozenset(("include",))
 
-Names = dict[str, "Names | None"]
+Inside = Callable[[Any], bool]  # whether the hub takes all of a value
+Names = dict[str, "Names | Inside | None"]
 
 
 class Canonical(msgspec.Struct, frozen=True):
@@ -116,7 +119,7 @@ def _is_plain(request: Request, prompt: Prompt) -> bool:
     """Tell whether the hub has read all of a request."""
     if prompt.unknown or not IDLE.issuperset(prompt.hints) or prompt.choices != 1:
         return False
-    if not _HALF_READ.isdisjoint(request.fields) or not _KEEPS[request.operation](request.fields):
+    if not _HALF_READ.isdisjoint(request.fields) or not KEEPS[request.operation](request.fields):
         return False
     names = _NAMES[request.operation]
     return all(
@@ -126,79 +129,12 @@ def _is_plain(request: Request, prompt: Prompt) -> bool:
     )
 
 
-def _list(raw: Raw | None) -> list[dict[str, Any]]:
-    found = _decode(raw) if raw is not None else None
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
-
-
-def _dict(raw: Raw | None) -> dict[str, Any]:
-    found = _decode(raw) if raw is not None else None
-    return found if isinstance(found, dict) else {}
-
-
-def _all_text(content: Any, kinds: tuple[str, ...]) -> bool:
-    if not isinstance(content, list):
-        return True
-    return all(isinstance(part, dict) and part.get("type") in kinds for part in content)
-
-
-def _chat_keeps(fields: dict[str, Raw]) -> bool:
-    """Tell whether the hub loses nothing of a chat request whose names it knows."""
-    for message in _list(fields.get("messages")):
-        said = message.get("content")
-        if not said and not message.get("tool_calls"):
-            return False  # an empty turn is left out
-        if message.get("role") in ("system", "developer") and not _all_text(said, ("text",)):
-            return False
-        if message.get("reasoning_details"):  # which say more than is read of them
-            return False
-    if "reasoning" in fields and "reasoning_effort" in fields:
-        return False
-    wanted = _dict(fields.get("response_format"))
-    return _is_known_format(wanted, "json_schema" in wanted)
-
-
-def _responses_keep(fields: dict[str, Raw]) -> bool:
-    before = None
-    for item in _list(fields.get("input")):
-        kind, role = item.get("type", "message"), item.get("role")
-        if kind == "reasoning" or (kind == "message" and role == before):
-            return False  # a thought is more than its summary; turns of one side are joined
-        said = item.get("content")
-        if role in ("system", "developer") and not _all_text(said, ("input_text", "text")):
-            return False
-        before = role if kind == "message" else None
-    if "summary" in _dict(fields.get("reasoning")):
-        return False  # of which there are several kinds
-    wanted = _dict(fields.get("text")).get("format") or {}
-    return isinstance(wanted, dict) and _is_known_format(wanted, "schema" in wanted)
-
-
-def _messages_keep(fields: dict[str, Raw]) -> bool:
-    for message in _list(fields.get("messages")):
-        blocks = message.get("content")
-        for block in blocks if isinstance(blocks, list) else ():
-            if not isinstance(block, dict) or block.get("type") == "tool_reference":
-                return False
-            inner = block.get("content")
-            if isinstance(inner, list) and not _all_text(inner, ("text", "image", "document")):
-                return False
-    if "output_format" in fields and "output_config" in fields:
-        return False
-    thinking = _dict(fields.get("thinking"))
-    return thinking.get("type", "disabled") in ("enabled", "disabled")
-
-
-def _is_known_format(wanted: dict[str, Any], has_schema: bool) -> bool:
-    return wanted.get("type", "text") in (
-        ("json_schema",) if has_schema else ("text", "json_object")
-    )
-
-
-def _knows(names: Names | None, value: Any) -> bool:
+def _knows(names: Names | Inside | None, value: Any) -> bool:
     """Tell whether every name inside of a value is known at its place, or anything goes there."""
     if names is None:
         return True
+    if callable(names):
+        return names(value)
     if isinstance(value, list):
         return all(_knows(names, one) for one in value)
     if isinstance(value, dict):
@@ -278,12 +214,26 @@ def _plain_json(json: bytes) -> bytes:
         return json
 
 
+def _takes_nothing(value: Any) -> bool:
+    return False
+
+
+# Of what may have any shape the hub takes nothing for granted, but for these.
+_OPEN: dict[str, Inside] = {
+    "cache_control": lambda value: True,  # which changes no answer
+    "extra_content": lambda value: value == google_extra(google_signature(value)),
+}
+
+
 def _names_of(kind: type, seen: dict[type, Names]) -> Names:
     """Return the names of a struct's fields, each with the names inside of it."""
     if kind in seen:
         return seen[kind]
     found = seen[kind] = Names()
     for name, hint in get_type_hints(kind).items():
+        if hint is Any:
+            found[name] = _OPEN.get(name, _takes_nothing)
+            continue
         structs = dict.fromkeys([one for one in _inner(hint) if issubclass(one, msgspec.Struct)])
         merged: Names | None = None
         for struct in structs:
@@ -306,9 +256,4 @@ _NAMES: dict[Operation, Names] = {
     Operation.CHAT: _names_of(ChatFields, {}),
     Operation.RESPONSES: _names_of(ResponsesFields, {}),
     Operation.MESSAGES: _names_of(MessagesFields, {}),
-}
-_KEEPS: dict[Operation, Callable[[dict[str, Raw]], bool]] = {
-    Operation.CHAT: _chat_keeps,
-    Operation.RESPONSES: _responses_keep,
-    Operation.MESSAGES: _messages_keep,
 }

@@ -223,13 +223,14 @@ def prompt(request: Request) -> Prompt:
         elif parts:
             turns.append((role, parts))
     tools = [unknown.keep(_tool, tool, i) for i, tool in enumerate(fields.tools or ())]
+    choice = unknown.keep(_choice, fields.tool_choice)
     most = fields.max_completion_tokens
     return Prompt(
         model=request.model,
         system=tuple(system),
         messages=tuple([Message(role, tuple(parts)) for role, parts in turns]),
         tools=tuple([tool for tool in tools if tool is not None]),
-        tool_choice=_choice(fields.tool_choice),
+        tool_choice=choice,
         parallel=fields.parallel_tool_calls,
         max_output=most if most is not None else fields.max_tokens,
         temperature=fields.temperature,
@@ -343,8 +344,11 @@ def _choice(choice: str | NamedTool | None) -> ToolChoice | None:
         case NamedTool(function=NamedFunction(name=name)):
             return ToolChoice("tool", name)
     shown = choice if isinstance(choice, str) else choice.type
-    text = f"Invalid value for 'tool_choice': '{shown}'."
-    raise ApiError("invalid_value", text, param="tool_choice")
+    if isinstance(choice, str) or shown == "function":
+        text = f"Invalid value for 'tool_choice': '{shown}'."
+        raise ApiError("invalid_value", text, param="tool_choice")
+    text = f"The tool choice '{shown}' cannot be translated for this provider."
+    raise ApiError("unsupported_parameter", text, param="tool_choice")
 
 
 def _format(wanted: ResponseFormat | None) -> OutputFormat | None:
@@ -360,6 +364,7 @@ def _reasoning(fields: ChatFields) -> Reasoning | None:
     options = fields.reasoning
     if options is not None:
         enabled = options.enabled is not False and options.effort != "none"
+        enabled = enabled and options.max_tokens != 0
         shown = not options.exclude
         return Reasoning(enabled, options.effort or "", options.max_tokens, shown)
     if fields.reasoning_effort is None:

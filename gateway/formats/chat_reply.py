@@ -70,6 +70,10 @@ def usage(used: Usage) -> Json:
         prompt["audio_tokens"] = used.audio_prompt_tokens
     if used.audio_completion_tokens:
         completion["audio_tokens"] = used.audio_completion_tokens
+    if used.image_prompt_tokens:
+        prompt["image_tokens"] = used.image_prompt_tokens
+    if used.image_completion_tokens:
+        completion["image_tokens"] = used.image_completion_tokens
     return {
         "prompt_tokens": used.prompt_tokens,
         "completion_tokens": used.completion_tokens,

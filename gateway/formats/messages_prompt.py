@@ -313,5 +313,5 @@ def _reasoning(thinking: ThinkingConfig | None, effort: str | None) -> Reasoning
     if thinking is None:
         return Reasoning(effort=effort, shown=False) if effort else None
     shown = thinking.display != "omitted"
-    enabled = thinking.type != "disabled"
+    enabled = thinking.type != "disabled" and thinking.budget_tokens != 0
     return Reasoning(enabled, effort or "", thinking.budget_tokens, shown and enabled)

@@ -184,11 +184,11 @@ class MessagesStream:
     """Writes one stream's events: blocks one after the other, each begun and ended.
 
     Some providers go on with a call after the next has begun: what follows it waits until its
-    arguments are whole.
+    arguments are whole. `reason` is why it stops, where its provider has said that in this dialect.
     """
 
-    def __init__(self, meta: Meta) -> None:
-        self._meta = meta
+    def __init__(self, meta: Meta, reason: str = "") -> None:
+        self._meta, self._told_reason = meta, reason
         self._begun = False
         self._id = self._model = ""
         self._index = -1
@@ -212,7 +212,8 @@ class MessagesStream:
         before = []
         while self._held:  # behind calls whose arguments never became whole
             before += [self._close(), self._release()]
-        delta = {"stop_reason": self._reason, "stop_sequence": self._sequence}
+        reason = self._told_reason or self._reason
+        delta = {"stop_reason": reason, "stop_sequence": self._sequence}
         end = {"type": "message_delta", "delta": delta, "usage": usage(self._usage)}
         return b"".join(
             (

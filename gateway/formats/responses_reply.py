@@ -60,14 +60,17 @@ def encode(reply: Reply, meta: Meta) -> bytes:
 
 def usage(used: Usage) -> Json:
     """Write a usage object."""
+    given = {"cached_tokens": used.cached_tokens, "cache_write_tokens": used.cache_write_tokens}
+    made = {"reasoning_tokens": used.reasoning_tokens}
+    if used.image_prompt_tokens:
+        given["image_tokens"] = used.image_prompt_tokens
+    if used.image_completion_tokens:
+        made["image_tokens"] = used.image_completion_tokens
     return {
         "input_tokens": used.prompt_tokens,
-        "input_tokens_details": {
-            "cached_tokens": used.cached_tokens,
-            "cache_write_tokens": used.cache_write_tokens,
-        },
+        "input_tokens_details": given,
         "output_tokens": used.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
+        "output_tokens_details": made,
         "total_tokens": used.prompt_tokens + used.completion_tokens,
     }
 
@@ -223,10 +226,12 @@ class ResponsesStream:
             "incomplete_details": None,
             "error": {"code": "server_error", "message": error.message},
         }
-        before = self._begin()
-        said = error_event(error, self._number)
+        before, number = self._begin(), self._number
+        said = error_event(error, number)
         self._number += 1
-        return before + said + self._frame("response.failed", {"response": self._response(status)})
+        failed = self._frame("response.failed", {"response": self._response(status)})
+        self._number = number  # who shares the stream and is told as well has not seen these
+        return before + said + failed
 
     def _one(self, event: Event) -> bytes:
         match event:

@@ -2,24 +2,27 @@
 
 import hashlib
 import hmac
+import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from gateway.config.schema import KeySettings
+from gateway.config.shape import shaped
 from gateway.core.errors import ApiError, ConfigError
-from gateway.formats.fields import invalid_field
 from gateway.http.body import Room, read_body
 from gateway.http.hot import secret_of
 from gateway.pipeline.limiting import LimitBook
-from gateway.store.keys import NoSuchKey, VirtualKey, VirtualKeys
+from gateway.store.keys import MAX_GRACE_SECONDS, NoSuchKey, VirtualKey, VirtualKeys
 from gateway.store.usage import GROUPS, Query, UsageReader
 
 MAX_BODY_BYTES, BODY_SECONDS = 64 * 1024, 30.0
-MAX_GRACE_SECONDS = 10 * 366 * 86_400
 DEFAULT_GRACE_SECONDS = 24 * 3600
+
+_T = TypeVar("_T")
+_MISSING = re.compile(r"Object missing required field `(.*)`")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -61,8 +64,9 @@ class AdminRoutes:
             except NoSuchKey as error:
                 raise ApiError("not_found", str(error)) from None
             except ConfigError as error:
-                message = f"Invalid value for '{error.field}': {error.message}."
-                raise ApiError("invalid_value", message, param=error.field) from None
+                shown = error.field or "the body"
+                message = f"Invalid value for '{shown}': {error.message}."
+                raise ApiError("invalid_value", message, param=error.field or None) from None
 
         return guarded
 
@@ -103,7 +107,7 @@ class AdminRoutes:
         record, settings = await self._keys.get(key_id), None
         if changes:
             settings = merged(record, changes)
-            self._book.check(settings)
+            self._book.check(settings, record.settings)
         return _json((await self._keys.update(record, settings, blocked=blocked)).public())
 
     async def rotate(self, request: web.Request) -> web.Response:
@@ -130,11 +134,10 @@ class AdminRoutes:
 
 
 def merged(record: VirtualKey, changes: dict[str, Any]) -> KeySettings:
-    """Return a key's settings with changes. Raises ApiError naming the field that is wrong."""
+    """Return a key's settings with changes. Raises what `_convert` does."""
     fields = {**msgspec.to_builtins(record.settings), **changes}
     given = {name: value for name, value in fields.items() if value is not None}
-    settings: KeySettings = _convert(given, KeySettings)
-    return settings
+    return _convert(given, KeySettings)
 
 
 async def _body(request: web.Request) -> Any:
@@ -146,11 +149,17 @@ async def _body(request: web.Request) -> Any:
         raise ApiError("invalid_json", f"The request body is not valid JSON: {error}") from None
 
 
-def _convert(content: Any, kind: Any) -> Any:
+def _convert(content: Any, kind: type[_T]) -> _T:
+    """Convert a body. Raises ConfigError, or ApiError where a field is missing."""
     try:
-        return msgspec.convert(content, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise invalid_field(str(error)) from None
+        return shaped(content, kind)
+    except ConfigError as error:
+        missing = _MISSING.fullmatch(error.message)
+        if missing is None:
+            raise
+        name = f"{error.field}.{missing[1]}".lstrip(".")
+        message = f"Missing required parameter: '{name}'."
+        raise ApiError("missing_required_parameter", message, param=name) from None
 
 
 def _json(content: object, status: int = 200) -> web.Response:

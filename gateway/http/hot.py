@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from math import ceil
+from collections.abc import Awaitable
 from time import monotonic
 
 from multidict import CIMultiDictProxy
@@ -10,8 +10,7 @@ from multidict import CIMultiDictProxy
 from gateway.core.errors import ApiError, StoreError
 from gateway.core.hints import NAMES, Hints
 from gateway.core.ids import request_id
-from gateway.core.operations import ANTHROPIC, Operation
-from gateway.formats import FORMATS
+from gateway.core.operations import ANTHROPIC
 from gateway.http.body import declared_length, read_body, too_slow, waits_to_be_asked
 from gateway.http.client import ClientWriter
 from gateway.http.hot_request import HotRequest, Sent
@@ -23,7 +22,7 @@ from gateway.http.request_head import (
     printable,
 )
 from gateway.pipeline.call import Call
-from gateway.pipeline.serve import serve
+from gateway.pipeline.serve import part, refuse, serve, serve_apart
 from gateway.pipeline.services import Services
 
 logger = logging.getLogger("sluice.http")
@@ -77,16 +76,14 @@ class HotRoutes:
             logger.exception("request %s failed inside the gateway", call.id)
             protocol.force_close()
         finally:
-            _part(call)
+            part(call)
 
     def goes_on(self, call: Call, task: "asyncio.Task[None]") -> bool:
         """Tell whether a request whose client left is read to its end, for the usage.
 
         At most so many at once, for so long, and only of providers that are configured so.
         """
-        if call.route is None or call.finished or not call.sent_at:
-            return False
-        if not call.route.target.drains or len(self._draining) >= MAX_DRAINING:
+        if call.finished or not call.drains or len(self._draining) >= MAX_DRAINING:
             return False
         call.left = True
         self._draining.add(task)
@@ -107,10 +104,12 @@ class HotRoutes:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def refuse_slow(self, protocol: GatewayProtocol, operation: Operation) -> None:
+    async def refuse_slow(self, protocol: GatewayProtocol, head: RequestHead) -> None:
         """Refuse a request of the direct lane whose body did not come in time."""
         client = ClientWriter(protocol, False, chunked=True)
-        _refused(client, too_slow(self.body_seconds), operation)
+        began = monotonic() - self.body_seconds
+        call = Call(request_id(), head.operation, b"", head.secret, client, began, head.trace)
+        await refuse(self._services, call, too_slow(self.body_seconds))
 
     async def handle(self, request: HotRequest) -> Sent:
         """Read the body, run the pipeline; the reply is written by then, or on its way."""
@@ -122,34 +121,28 @@ class HotRoutes:
         if not modern and "Transfer-Encoding" in message.headers:
             keep_alive = False  # or a second request could be smuggled (RFC 9112 section 6.1)
         client = ClientWriter(protocol, keep_alive, modern)
-        headers = message.headers
-        secret = secret_of(headers)
-        trace = printable(headers.get("traceparent", ""), MAX_TRACE_CHARS)
-        try:
-            costs = not request.payload.is_eof() or message.compression is not None
-            if costs and not await self._asks(secret):
-                client.close_after()  # no body is taken from strangers; `serve` says why
-                call = Call(request_id(), request.operation, b"", secret, client, started, trace)
-                await serve(self._services, call)
-                await client.delivered()
-                return Sent(keep_alive=False)
-            if waits_to_be_asked(message) and not request.payload.is_eof():
-                self._continue(request)
-            most, seconds = self.max_body_bytes, self.body_seconds
-            body = await read_body(message, request.payload, most, seconds, protocol.room)
-        except ApiError as error:
-            return _refused(client, error, request.operation)
         call = Call(
             request_id(),
             request.operation,
-            body,
-            secret,
+            b"",
+            secret_of(message.headers),
             client,
             started,
-            trace,
+            printable(message.headers.get("traceparent", ""), MAX_TRACE_CHARS),
             _passed_on(request),
             _hints(request),
         )
+        try:
+            costs = not request.payload.is_eof() or message.compression is not None
+            if costs and not await self._asks(call.secret):
+                # No body is taken from strangers; `serve` says why.
+                return await _unread(client, serve(self._services, call))
+            if waits_to_be_asked(message) and not request.payload.is_eof():
+                self._continue(request)
+            most, seconds = self.max_body_bytes, self.body_seconds
+            call.body = await read_body(message, request.payload, most, seconds, protocol.room)
+        except ApiError as error:
+            return await _unread(client, refuse(self._services, call, error))
         await self._serve_shielded(protocol, call)
         if not client.sent and (not client.keep_alive or protocol.has_next):
             await client.delivered()
@@ -162,22 +155,20 @@ class HotRoutes:
         except ApiError:
             return False
 
-    async def _serve(self, call: Call) -> None:
-        try:
-            await serve(self._services, call)
-        finally:
-            _part(call)
-
     async def _serve_shielded(self, protocol: GatewayProtocol, call: Call) -> None:
         """Serve in a task of its own, as aiohttp cancels its handler when the client leaves."""
-        task = self._services.loop.create_task(self._serve(call))
+        task = self._services.loop.create_task(serve_apart(self._services, call))
+        protocol.serves(call, task)
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            if protocol.transport is not None or not self.goes_on(call, task):
-                task.cancel()
+            if not call.left:
+                if not task.cancelling():  # its client's leaving has done so
+                    task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             raise
+        finally:
+            protocol.serves(None, None)
 
     async def _asks(self, secret: str | None) -> bool:
         try:
@@ -190,12 +181,6 @@ class HotRoutes:
         transport = request.protocol.transport
         if transport is not None and declared_length(request.message) <= self.max_body_bytes:
             transport.write(CONTINUE)
-
-
-def _part(call: Call) -> None:
-    """Part a request from what refers to it: a circle is freed late, with all it holds."""
-    if call.relay is not None:
-        call.relay = call.allowance = None
 
 
 def _hints(request: HotRequest) -> Hints:
@@ -213,14 +198,9 @@ def _joined(request: HotRequest, name: str) -> str:
     return printable(", ".join(request.headers.getall(name, ())))
 
 
-def _refused(client: ClientWriter, error: ApiError, operation: Operation) -> Sent:
-    """Refuse a body that was not read to its end: what follows on the connection is unknown."""
+async def _unread(client: ClientWriter, answering: Awaitable[None]) -> Sent:
+    """Answer a body that was not read to its end: what follows on the connection is unknown."""
     client.close_after()
-    number = request_id()
-    names = ("x-request-id", "request-id") if operation in ANTHROPIC else ("x-request-id",)
-    headers = "".join([f"{name}: {number}\r\n" for name in names]).encode()
-    if error.retry_after is not None:
-        headers += b"retry-after: %d\r\n" % ceil(error.retry_after)
-    body = FORMATS[operation].error_body(error, number)
-    client.reply(error.status, "application/json", headers, body)
+    await answering
+    await client.delivered()
     return Sent(keep_alive=False)

@@ -3,20 +3,20 @@
 What stands for them is as long as they are, so that an answer's declared length still holds.
 """
 
+from gateway.policy.spelled import spelled
+
 
 class Mask:
     """Covers secrets with stars, also where a part ends in the middle of one."""
 
     def __init__(self, secrets: tuple[str, ...]) -> None:
-        self._secrets = [one.encode() for one in sorted(secrets, key=len, reverse=True) if one]
+        self._secrets = spelled(tuple(sorted(secrets, key=len, reverse=True)))
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
         """Take a part of the answer; return what may be shown by now."""
-        data, self._held = self._held + data, b""
-        for secret in self._secrets:
-            data = data.replace(secret, b"*" * len(secret))
-        kept = max([_begun(data, secret) for secret in self._secrets], default=0)
+        data, self._held = self._covered(self._held + data), b""
+        kept = max([secret.begun(data) for secret in self._secrets], default=0)
         if kept:
             data, self._held = data[:-kept], data[-kept:]
         return data
@@ -28,16 +28,15 @@ class Mask:
 
     def text(self, value: str) -> str:
         """Return a header's value without secrets."""
+        return self._covered(value.encode(errors="surrogateescape")).decode(
+            errors="surrogateescape"
+        )
+
+    def _covered(self, data: bytes) -> bytes:
         for secret in self._secrets:
-            value = value.replace(secret.decode(), "*" * len(secret))
-        return value
+            data = secret.replaced(data, _stars)
+        return data
 
 
-def _begun(data: bytes, secret: bytes) -> int:
-    """Return how many bytes at the end may be the beginning of a secret."""
-    at = data.find(secret[:1], max(0, len(data) - len(secret) + 1))
-    while at >= 0:
-        if secret.startswith(data[at:]):
-            return len(data) - at
-        at = data.find(secret[:1], at + 1)
-    return 0
+def _stars(secret: bytes) -> bytes:
+    return b"*" * len(secret)

@@ -11,6 +11,7 @@ import ssl
 import struct
 from collections.abc import Awaitable, Set
 from functools import cache
+from types import SimpleNamespace
 
 import aiohttp
 from aiohttp import web
@@ -18,16 +19,17 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from gateway.core import record
-from gateway.core.errors import ApiError, UpstreamError
+from gateway.core.errors import STORE_AWAY, ApiError, Failure, StoreError, UpstreamError
 from gateway.core.target import Target
 from gateway.http.hot import secret_of
 from gateway.http.mask import Mask
-from gateway.http.protocol import SERVER, STALLED_SECONDS
+from gateway.http.protocol import SERVER, STALLED_SECONDS, GatewayProtocol
 from gateway.http.request_head import MAX_TRACE_CHARS, printable
 from gateway.http.upload import Upload
 from gateway.pipeline.answer import common_headers, error_headers
+from gateway.pipeline.call import Call
 from gateway.pipeline.named_models import in_path
-from gateway.pipeline.passthrough import Passage, begin, new_call
+from gateway.pipeline.passthrough import Passage, begin, new_call, shutting_down
 from gateway.pipeline.services import Services
 from gateway.policy.retry import client_error
 
@@ -85,27 +87,56 @@ class PassthroughRoutes:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Pass a request on, and the answer back."""
+        protocol = request.protocol
+        assert isinstance(protocol, GatewayProtocol)
+        protocol.serves(None, asyncio.current_task())  # a stop ends it while it can still answer
+        try:
+            return await self._serve(request)
+        finally:
+            protocol.serves(None, None)
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
         name, path, headers = request.match_info["name"], _rest(request), request.headers
         upload = Upload(request, self._services.config.server)
         trace = printable(headers.get("traceparent", ""), MAX_TRACE_CHARS)
         call = new_call(request[REQUEST_ID], secret_of(headers), trace)
+
+        def waits() -> bool:
+            return request.transport is not None and not request.transport.is_closing()
+
         try:
-            passage = await begin(self._services, call, name, path, upload.hold, request.method)
+            passage = await begin(
+                self._services, call, name, path, upload.hold, request.method, waits
+            )
         except ApiError as error:
             request[OUR_HEADERS] = _lines(error_headers(call, error))
             raise
+        except StoreError:
+            if call.principal is None:  # it is the one that keys are in
+                raise
+            told = ApiError("store_unavailable", STORE_AWAY, retry_after=1)
+            request[OUR_HEADERS] = _lines(error_headers(call, told))
+            raise told from None
         try:
             return await self._pass(request, passage, upload, path)
         except asyncio.CancelledError:
-            passage.end(0, record.DISCONNECTED)
+            if not waits():
+                passage.end(0, record.DISCONNECTED, failure=record.CANCELLED)
+            else:  # not the client left: the gateway's time to drain is over
+                passage.end(503, record.ERROR, "overloaded", record.CANCELLED)
+                if not call.reply_at:
+                    raise shutting_down() from None
+                if call.outcome != record.OK:  # it had not come to its end
+                    _reset(request.transport)
             raise
         except (ApiError, UpstreamError, aiohttp.ClientError, OSError) as error:
             told = upload.refused or _told(name, error)
-            passage.end(told.status, record.ERROR, told.code)
+            failure = record.CANCELLED if upload.refused else self._failure(passage, error)
+            passage.end(told.status, record.ERROR, told.code, failure)
             await passage.settled()
             raise told from None
         except Exception:
-            passage.end(500, record.ERROR, "internal_error")
+            passage.end(500, record.ERROR, "internal_error", record.CANCELLED)
             raise
 
     async def _pass(
@@ -124,6 +155,7 @@ class PassthroughRoutes:
             ),
             proxy=origin.proxy,
             ssl=True if origin.ca_file is None else _trusting(origin.ca_file),
+            trace_request_ctx=passage.call,
         ) as reply:
             if reply.status < 200:
                 raise ApiError("upstream_failed", f"{target.provider}: an upgrade, unasked")
@@ -137,17 +169,23 @@ class PassthroughRoutes:
                 await answer.prepare(request)
                 await _relay(reply, answer, passage, times.idle)
             except ConnectionResetError:  # aiohttp's word for a client that is gone
-                passage.end(0, record.DISCONNECTED)
-                if request.transport is not None:
-                    request.transport.abort()
-            except (aiohttp.ClientError, OSError) as error:
+                passage.end(0, record.DISCONNECTED, failure=record.CANCELLED)
+                _reset(request.transport)
+            except (UpstreamError, aiohttp.ClientError, OSError) as error:
                 # The head is out: only a connection that breaks off says that this is not all.
-                name = type(error).__name__
-                logger.warning("%s: an answer broke off: %s", target.provider, name)
-                passage.end(reply.status, record.ERROR, "stream_interrupted")
-                if request.transport is not None:
-                    _reset(request.transport)
+                failure = self._failure(passage, error)
+                logger.warning("%s: an answer broke off: %s", target.provider, failure)
+                passage.end(reply.status, record.ERROR, "stream_interrupted", failure)
+                _reset(request.transport)
             return answer
+
+    def _failure(self, passage: Passage, error: Exception) -> str:
+        """Return how an attempt has failed: a total may be its provider's own."""
+        found = _failure(error)
+        own = passage.target.deadlines.total < self._services.config.server.timeouts.total
+        if found is Failure.TOTAL_TIMEOUT and own:
+            found = Failure.ATTEMPT_TIMEOUT
+        return found.value
 
     async def _headers(
         self, request: web.Request, passage: Passage, upload: Upload, path: str
@@ -187,6 +225,7 @@ class PassthroughRoutes:
                 read_bufsize=CHUNK_BYTES,
                 cookie_jar=aiohttp.DummyCookieJar(),  # one client's are not another's
                 skip_auto_headers=("Accept", "Content-Type", "User-Agent"),
+                trace_configs=[_watching()],
             )
         return session
 
@@ -198,8 +237,13 @@ async def _relay(
     left, mask, content = answer.content_length, Mask(passage.secrets), reply.content
     careful = passage.careful  # what one read brings is what can be overspent
     while True:
-        async with asyncio.timeout(idle):  # aiohttp's own does not see a body that lost its framing
-            part = await (content.read(CAREFUL_BYTES) if careful else content.readany())
+        try:  # aiohttp's own timeout does not see a body that lost its framing
+            async with asyncio.timeout(idle) as silence:
+                part = await (content.read(CAREFUL_BYTES) if careful else content.readany())
+        except TimeoutError:
+            if silence.expired():
+                raise UpstreamError(Failure.IDLE_TIMEOUT, f"silent for {idle:g} s") from None
+            raise
         shown = mask.feed(part) if part else mask.rest()
         passage.see(shown)
         refusal = await passage.pay_on()
@@ -225,13 +269,29 @@ async def _end_early(
 
     Raises ConnectionResetError.
     """
-    passage.end(status, record.ERROR, refusal.code)
+    passage.end(status, record.ERROR, refusal.code, Failure.SPENT.value)
     await passage.settled()
     last = passage.cut_off(shown, refusal)
     if not last or answer.content_length is not None:
         raise ConnectionResetError(refusal.code)
     await _taken(answer.write(last))
     await _taken(answer.write_eof())
+
+
+def _watching() -> aiohttp.TraceConfig:
+    """Return what tells a request's call that it has left this process."""
+
+    async def sent(
+        session: aiohttp.ClientSession,
+        context: SimpleNamespace,
+        params: aiohttp.TraceRequestHeadersSentParams,
+    ) -> None:
+        call: Call = context.trace_request_ctx
+        call.sent(asyncio.get_running_loop().time() - call.sent_at)
+
+    found = aiohttp.TraceConfig()
+    found.on_request_headers_sent.append(sent)
+    return found
 
 
 async def _taken(writing: Awaitable[None]) -> None:
@@ -245,7 +305,8 @@ async def _taken(writing: Awaitable[None]) -> None:
 
 async def _finish(passage: Passage, status: int) -> None:
     outcome = record.ERROR if status >= 500 else record.OK
-    passage.end(status, outcome, f"upstream_{status}" if status >= 400 else "")
+    error, failure = (f"upstream_{status}", Failure.STATUS.value) if status >= 400 else ("", "")
+    passage.end(status, outcome, error, failure)
     await passage.settled()
 
 
@@ -292,8 +353,34 @@ def _told(name: str, error: Exception) -> ApiError:
     return ApiError(code, f"{name}: {type(error).__name__}")
 
 
-def _reset(transport: asyncio.Transport) -> None:
+def _failure(error: Exception) -> Failure:
+    """Return how an attempt has failed, in the words of our own transport."""
+    match error:
+        case UpstreamError(failure=found):
+            pass
+        case ApiError():
+            found = Failure.PROTOCOL
+        case aiohttp.ConnectionTimeoutError():
+            found = Failure.CONNECT_TIMEOUT
+        case aiohttp.SocketTimeoutError():
+            found = Failure.FIRST_BYTE_TIMEOUT
+        case TimeoutError():
+            found = Failure.TOTAL_TIMEOUT
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            found = Failure.TLS
+        case aiohttp.ClientConnectorError():
+            found = Failure.CONNECT
+        case aiohttp.ClientResponseError():
+            found = Failure.PROTOCOL
+        case _:
+            found = Failure.RESET
+    return found
+
+
+def _reset(transport: asyncio.Transport | None) -> None:
     """Break a connection off: a close alone would be the end of a body in HTTP/1.0."""
+    if transport is None:
+        return
     sock = transport.get_extra_info("socket")
     if sock is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -14,7 +14,6 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from gateway.core.errors import ApiError
 from gateway.core.ids import request_id
-from gateway.core.operations import Operation
 from gateway.formats import openai
 from gateway.http.hot_request import HotRequest
 from gateway.http.request_head import MAX_HEAD_BYTES, RequestHead, request_head
@@ -59,7 +58,9 @@ class DirectLane(Protocol):
         """Tell whether the request under way is to be finished without its client."""
         ...
 
-    def refuse_slow(self, protocol: "GatewayProtocol", operation: Operation) -> None:
+    def refuse_slow(
+        self, protocol: "GatewayProtocol", head: RequestHead
+    ) -> Coroutine[Any, Any, None]:
         """Answer a request whose body did not come in time, the connection's last."""
         ...
 
@@ -120,13 +121,13 @@ class GatewayProtocol(RequestHandler):
         self._parts: list[bytes] = []  # of a request that is not here as a whole
         self._size = self._needed = self._taken = 0
         self.room = manager.room  # of bodies on their way
-        self._awaited: Operation | None = None
+        self._awaited: RequestHead | None = None
         self._later: list[bytes] = []  # what a client sent before it had its answer
         self._later_size, self._later_paused = 0, False
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self.flow: Flow | None = None
-        self.call: Call | None = None  # the direct lane's request under way
+        self.call: Call | None = None  # the request under way of a hot route
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what is buffered for a client that does not read."""
@@ -158,6 +159,7 @@ class GatewayProtocol(RequestHandler):
             else:
                 task.cancel()
         super().connection_lost(exc)
+        self._paused = False  # what goes on, at another target too, waits for nobody
 
     def close(self) -> None:
         """Take no more requests; one under way in the direct lane is left to `shutdown`."""
@@ -186,6 +188,10 @@ class GatewayProtocol(RequestHandler):
             self.flow.resume()
         elif self._direct and not self._serving:
             self._take_later()
+
+    def serves(self, call: Call | None, task: "asyncio.Task[Any] | None") -> None:
+        """Know the task under way in aiohttp's lane; one with a call may outlast its client."""
+        self.call, self._task = call, task
 
     def answered(self, keep_alive: bool) -> None:
         """Know that an answer is written; in the direct lane the next request may come."""
@@ -265,6 +271,12 @@ class GatewayProtocol(RequestHandler):
         """Tell whether a request is being served."""
         return self._serving or self._needed > 0 or self._request_in_progress
 
+    @property
+    def has_unread(self) -> bool:
+        """Tell whether the client has yet to take a part of what it was sent."""
+        transport = self.transport
+        return transport is not None and transport.get_write_buffer_size() > 0
+
     def handle_error(
         self,
         request: Any,
@@ -340,7 +352,7 @@ class GatewayProtocol(RequestHandler):
             and not self.room.is_full
             and self._lane.knows(head.secret)
         ):
-            self._awaited = head.operation
+            self._awaited = head
             self._wait_for_more(data, needed)
         else:  # a body there is no room for, from a stranger, or followed by another request
             self._leave_lane(data)
@@ -380,7 +392,7 @@ class GatewayProtocol(RequestHandler):
         elif self._needed:
             self._serving = True
             assert self._awaited is not None
-            self._lane.refuse_slow(self, self._awaited)
+            self._task = self._loop.create_task(self._lane.refuse_slow(self, self._awaited))
         else:
             self.force_close()  # idle for too long, or a head that drips (slow loris)
 

@@ -3,7 +3,7 @@
 import asyncio
 import weakref
 from collections import Counter
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -164,8 +164,15 @@ class GatewayServer(web.Server):
     @property
     def busy(self) -> int:
         """Return how many connections are in the middle of a request."""
-        mine = (c for c in self._connections if isinstance(c, GatewayProtocol))
-        return sum(1 for connection in mine if connection.in_request)
+        return sum(1 for connection in self._mine() if connection.in_request)
+
+    @property
+    def unread(self) -> bool:
+        """Tell whether a client has yet to take a part of what it was sent."""
+        return any(connection.has_unread for connection in self._mine())
+
+    def _mine(self) -> Iterator[GatewayProtocol]:
+        return (c for c in self._connections if isinstance(c, GatewayProtocol))
 
 
 def _address(transport: asyncio.Transport) -> str:

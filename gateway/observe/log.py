@@ -1,10 +1,18 @@
-"""JSON lines on standard output, written by a thread so that a slow reader stalls no request."""
+"""JSON lines on standard output, written by a thread so that a slow reader stalls no request.
 
+Workers share it: each writes a batch of whole lines in its turn.
+"""
+
+import contextlib
+import fcntl
 import logging
 import os
 import queue
 import select
+import stat
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -15,11 +23,58 @@ _encode = msgspec.json.Encoder().encode
 encode_lines = msgspec.json.Encoder().encode_lines
 
 
-class LineWriter:
-    """Hands lines to a thread; what a full queue cannot take is dropped and counted."""
+class Turns:
+    """A lock file of the processes that write to one output: past PIPE_BUF a pipe mixes theirs.
 
-    def __init__(self, fd: int) -> None:
+    It names the output while one of them writes: who finds it so has come after one that was
+    killed in a line. Each process opens it for itself, as a lock is shared by who inherits it.
+    """
+
+    def __init__(self, output: int, path: Path) -> None:
+        found = os.fstat(output)
+        self._name = f"{found.st_dev}:{found.st_ino}".encode()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[bool]:
+        """Wait for a turn, for a block; tell whether the output ends in half a line."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        except OSError:  # not every file system has locks
+            yield False
+            return
+        try:
+            cut = self._marked()
+            self._mark(self._name)
+            yield cut
+            self._mark(b"")
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Give the file back. Not idempotent."""
+        os.close(self._file)
+
+    def _marked(self) -> bool:
+        with contextlib.suppress(OSError):
+            return os.pread(self._file, len(self._name) + 1, 0) == self._name
+        return False
+
+    def _mark(self, name: bytes) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not stop the log
+            os.pwrite(self._file, name, 0)
+            os.ftruncate(self._file, len(name))
+
+
+class LineWriter:
+    """Hands lines to a thread; what a full queue cannot take is dropped and counted.
+
+    `lock`: of those that write to the same output, where there are others.
+    """
+
+    def __init__(self, fd: int, lock: Path | None = None) -> None:
         self._fd = fd
+        self._turns = _turns(fd, lock) if lock is not None else None
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._queued = 0
         self._lock = threading.Lock()
@@ -40,15 +95,25 @@ class LineWriter:
         """Write what is queued, for so long at most. Idempotent."""
         self._queue.put(None)
         self._thread.join(seconds)
+        if self._turns is not None and not self._thread.is_alive():
+            self._turns.close()
+            self._turns = None
 
     def _run(self) -> None:
         while (data := self._queue.get()) is not None:
             try:
-                self._write_all(memoryview(data))
+                self._write_batch(data)
             except OSError:
                 self.dropped += data.count(b"\n")
             with self._lock:
                 self._queued -= len(data)
+
+    def _write_batch(self, data: bytes) -> None:
+        if self._turns is None:
+            self._write_all(memoryview(data))
+            return
+        with self._turns.take() as cut:
+            self._write_all(memoryview(b"\n" + data if cut else data))
 
     def _write_all(self, view: memoryview) -> None:
         while view:
@@ -56,6 +121,16 @@ class LineWriter:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:  # somebody made the terminal or pipe non-blocking
                 select.select([], [self._fd], [], 1.0)
+
+
+def _turns(fd: int, lock: Path) -> Turns | None:
+    """Return the turns at an output; none at a file that is appended to: each write is whole."""
+    appends = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+    if appends and stat.S_ISREG(os.fstat(fd).st_mode):
+        return None
+    with contextlib.suppress(OSError):  # better a line that is torn than none
+        return Turns(fd, lock)
+    return None
 
 
 class JsonHandler(logging.Handler):

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Protocol
 
 import msgspec
 
-from gateway.core.record import RequestRecord
+from gateway.core.record import MICROSECONDS, RequestRecord
 from gateway.observe.log import encode_lines
 from gateway.observe.scoreboard import Scoreboard
 from gateway.observe.series import SEPARATOR, Totals
@@ -16,12 +18,12 @@ logger = logging.getLogger("sluice.metrics")
 
 FOLD_SECONDS = 0.25
 MAX_BATCH = 2000  # folded at once past this, so that a burst cannot grow the batch
-MICROSECONDS = 1_000_000
 
 # What msgspec raises at text that is no Unicode, or at numbers that JSON's readers do not know.
 UNWRITABLE = (ValueError, OverflowError, TypeError, msgspec.EncodeError)
 
 UNPRICED = "unpriced"
+LATE = 408
 OVERHEAD = "sluice_gateway_overhead_seconds"
 TOOK = "gen_ai_server_request_duration_seconds"
 FIRST = "gen_ai_server_time_to_first_token_seconds"
@@ -122,10 +124,11 @@ def _add(totals: Totals, batch: Iterable[RequestRecord]) -> None:
         else:
             group.append(r)
     for key, group in groups.items():
-        operation, provider, model, _, _, cache = key
+        operation, provider, model, status, _, cache = key
         totals.add("sluice_requests", SEPARATOR.join(map(str, key[:5])), len(group))
-        overheads = [(r.duration_us - r.upstream_us) / MICROSECONDS for r in group]
-        totals.observe(OVERHEAD, operation, overheads)
+        if provider or status != LATE:  # a body that did not come was its client's to send
+            overheads = [(r.duration_us - r.upstream_us) / MICROSECONDS for r in group]
+            totals.observe(OVERHEAD, operation, overheads)
         if cache:
             totals.add("sluice_cache_requests", cache, len(group))
             if saved := sum([r.saved_microusd for r in group]):
@@ -150,11 +153,24 @@ def _add_rest(totals: Totals, r: RequestRecord) -> None:
 
 
 def _add_served(totals: Totals, labels: str, provider: str, served: list[RequestRecord]) -> None:
-    """Add requests that were put to a provider."""
-    totals.add("sluice_attempts", provider, sum([r.attempts for r in served]))
+    """Add requests that were put to a provider, each attempt under the one that it was put to."""
+    several = [
+        r for r in served if r.attempts > 1 or not r.tries or r.tries[0].provider != provider
+    ]
+    asked = Counter(chain.from_iterable(map(_asked, several)))
+    if len(several) < len(served):
+        asked[provider] += len(served) - len(several)
+    for name, attempts in asked.items():
+        totals.add("sluice_attempts", name, attempts)
     totals.observe(TOOK, labels, [r.duration_us / MICROSECONDS for r in served])
     firsts = [r.first_byte_us / MICROSECONDS for r in served if r.first_byte_us]
     totals.observe(FIRST, labels, firsts)
+
+
+def _asked(r: RequestRecord) -> Iterable[str]:
+    """Return the provider of every attempt; the last one's where nothing says how one ended."""
+    told = [tried.provider for tried in r.tries[: r.attempts]]
+    return told + [r.provider] * (r.attempts - len(told))
 
 
 def _add_used(

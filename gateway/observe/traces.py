@@ -5,6 +5,7 @@ spans wait in a bounded queue, and what does not fit is dropped and counted.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ logger = logging.getLogger("sluice.traces")
 
 MAX_QUEUED = 4096
 MAX_BATCH = 512
-PAUSE_SECONDS = 1.0  # between two posts: a batch is what came meanwhile
+PAUSE_SECONDS = 1.0  # between two posts, unless a whole batch waits: one is what came meanwhile
 LAST_BACKOFF_SECONDS = 60.0
 TIMEOUT = aiohttp.ClientTimeout(total=5)
 
@@ -45,7 +46,8 @@ class TraceExporter:
         self._resource = {"attributes": _attributes({"service.name": tracing.service_name})}
         self._queue: deque[RequestRecord] = deque()
         self._task: asyncio.Task[None] | None = None
-        self._arrived = asyncio.Event()
+        self._arrived, self._batch_waits = asyncio.Event(), asyncio.Event()
+        self._takes = True  # as far as the last post has shown
         self.dropped = 0
 
     def start(self) -> None:
@@ -57,11 +59,14 @@ class TraceExporter:
         parent = _PARENT.fullmatch(record.trace) if record.trace else None
         if parent and not int(parent[3], 16) & 1:
             return
-        if len(self._queue) >= MAX_QUEUED:
+        waiting = len(self._queue)
+        if waiting >= MAX_QUEUED:
             self.dropped += 1
             return
         self._queue.append(record)
         self._arrived.set()
+        if waiting + 1 >= MAX_BATCH:
+            self._batch_waits.set()
 
     async def aclose(self) -> None:
         """Post what is left, once. Idempotent."""
@@ -79,14 +84,26 @@ class TraceExporter:
         async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
             while True:
                 await self._arrived.wait()
-                await asyncio.sleep(backoff)
-                taken = await self._post(session)
-                backoff = PAUSE_SECONDS if taken else min(backoff * 2, LAST_BACKOFF_SECONDS)
+                await self._pause(backoff)
+                done = await self._post(session)
+                backoff = PAUSE_SECONDS if done else min(backoff * 2, LAST_BACKOFF_SECONDS)
                 if not self._queue:
                     self._arrived.clear()
+                if len(self._queue) < MAX_BATCH:
+                    self._batch_waits.clear()
+
+    async def _pause(self, seconds: float) -> None:
+        """Let spans gather; a collector that takes them gets a whole batch at once."""
+        if not self._takes:
+            await asyncio.sleep(seconds)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._batch_waits.wait()
 
     async def _post(self, session: aiohttp.ClientSession) -> bool:
         """Send one batch; False if the collector did not take it and it should be sent again."""
+        self._takes = False
         batch = [self._queue[i] for i in range(min(len(self._queue), MAX_BATCH))]
         try:
             body = _encode(self._document(batch))
@@ -107,6 +124,8 @@ class TraceExporter:
             if status >= 300:
                 logger.warning("the trace collector refused %d spans: %d", len(batch), status)
                 self.dropped += len(batch)
+            else:
+                self._takes = True
         for _ in batch:
             self._queue.popleft()
         return True

@@ -5,7 +5,6 @@ refuses it, the stream ends with an error event.
 """
 
 import asyncio
-import logging
 import re
 from collections.abc import Callable
 
@@ -17,11 +16,9 @@ from gateway.pipeline.call import Call
 from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.served import Served
 from gateway.pipeline.services import Services
-from gateway.policy.limits import MONEY, Limit
+from gateway.policy.limits import MONEY, PERIOD, Limit, may_refuse_money
 from gateway.policy.pricing import Price, most_microusd
 from gateway.store.lease import holds
-
-logger = logging.getLogger("sluice.pipeline")
 
 # Output tokens that one reservation covers: what a stream can overspend its budget by is less.
 SLICE_TOKENS = 1024
@@ -40,24 +37,30 @@ _SOUND = re.compile(rb'"(?:input_audio|audio|AUDIO)"|"audio/')
 _HIDDEN = re.compile(rb"\\u00(?:5[fF]|[46][1-9a-fA-F]|[57][0-9aA])")
 
 
-def price_of(served: Served, request: Request, prompt: int, output: int) -> int:
+def needs_price(services: Services, applied: tuple[Limit, ...]) -> bool:
+    """Tell whether a model without a price is refused under these limits."""
+    return services.config.pricing.unknown == "refuse" or may_refuse_money(applied)
+
+
+def price_of(served: Served, request: Request, prompt: int, output: int, *, needed: bool) -> int:
     """Return what so many tokens may cost, in micro-dollars, at the dearest of a model's targets.
 
-    Raises ApiError where nobody knows.
+    What nobody knows costs nothing; raises ApiError where it is needed.
     """
     sound, lasting = _may_be_sound(request), _may_last(request)
     return max(
         [
             most_microusd(price, prompt, output, sound=sound, lasting=lasting)
-            for price in known_prices(served)
-        ]
+            for price in known_prices(served, needed=needed)
+        ],
+        default=0,
     )
 
 
-def known_prices(served: Served) -> list[Price]:
-    """Return the prices of a model's targets. Raises ApiError where one is not known."""
+def known_prices(served: Served, *, needed: bool) -> list[Price]:
+    """Return the prices of a model's targets. Raises ApiError where one is needed and not known."""
     known = [price for route in served.routes if (price := route.price_now()) is not None]
-    if len(known) < len(served.routes):
+    if needed and len(known) < len(served.routes):
         message = (
             f"Nobody knows what the model '{served.name}' costs, so it cannot be charged. Its "
             "operator can set a price for it, or pricing.default."
@@ -107,9 +110,10 @@ class Allowance:
         self._task = self._services.loop.create_task(self._extend(granted, refused))
 
     def close(self) -> None:
-        """Ask no more."""
-        if self._task is not None:
-            self._task.cancel()
+        """Ask no more. Idempotent."""
+        task, self._task = self._task, None  # it refers to this, by how it ended
+        if task is not None:
+            task.cancel()
 
     async def _extend(
         self, granted: Callable[[], None], refused: Callable[[UpstreamError], None]
@@ -137,18 +141,10 @@ class Allowance:
         return await self._reserve(holding.output)
 
     async def _reserve(self, output: int) -> ApiError | None:
-        call, holding = self._call, self._call.holding
-        assert holding is not None
         assert self.served is not None
-        try:
-            refusing = await reserve(self._services, call, self.served, output, alone=True)
-        except StoreError as error:
-            # A stream is not cut as one call to Redis fails; its settlement will count all of it.
-            logger.warning("a stream goes on unreserved: %s", error)
-            call.holding = msgspec.structs.replace(holding, output=output)
-            refusing = None
+        refusing = await reserve(self._services, self._call, self.served, output)
         if refusing is not None:
-            self.spent = limit_error(refusing, None)
+            self.spent = spent_error(self._services, self._call, refusing)
         return self.spent
 
 
@@ -160,6 +156,14 @@ def allowance_for(services: Services, call: Call, request: Request) -> Allowance
     )
 
 
+def spent_error(services: Services, call: Call, budget: Limit) -> ApiError:
+    """Return the error where a budget refuses what a request needs beyond its admission."""
+    ends = [g.spec[2] for g in call.grants if g.limit.name == budget.name and g.spec[0] == PERIOD]
+    if not any(ends):  # a window, or a budget in total
+        return limit_error(budget, None)
+    return limit_error(budget, max(0.0, ends[0] / 1e6 - services.admission.now()))
+
+
 async def reserve(
     services: Services,
     call: Call,
@@ -167,20 +171,22 @@ async def reserve(
     output: int,
     *,
     known: int | None = None,
-    alone: bool = False,
 ) -> Limit | None:
     """Reserve the money for so much output of a model; return the budget that refuses, if any.
 
-    `known` is what it costs in all (micro-dollars), where that is known already. While Redis is
-    away, `alone` takes it of this worker's share. Raises ApiError where nobody knows the price, and
-    StoreError.
+    `known` is what it costs in all (micro-dollars), where that is known already. Where Redis is
+    away, or does not take it, this worker's share decides. Raises ApiError where nobody knows a
+    price that is needed.
     """
     holding, principal = call.holding, call.principal
     assert holding is not None
     assert principal is not None
     budgets = tuple([grant for grant in call.grants if grant.limit.unit == MONEY])
     assert call.request is not None
-    total = price_of(served, call.request, holding.prompt, output) if known is None else known
+    total = known
+    if total is None:
+        needed = needs_price(services, tuple([grant.limit for grant in budgets]))
+        total = price_of(served, call.request, holding.prompt, output, needed=needed)
     if budgets:
         more = max(0, total - budgets[0].amount)
         total = budgets[0].amount + more
@@ -203,9 +209,7 @@ async def reserve(
             refusing = verdict.refused_by
             note_overdrawn(call, verdict.overdrawn)
         except StoreError:
-            if not (alone and admission.does_without(principal.tenant)):
-                raise
-            refusing = admission.grow_alone(principal.tenant, call.id, budgets, more)
+            refusing = admission.grow_alone(principal.tenant, call.id, wanted, budgets, more)
         if refusing is not None:
             return refusing
     call.grants, call.holding = grown, wanted
@@ -227,11 +231,11 @@ async def pay_for(services: Services, call: Call, other: Served) -> bool:
         if limited:
             assert call.holding is not None
             output = call.holding.output
-            if await reserve(services, call, other, output, alone=True) is not None:
+            if await reserve(services, call, other, output) is not None:
                 return False
         elif services.config.pricing.unknown == "refuse":
-            known_prices(other)
-    except (ApiError, StoreError):  # nobody knows its price, or whether there is money for it
+            known_prices(other, needed=True)
+    except ApiError:  # nobody knows its price
         return False
     request = call.request
     assert request is not None

@@ -30,6 +30,7 @@ from gateway.pipeline.translation import Translation
 from gateway.policy.header_secrets import MIN_CHARS, header_secrets
 from gateway.policy.refusal import request_fault
 from gateway.policy.retry import retry_after
+from gateway.policy.spelled import spelled
 from gateway.policy.tokens import count_tokens
 from gateway.timer import FOREVER, LazyTimer
 from gateway.upstream.exchange import MAX_BODY_BYTES, Reply
@@ -80,13 +81,15 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     call.relay = relay = _relay(call, lane, request, meta) if request.stream else None
     watch = _Watch(services, relay, target.deadlines) if relay is not None else None
     try:
-        reply = await services.transport.send(target.origin, data, relay, target.deadlines, until)
+        reply = await services.transport.send(
+            target.origin, data, relay, target.deadlines, until, call
+        )
     except UpstreamError as error:
         raise _told(call, route, error) from None
     finally:
         if watch is not None:
             watch.close()
-    call.reply_at, call.connect_s = monotonic(), reply.connect_seconds
+    call.reply_at = monotonic()
     if reply.status != 200:
         raise refusal(route, reply)
     if reply.streamed:
@@ -167,9 +170,9 @@ async def ask_rest(services: Services, call: Call, route: Route, until: float) -
     data = await packed(call, route, lane.build_rest(request, translation.said or "").body, until)
     translation.go_on(lane.rest_decoder())
     reply = await services.transport.send(
-        route.target.origin, data, relay, route.target.deadlines, until
+        route.target.origin, data, relay, route.target.deadlines, until, call
     )
-    call.reply_at, call.connect_s = monotonic(), reply.connect_seconds
+    call.reply_at = monotonic()
     if reply.status != 200:
         raise refusal(route, reply)
     if not reply.streamed:
@@ -336,15 +339,18 @@ def _decompressed(reply: Reply) -> bytes:
 
 def redacted(text: str, route: Route) -> str:
     """Take the gateway's own credentials out of what a provider says: some quote them in errors."""
-    for secret in secrets_of(route):
-        text = text.replace(secret, "[key]")
-    return text
+    data = text.encode(errors="surrogatepass")
+    return _redacted_bytes(data, route).decode(errors="surrogatepass")
 
 
 def _redacted_bytes(body: bytes, route: Route) -> bytes:
-    for secret in secrets_of(route):
-        body = body.replace(secret.encode(), b"[key]")
+    for secret in spelled(secrets_of(route)):
+        body = secret.replaced(body, _named)
     return body
+
+
+def _named(_: bytes) -> bytes:
+    return b"[key]"
 
 
 def secrets_of(route: Route) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from gateway.core import record
 from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.hints import TIMEOUT
 from gateway.core.operations import ANTHROPIC, Operation
-from gateway.core.record import AttemptRecord
 from gateway.formats import FORMATS
 from gateway.pipeline.allowance import pay_for
 from gateway.pipeline.answer import common_headers, served_headers
@@ -30,6 +29,7 @@ from gateway.pipeline.select import Selection, select
 from gateway.pipeline.served import Route, Served
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import count_prompt, measure
+from gateway.pipeline.tries import first_answer, tried
 from gateway.policy.refusal import CONTEXT_WINDOW, refusal_of
 from gateway.policy.retry import (
     Next,
@@ -41,8 +41,8 @@ from gateway.policy.retry import (
 )
 from gateway.policy.routing import plan
 
-MICROSECONDS = 1_000_000
 TOO_LONG = "prompt is too long"
+WAITED_PART = 0.1  # of a provider's total: who waits longer for a place in our pool blames nobody
 
 Asking = Callable[[Services, Call, Route, float], Awaitable[Deliver]]
 
@@ -65,7 +65,7 @@ async def attempt(services: Services, call: Call) -> Deliver:
         kind = refusal_of(first.failure)
         for name in served.fallbacks.get(kind, ()) if kind is not None else ():
             other = services.catalogue.resolve(name)
-            awaited = call.client.connected
+            awaited = call.client.connected and monotonic() < until
             if awaited and other is not None and await pay_for(services, call, other):
                 deliver = await _instead(_Course(services, call, other, until), call)
             if deliver is not None:
@@ -119,8 +119,8 @@ class _Course:
 
     async def ask_again(self) -> Deliver | None:
         """Ask the targets once more where that may help; None where none answers."""
-        for tried in range(self._services.retries.attempts):
-            if self._passing is None or not await self._waited(self._passing, tried):
+        for number in range(self._services.retries.attempts):
+            if self._passing is None or not await self._waited(self._passing, number):
                 break
             deliver = await self.ask_all()
             if deliver is not None:
@@ -177,8 +177,8 @@ class _Course:
             if not keys:
                 resting.append(route)
             for one in keys:
-                if asked and not call.client.connected:
-                    return None  # a drained provider has failed: nobody waits for another's
+                if asked and (not call.client.connected or monotonic() >= self._until):
+                    return None  # whom another would answer has left, or has waited long enough
                 race = None
                 if served.hedge_after is not None:
                     race = self._race(one, planned[place + 1 :], now)
@@ -203,8 +203,6 @@ class _Course:
                         hedged += race.hedged
                         self._failed = race.failed
                     following = decide(error)
-                    if error.failure is Failure.TOTAL_TIMEOUT and monotonic() < self._until:
-                        following = Next.NEXT_TARGET  # it was its provider's own
                     if following is Next.GIVE_UP:
                         return None
                     if following is Next.RETRY:
@@ -231,7 +229,7 @@ class _Course:
         try:
             return await self._once(call, route, ask)
         except Interrupted as cut:
-            if not may_go_on(self.served, call, cut.error):
+            if monotonic() >= self._until or not may_go_on(self.served, call, cut.error):
                 raise cut.told from None
             for other in successors(self._order, route, call):
                 await prepare(call)
@@ -240,20 +238,20 @@ class _Course:
                 except (UpstreamError, ApiError, Interrupted) as error:
                     if isinstance(error, ApiError):
                         call.attempts -= 1  # nothing was sent
-                    if not may_go_on(self.served, call, error):
+                    if monotonic() >= self._until or not may_go_on(self.served, call, error):
                         break
             raise (call.spent or cut.told) from None
 
     async def _once(self, call: Call, route: Route, asking: Asking) -> Deliver:
         """Ask one target, and remember how it did. Raises UpstreamError, ApiError, Interrupted."""
         state = route.state
-        quota = None
+        quota, worked_on = None, False
         if route.limits:
             quota = Quota(self._services, call, route)
             await quota.take()
         call.attempts += 1
         call.route = route
-        call.sent_at, call.reply_at, call.connect_s = monotonic(), 0.0, 0.0
+        call.sent_at, call.reply_at, call.connect_s, call.written = monotonic(), 0.0, 0.0, False
         breaker = state.breaker
         probes = not breaker.closed(call.sent_at)
         if probes:
@@ -264,10 +262,13 @@ class _Course:
             until = until if until < self._until else self._until
             deliver = await asking(self._services, call, route, until)
         except UpstreamError as error:
+            if error.failure is Failure.TOTAL_TIMEOUT and until < self._until:
+                _tell_whose(error, call, route.target.deadlines.total)
+            worked_on = call.written and error.failure is not Failure.STATUS
             if _learn(route, error, call.sent_at):
                 self._services.ejected(route)
-            tried = _tried(call, route, error.failure.value, error.status, monotonic())
-            call.tries.append(tried)
+            call.tries.append(tried(call, route, error.failure.value, error.status))
+            call.attempt_ended()
             if error.failure is Failure.STREAM_ERROR:
                 error.message = redacted(error.message, route)
             # What a budget ends is paid for, also where the client was shown nothing of it.
@@ -281,18 +282,19 @@ class _Course:
                 raise told from None
             raise
         except asyncio.CancelledError:
-            call.tries.append(_tried(call, route, record.CANCELLED, 0, monotonic()))
+            worked_on = call.written
+            call.tries.append(tried(call, route, record.CANCELLED, 0))
             raise
         finally:
             state.in_flight -= 1
             if probes:
                 breaker.let_go()
             if quota is not None:
-                quota.give_back(_used(call))
+                quota.give_back(_used(call, worked_on=worked_on))
         now = monotonic()
         breaker.succeeded(now, call.sent_at)
-        state.took((_first(call) or now) - call.sent_at, now)
-        call.tries.append(_tried(call, route, "", 200, now))
+        state.took((first_answer(call) or now) - call.sent_at, now)
+        call.tries.append(tried(call, route, "", 200))
         return deliver
 
     def give_up(self) -> Deliver:
@@ -315,16 +317,28 @@ class _Course:
             del failure  # which its own traceback would hold
 
 
-def _used(call: Call) -> int:
-    """Return the tokens that an attempt used, as far as that is known already."""
-    if call.usage is not NO_USAGE:
-        total = call.usage.prompt_tokens + call.usage.completion_tokens
-        if call.before is not None:  # of which another target had its part
-            total -= call.before.usage.prompt_tokens + call.before.usage.completion_tokens
-        return total
-    if call.relay is None or not call.relay.started or call.request is None:
+def _tell_whose(error: UpstreamError, call: Call, total: float) -> None:
+    """Say of a provider's own total that is up whether it was the provider, or our full pool."""
+    if call.pool_s > total * WAITED_PART:
+        waited = f"{call.pool_s:.1f} s of {total:g} s went by without a free connection"
+        error.failure, error.message = Failure.BUSY, waited
+    else:
+        error.failure, error.message = Failure.ATTEMPT_TIMEOUT, f"took longer than {total:g} s"
+
+
+def _used(call: Call, *, worked_on: bool) -> int:
+    """Return the tokens that an attempt used, as far as that is known already.
+
+    `worked_on`: it was sent, and has neither been answered to its end nor refused.
+    """
+    usage, before = call.usage, call.before.usage if call.before is not None else NO_USAGE
+    if usage is not before:  # of which another target had its part
+        spent = before.prompt_tokens + before.completion_tokens
+        return usage.prompt_tokens + usage.completion_tokens - spent
+    if not worked_on or call.request is None or call.operation is Operation.COUNT_TOKENS:
         return 0
-    return call.request.prompt_estimate + call.relay.delivered_tokens()
+    written = call.relay.delivered_tokens() if call.relay is not None else 0
+    return call.request.prompt_estimate + written
 
 
 def _learn(route: Route, error: UpstreamError, began: float) -> bool:
@@ -344,27 +358,6 @@ def _count(call: Call) -> Deliver:
     call.status, call.finished = 200, True
     body = b'{"input_tokens":%d}' % tokens
     return partial(call.client.reply, 200, "application/json", common_headers(call), body)
-
-
-def _first(call: Call) -> float:
-    """Return when an attempt had its first answer: one that goes on has none of the stream's."""
-    relay = call.relay
-    if relay is not None and relay.first_event_at >= call.sent_at:
-        return relay.first_event_at
-    return call.reply_at
-
-
-def _tried(call: Call, route: Route, failure: str, status: int, now: float) -> AttemptRecord:
-    first = _first(call)
-    return AttemptRecord(  # by position: see `settle`
-        route.target.provider,
-        route.target.model,
-        status,
-        failure,
-        int(call.connect_s * MICROSECONDS),
-        int((first - call.sent_at) * MICROSECONDS) if first else 0,  # first byte
-        int((now - call.sent_at) * MICROSECONDS),  # duration
-    )
 
 
 def _pass_on(call: Call, error: UpstreamError) -> Deliver:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
+from typing import TypeVar
 
 from gateway.config.caching import Cache as Settings
 from gateway.core.errors import ApiError
@@ -32,6 +33,7 @@ GRACE_SECONDS = 2.0
 MAX_DRAINING = 100  # calls that are read to their end though nobody waits
 
 Serve = Callable[[Services, Call], Awaitable[None]]
+T = TypeVar("T")
 
 
 class Cache:
@@ -124,7 +126,7 @@ class Cache:
         if flight.void:
             return None
         if flight.pieces and suits(flight, call):
-            deliver = await take_part(services, call, flight, reader)
+            deliver = await _waited(call, take_part(services, call, flight, reader))
             if deliver is not None:
                 return deliver
         stale = flight.how == STALE and flight.entry is not None
@@ -140,7 +142,7 @@ class Cache:
                 return None
             return await give(services, call, plan, flight.entry, flight.how, self.answers.grown)
         if flight.whole is not None and suits(flight, call):
-            return await take_part(services, call, flight, reader)
+            return await _waited(call, take_part(services, call, flight, reader))
         if flight.entry is None or not may_answer(flight.entry.answer, call):
             return None  # of a kind that is read by nobody else
         await join(services, call, flight)
@@ -164,7 +166,7 @@ class Cache:
             grace = GRACE_SECONDS if flight.leader is reader.call else 0
             try:
                 async with asyncio.timeout(until - monotonic() + grace):
-                    await flight.news()
+                    await reader.news()
             except TimeoutError:
                 if flight.leader is reader.call and not grace:
                     continue  # it has become its own meanwhile
@@ -251,7 +253,7 @@ class Cache:
                 except Exception:
                     logger.exception("an answer could not be kept")
                 flight.end()
-                await self.answers.learn(plan, flight.kept_s)
+                await self.answers.learn(services, call, plan, flight.kept_s)
         finally:
             if keeping is not None:
                 keeping.cancel()
@@ -291,6 +293,16 @@ class Cache:
         may = whole and current and plan.wishes.keeps and not flight.call.continued
         if may and await self.answers.keep(plan, entry, token, purges):
             flight.kept_s = answer.ttl_ms / 1000
+
+
+async def _waited(call: Call, waiting: Awaitable[T]) -> T:
+    """Wait for another's call: the time is its provider's, but for that in a queue."""
+    began, queued_s = monotonic(), call.queued_s
+    try:
+        return await waiting
+    finally:
+        if not call.delegated:  # else the call that asks for it has it in its own record
+            call.asked_s += monotonic() - began - (call.queued_s - queued_s)
 
 
 def _is_own(call: Call) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import copy
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -23,6 +24,7 @@ from gateway.upstream.relay import Relay
 
 if TYPE_CHECKING:
     from gateway.pipeline.flight import Flight
+    from gateway.pipeline.hedge import Race
     from gateway.store.answers import Answer
 
 Deliver = Callable[[], None]
@@ -99,13 +101,14 @@ class Spent(msgspec.Struct, frozen=True):
     usage: Usage
     microusd: int
     cost: record.Cost
+    price_version: str
 
 
 # What an attempt finds out.
 _OUTCOME = (
-    *("route", "relay", "dropped", "sent_at", "reply_at", "connect_s", "status", "finished"),
-    *("outcome", "error", "usage", "usage_source", "cost", "cost_microusd", "price_version"),
-    *("before", "continued", "odd"),
+    *("route", "relay", "dropped", "sent_at", "reply_at", "connect_s", "written", "asked_s"),
+    *("status", "finished", "outcome", "error", "usage", "usage_source", "cost"),
+    *("cost_microusd", "price_version", "before", "continued", "went_on", "odd"),
 )
 
 
@@ -136,14 +139,19 @@ class Call(msgspec.Struct, eq=False):
     # What it came to.
     route: Route | None = None
     relay: Relay | None = None
+    race: "Race | None" = None  # under way: its attempts are calls of their own
     dropped: tuple[str, ...] = ()
     attempts: int = 0
     tries: list[AttemptRecord] = []
     before: Spent | None = None
-    continued: int = 0
+    continued: int = 0  # how often another target was asked to go on
+    went_on: int = 0  # of these, how many before the last had gone on
     queued_s: float = 0.0
+    asked_s: float = 0.0  # waited for targets, beside the present attempt until its reply
+    sent_at: float = 0.0  # when the present attempt began; 0 where none is under way
     connect_s: float = 0.0
-    sent_at: float = 0.0
+    pool_s: float = 0.0  # waited for a place in a pool of ours that was full
+    written: bool = False  # the present attempt's request has left this process
     reply_at: float = 0.0
     finished: bool = False
     status: int = 0
@@ -170,6 +178,30 @@ class Call(msgspec.Struct, eq=False):
         """Return the error with which a budget has ended it."""
         return self.allowance.spent if self.allowance is not None else None
 
+    @property
+    def drains(self) -> bool:
+        """Tell whether a request has left that its provider is to answer to its end in any case."""
+        if self.race is not None:
+            return self.race.drains
+        return drains(self)
+
+    def queued(self, seconds: float) -> None:
+        """Know for how long (seconds) the present attempt waited for a place in a full pool."""
+        self.pool_s = seconds
+
+    def sent(self, waited: float) -> None:
+        """Know that the present attempt's request leaves; `waited` (seconds) for a connection."""
+        self.connect_s, self.written = waited, True
+
+    def unsent(self) -> None:
+        """Know that nobody has it, and another connection is made for it."""
+        self.written = False
+
+    def attempt_ended(self) -> None:
+        """Know that nobody is at work on the request any more, or not yet again."""
+        self.asked_s += monotonic() - self.sent_at
+        self.sent_at, self.pool_s, self.written = 0.0, 0.0, False
+
     def fork(self, client: Client, attempts: int) -> "Call":
         """Return a call for one attempt at the same request, with a client of its own."""
         other = copy(self)
@@ -180,3 +212,8 @@ class Call(msgspec.Struct, eq=False):
         """Take over what became of a fork."""
         for name in _OUTCOME:
             setattr(self, name, getattr(other, name))
+
+
+def drains(call: Call) -> bool:
+    """Tell whether a request has left to where its provider is to answer to its end."""
+    return call.written and call.route is not None and call.route.target.drains

@@ -1,16 +1,22 @@
 """What the configuration offers, compiled: models, and for each the routes that can serve it."""
 
 import random
-from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 import msgspec
 
 from gateway.config import schema
 from gateway.core.errors import ConfigError
+from gateway.core.patterns import covers
 from gateway.core.target import Deadlines, Origin, Target
-from gateway.pipeline.rules import conditions_of, hedge_after, is_selective, limits_of
-from gateway.pipeline.served import Lister, Route, Served, Shadow, answered_by
+from gateway.pipeline.rules import (
+    conditions_of,
+    hedge_after,
+    is_selective,
+    limits_of,
+    uneven_limits,
+)
+from gateway.pipeline.served import Lister, Route, Served, Shadow, answered_by, full_names_of
 from gateway.pipeline.targets import (
     base_url_of,
     check_provider,
@@ -18,6 +24,7 @@ from gateway.pipeline.targets import (
     request_head,
     settings_of,
     ways_of,
+    where_of,
 )
 from gateway.policy import limits as policy_limits
 from gateway.policy.access import Principal
@@ -52,6 +59,7 @@ class Catalogue:
         self._states: dict[tuple[str, str], TargetState] = {}
         self._breaker = msgspec.convert(config.breaker, Rules, from_attributes=True)
         self._labels: set[str] = set()
+        self._uneven = uneven_limits(config.models)
         for name, provider in config.providers.items():
             check_provider(name, provider)
             self._signers[name] = make_signer(provider)
@@ -109,12 +117,15 @@ class Catalogue:
                     names.setdefault(self.public_name(name, pattern))
         return [served for name in names if (served := self.resolve(name)) is not None]
 
-    def listers(self) -> list[Lister]:
-        """Return the providers whose models the configuration does not name one by one."""
+    def listers(self, *, every: bool = False) -> list[Lister]:
+        """Return the providers whose models the configuration does not name one by one, or all.
+
+        All of them are those that can be asked for their models.
+        """
         found = []
         for name, provider in self._config.providers.items():
             claims = _claims(provider)
-            if not claims or not all(map(_is_literal, claims)):
+            if every or not claims or not all(map(_is_literal, claims)):
                 target = self._target(schema.Target(name, ""), provider, keys_of(provider)[0][0])
                 adapter = PROVIDERS[provider.kind].adapter_for(target)
                 endpoint = adapter.listing(target)
@@ -132,7 +143,7 @@ class Catalogue:
         owners = [
             name
             for name, provider in self._config.providers.items()
-            if any(fnmatchcase(model, pattern) for pattern in _claims(provider))
+            if any(covers(pattern, model) for pattern in _claims(provider))
         ]
         return owners[0] if len(owners) == 1 else None
 
@@ -152,7 +163,8 @@ class Catalogue:
     def _remember(self, name: str, owner: str, own_name: str) -> Served:
         route = self._route(schema.Target(owner, own_name), None)
         budget = Budget(self._config.retries.budget)
-        served = Served(name, (route,), None, False, owner, budget=budget)
+        full_names = full_names_of(name, (route,))
+        served = Served(name, (route,), None, False, owner, budget=budget, full_names=full_names)
         if len(self._dynamic) >= MAX_DYNAMIC_MODELS:
             self._dynamic.pop(next(iter(self._dynamic)))
         self._dynamic[name] = served
@@ -184,6 +196,7 @@ class Catalogue:
             model.timeouts.total if model.timeouts is not None else None,
             model.on_stream_failure == "continue",
             Overrides.of(model.cache),
+            full_names_of(name, routes),
         )
 
     def _shadow(self, name: str, wanted: schema.Shadow) -> Shadow:
@@ -222,6 +235,8 @@ class Catalogue:
         default = self._config.pricing.default
         seller = provider.prices or kind.prices
         schedule = self._prices.schedule(seller, wanted.model) if seller else None
+        if schedule is not None and schedule.uncounted:
+            schedule = None
         if schedule is None and price is None:
             price = default
         keys = keys_of(provider)
@@ -247,7 +262,7 @@ class Catalogue:
                 conditions=conditions_of(wanted.when),
                 tags=frozenset(wanted.tags),
                 canary=wanted.canary,
-                limits=limits_of(wanted),
+                limits=limits_of(wanted, wanted.model, self._uneven),
                 headers=answered_by(target.provider, target.model),
             )
             for target, way in zip(targets, ways, strict=True)
@@ -268,7 +283,8 @@ class Catalogue:
         found = self._states.get((provider, model))
         if found is None:
             breaker = Breaker(self._breaker, random.random)
-            found = self._states[provider, model] = TargetState(breaker)
+            where = where_of(self._config.providers[provider])
+            found = self._states[provider, model] = TargetState(breaker, where)
         return found
 
     def _target(

@@ -27,11 +27,13 @@ NOBODY = Elsewhere()
 class Reader:
     """One request that waits for the answer; a flow that its client's connection may pause.
 
-    `until` is when its client must have had all of it, by the monotonic clock.
+    `until` is when its client must have had all of it, by the monotonic clock, `since` when it
+    began to wait for news.
     """
 
     def __init__(self, flight: "Flight | None", call: Call, until: float) -> None:
         self._flight, self.call, self.until = flight, call, until
+        self.since = monotonic()
         self.paused = False
         self.place = 0  # of the pieces of the stream, how many it has had
         self.takes = False  # pieces, as they come
@@ -54,6 +56,16 @@ class Reader:
         self.going.set()
         if self._flight is not None:
             self._flight.mind()
+
+    async def news(self) -> None:
+        """Wait until something has come; that is its provider's time."""
+        assert self._flight is not None
+        self.since = monotonic()
+        try:
+            await self._flight.news()
+        finally:
+            if not self.call.delegated:  # else it is in the record of the call that asks
+                self.call.asked_s += monotonic() - self.since
 
     async def caught_up(self) -> None:
         """Wait until its client takes more. Raises ApiError where that does not come in time."""
@@ -136,8 +148,8 @@ class Flight:
             call.left = True  # the one that pays has nobody to answer
         if not self.readers:
             self._ended(self)
-            drains = call is not None and call.route is not None and call.route.target.drains
-            if self.task is not None and not (drains and self._drains()):
+            drains = call is not None and call.drains and self._drains()
+            if self.task is not None and not drains:
                 self.task.cancel()
         self.mind()
 
@@ -149,6 +161,8 @@ class Flight:
     def lead(self, leader: Call) -> Call:
         """Return the call that asks for one who waits; what that one holds is the call's now."""
         leader.delegated = True
+        since = [reader.since for reader in self.readers if reader.call is leader]
+        leader.asked_s += monotonic() - since[0]  # it has waited for others' calls until now
         self.leader, self.asked = leader, None
         self.call = call = leader.fork(self, 0)
         call.gated = call.delegated = False
@@ -190,6 +204,7 @@ class Flight:
         for reader in self.readers:
             if reader.call is leader:
                 reader.refusal = self.whole
+        self._part()
         self.whole, self.call, self.leader = None, None, None
         waiting = {reader.call for reader in self.readers}
         self.sharers = {call: None for call in self.sharers if call in waiting}
@@ -290,9 +305,14 @@ class Flight:
         self._let_go()
 
     def _let_go(self) -> None:
-        """Part from the call once nobody waits: what refers to each other is freed late."""
+        """Part from the call once nobody waits."""
+        if not self.readers:
+            self._part()
+
+    def _part(self) -> None:
+        """Part the call from what refers to it: a circle is freed late, with all it holds."""
         call = self.call
-        if call is not None and not self.readers:
+        if call is not None:
             call.client, call.flight, call.relay, call.allowance = NOBODY, None, None, None
 
     # What follows is `pipeline.call.Client`, for the call itself.

@@ -14,12 +14,11 @@ from gateway.core.operations import Operation
 from gateway.core.usage import Usage
 from gateway.formats import FORMATS
 from gateway.pipeline.admit import admit, admit_hit
-from gateway.pipeline.allowance import pay_for, reserve
+from gateway.pipeline.allowance import pay_for, reserve, spent_error
 from gateway.pipeline.answer import kept_headers, served_headers
 from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.flight import Flight, Reader
 from gateway.pipeline.planning import Plan
-from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.replay import Entry, form_of, written
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure
@@ -79,9 +78,9 @@ async def _pay_whole(services: Services, call: Call, usage: Usage, microusd: int
     call.allowance = None  # no more than this is to be paid
     if any(grant.limit.unit == MONEY for grant in call.grants):
         output = max(usage.completion_tokens, holding.output)
-        refusing = await reserve(services, call, served, output, known=microusd, alone=True)
+        refusing = await reserve(services, call, served, output, known=microusd)
         if refusing is not None:
-            raise limit_error(refusing, None)
+            raise spent_error(services, call, refusing)
 
 
 async def _cover(services: Services, call: Call, flight: Flight) -> None:
@@ -94,10 +93,10 @@ async def _cover(services: Services, call: Call, flight: Flight) -> None:
         return
     assert holding is not None
     flight.sharers.pop(call, None)
-    refusing = await reserve(services, call, served, holding.output, alone=True)
+    refusing = await reserve(services, call, served, holding.output)
     if refusing is not None:
         call.flight = None
-        raise limit_error(refusing, None)
+        raise spent_error(services, call, refusing)
     await pay_for(services, call, served)  # which is reserved: its allowance is to go by that
 
 
@@ -199,11 +198,10 @@ async def take_part(
         return None
     call.status, call.finished = 200, not leading.error
     if leading.error:
-        call.outcome, call.error, call.status = record.ERROR, leading.error, leading.status
         told = leading.refused
         if flight.void or told is None:  # the reason is none of this client's business
             told = ApiError("stream_interrupted", "The call that this answer came from has ended.")
-            call.error, call.status = told.code, told.status
+        call.outcome, call.error, call.status = record.ERROR, told.code, told.status
         return partial(call.client.finish, _broken(call, flight, told))
     if flight.whole is not None:
         _, content_type, _, body = flight.whole

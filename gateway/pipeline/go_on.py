@@ -9,7 +9,7 @@ from gateway.pipeline.served import Route, Served
 from gateway.pipeline.translation import Translation
 
 # What another target would not change.
-_FINAL = frozenset((Failure.TOTAL_TIMEOUT, Failure.SPENT))
+_FINAL = frozenset((Failure.TOTAL_TIMEOUT, Failure.STALLED, Failure.SPENT))
 
 
 class Interrupted(Exception):
@@ -63,7 +63,9 @@ async def prepare(call: Call) -> None:
         again = call.request.prompt_estimate + call.usage.completion_tokens  # what it goes on from
         if (refusal := await allowance.begin_again(call.usage.prompt_tokens + again)) is not None:
             raise refusal
-    call.before = Spent(call.usage, call.cost_microusd, call.cost)
+    call.before = Spent(call.usage, call.cost_microusd, call.cost, call.price_version)
+    if call.continued and relay.goes_on:
+        call.went_on += 1
     call.continued += 1
     relay.decoder.cut(call.usage)
     relay.go_on()

@@ -8,7 +8,7 @@ from gateway.core.errors import StoreError
 from gateway.pipeline.catalogue import Catalogue
 from gateway.pipeline.served import Route
 from gateway.store.admission import Admission
-from gateway.store.targets import TargetBoard
+from gateway.store.targets import TargetBoard, Told
 
 WATCH_SECONDS = 1.0
 OLD_SECONDS = 10.0  # after which a latency says little
@@ -30,7 +30,8 @@ class Health:
         name = f"{route.target.provider}/{route.target.model}"
         seconds = route.state.breaker.open_until - monotonic()
         if name in self._states and seconds > LEAST_SECONDS:
-            self._board.tell(name, self._admission.now() + seconds)
+            now = self._admission.now()
+            self._board.tell(name, Told(now + seconds, now, route.state.where))
 
     async def watch(self) -> None:
         """Leave alone what others do, and know how long it takes them where this one does not."""
@@ -67,8 +68,17 @@ class Health:
                     self._heard.add(name)
 
     async def _learn(self) -> None:
-        now = self._admission.now()
-        for name, until in (await self._board.read(now)).items():
+        """Leave alone what others do, but for what has answered here since they told.
+
+        Whoever sees a target that was left alone answer again takes back what was told before.
+        """
+        for name, told in (await self._board.read(self._admission.now())).items():
             state = self._states.get(name)
-            if state is not None and state.breaker.closed(monotonic()):
-                state.breaker.eject(monotonic(), until - now)
+            if state is None or state.where != told.where:
+                continue
+            breaker, offset = state.breaker, monotonic() - self._admission.now()
+            told_at = told.at + offset
+            if told_at <= breaker.closed_at:
+                self._board.take_back(name, told)
+            elif told_at > breaker.well_at and breaker.closed(monotonic()):
+                breaker.eject(monotonic(), told.until + offset - monotonic())

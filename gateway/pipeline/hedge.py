@@ -10,16 +10,15 @@ from time import monotonic
 
 from gateway.core import record
 from gateway.core.errors import ApiError, Failure, UpstreamError
-from gateway.core.record import AttemptRecord
+from gateway.core.record import MICROSECONDS, AttemptRecord
 from gateway.core.usage import Usage
-from gateway.pipeline.call import Call, Deliver
+from gateway.pipeline.call import Call, Deliver, drains
 from gateway.pipeline.served import Route
 from gateway.policy.pricing import cost_microusd
 from gateway.policy.retry import Budget
 from gateway.upstream.exchange import Flow
 
 LOST = "hedged"  # how the slower attempt ends, in the record
-MICROSECONDS = 1_000_000
 
 Try = Callable[[Call, Route], Coroutine[None, None, Deliver]]
 
@@ -32,6 +31,8 @@ class Contender:
         self.call, self.route, self._before = call.fork(self, before), route, before
         self._flow: Flow | None = None
         self.task: asyncio.Task[Deliver] | None = None
+        self.began = monotonic()
+        self.lost_at = 0.0
 
     @property
     def attempts(self) -> int:
@@ -147,9 +148,11 @@ class Race:
         self.winner = contender
         # What is asked of the request itself while it runs: where it goes, and since when.
         ours, its = self._call, contender.call
-        ours.route, ours.relay, ours.sent_at = its.route, its.relay, its.sent_at
+        ours.route, ours.relay = its.route, its.relay
+        ours.sent_at, ours.written = its.sent_at, its.written
         for other in self._contenders:
             if other is not contender and other.task is not None:
+                other.lost_at = monotonic()
                 other.task.cancel()
         return True
 
@@ -157,20 +160,30 @@ class Race:
         """Let the request go where a contender goes whose comment opens the stream, for now."""
         self._call.route = contender.route
 
+    @property
+    def drains(self) -> bool:
+        """Tell whether an attempt has left that its provider is to answer to its end."""
+        rivals = self._contenders if self.winner is None else [self.winner]
+        return any(drains(one.call) for one in rivals)
+
     async def run(self) -> Deliver:
         """Ask the first; ask the second where it has not begun in time, or has failed before that.
 
         Raises what the last one to fail has raised, or the first that a budget has ended.
         """
+        self._call.race = self
         try:
             return await self._run()
         finally:
+            self._call.race = None
             for one in self._contenders:
                 if one.task is not None:
                     one.task.cancel()
             tasks = [one.task for one in self._contenders if one.task is not None]
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._merge()
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:  # it waits for all of them also where it is cancelled
+                self._merge()
 
     async def _run(self) -> Deliver:
         running = {self._start(self._routes[0])}
@@ -218,6 +231,7 @@ class Race:
         if not self._contenders:
             return
         at_work = [one for one in self._contenders if not one.has_failed]
+        at_work = [one for one in at_work if one.call.written] or at_work
         winner = self.winner or self._told or (at_work or self._contenders)[-1]
         for one in self._contenders:
             tries = one.call.tries
@@ -229,6 +243,7 @@ class Race:
             self._budget.give_back()
         # Of one whose failure is the race's whoever tries the targets takes it back.
         asked = [one for one in self._contenders if one is self._told or not one.misfits]
+        winner.call.asked_s += winner.began - self._contenders[0].began
         self._call.attempts += sum([one.attempts for one in asked])
         self._call.join(winner.call)
 
@@ -239,18 +254,18 @@ def _lost(contender: Contender) -> AttemptRecord:
     That it took at least so long is known of its target, too: what is slow must not look fast.
     """
     call, target, price = contender.call, contender.route.target, contender.route.price_now()
-    now = monotonic()
-    contender.route.state.took(now - call.sent_at, now)
-    prompt = call.request.prompt_estimate if call.request is not None else 0
+    until = contender.lost_at or monotonic()
+    contender.route.state.took(until - call.sent_at, until)
+    prompt = call.request.prompt_estimate if call.request is not None and call.written else 0
     cost = cost_microusd(price, Usage(prompt_tokens=prompt)) if price is not None else 0
     return AttemptRecord(
         provider=target.provider,
         model=target.model,
         status=0,
         failure=LOST,
-        connect_us=int(call.connect_s * MICROSECONDS),
+        connect_us=int((call.connect_s if call.written else until - call.sent_at) * MICROSECONDS),
         first_byte_us=0,
-        duration_us=int((now - call.sent_at) * MICROSECONDS),
+        duration_us=int((until - call.sent_at) * MICROSECONDS),
         cost_microusd=cost,
     )
 

@@ -1,7 +1,9 @@
 """What is kept of an answer: made of what the first client was sent, once that has ended."""
 
 import asyncio
+import re
 from functools import partial
+from time import monotonic
 
 import msgspec
 
@@ -14,7 +16,13 @@ from gateway.pipeline.services import Services
 from gateway.store.answers import Answer, split
 
 THREAD_BYTES = 128 * KIBIBYTE  # of an answer whose reading would hold up other requests
+MICROSECONDS = 1_000_000
 STREAM_FACTOR = 8  # how much longer a stream is than what it says
+# What providers say beside the text, and the hub does not. Inside of texts its quotes are escaped.
+_BESIDE = re.compile(
+    rb'"(?:citations|search_results|related_questions|images|videos|annotations)"'
+    rb"\s*:\s*[\[{]\s*[^\s\]}]"
+)
 
 
 async def answer_of(
@@ -41,9 +49,10 @@ async def answer_of(
             reply = msgspec.structs.replace(reply, usage=flight.usage)
     kept, logprobs = split(reply) if reply is not None else (b"", ())
     target, ttl = call.route.target, plan.ttl
+    now, clock = services.admission.now(), monotonic()
     answer = Answer(
         form=form_of(call),
-        body=data if not streamed or reply is None else b"",
+        body=data if not streamed or reply is None or _says_more(data, most_bytes) else b"",
         content_type=sent[1] if sent is not None else "",
         reply=kept,
         logprobs=logprobs,
@@ -54,11 +63,17 @@ async def answer_of(
         cost_microusd=flight.microusd,
         price=call.price_version,
         dropped=call.dropped,
-        created=int(services.admission.now()),
+        created=int(now),
         ttl_ms=int(ttl * 1000),
         kept_ms=int((ttl + plan.rules.stale) * 1000),
+        asked_us=int((now - clock + (call.sent_at or clock)) * MICROSECONDS),
     )
     return answer, whole and not call.odd
+
+
+def _says_more(data: bytes, most_bytes: int) -> bool:
+    """Tell whether a stream's own bytes are kept beside what it says, for who asks for the same."""
+    return len(data) <= most_bytes // 2 and _BESIDE.search(data) is not None
 
 
 def _read(operation: Operation, data: bytes, *, streamed: bool) -> tuple[Reply | None, bool]:

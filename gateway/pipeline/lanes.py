@@ -44,7 +44,10 @@ class Built(msgspec.Struct, frozen=True, gc=False):
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """A whole reply as the client is to have it; `text` is asked for where no usage came."""
+    """A whole reply as the client is to have it.
+
+    `text` is asked for where no usage came, or `half`: figures of the prompt alone.
+    """
 
     body: bytes
     usage: Usage | None
@@ -52,6 +55,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     content_type: str = ""  # empty: the provider's own
     streamed: bool = False  # the body is a whole stream of events
     odd: bool = False  # it ended for a reason that nobody here knows
+    half: Usage | None = None
 
 
 class Lane(Protocol):
@@ -166,9 +170,9 @@ class HubLane:
 
         if not request.stream:
             body = self._dialect.encode(reply, meta)
-            return Answer(body, reply.usage, text, JSON, odd=reply.odd)
+            return Answer(body, reply.usage, text, JSON, odd=reply.odd, half=reply.half)
         content = told(reply, self._dialect.writer(meta))
-        return Answer(content, reply.usage, text, streamed=True, odd=reply.odd)
+        return Answer(content, reply.usage, text, streamed=True, odd=reply.odd, half=reply.half)
 
     def decoder(self, request: Request, meta: Meta) -> StreamDecoder:
         """Return a fresh stream decoder."""

@@ -4,7 +4,7 @@ import msgspec
 
 from gateway.config import schema
 from gateway.core.errors import ConfigError
-from gateway.policy.access import Principal, counting
+from gateway.policy.access import ByModel, Principal, counting
 from gateway.policy.caching import Overrides
 from gateway.policy.limits import (
     CALENDAR,
@@ -21,7 +21,6 @@ from gateway.policy.pricing import microusd
 from gateway.store import names
 
 MAX_MICROUSD = 10**15  # Lua counts exactly up to 2**53
-ByModel = tuple[tuple[str, tuple[Limit, ...]], ...]
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -62,7 +61,7 @@ class LimitBook:
             + self._everybody
         )
         limited, by_model = applied.always, applied.by_model
-        every = [*limited, *[one for _, some in by_model for one in some]]
+        every = [*limited, *[one for _, some, _ in by_model for one in some]]
         only_rates = all(one.unit in (REQUESTS, TOKENS) for one in every)
         return Principal(
             key_id,
@@ -76,31 +75,45 @@ class LimitBook:
             counting(limited, 0),  # which no time changes
         )
 
-    def check(self, key: schema.KeySettings) -> None:
-        """Raise ConfigError if a key's limits are invalid or above its tenant's."""
+    def check(self, key: schema.KeySettings, before: schema.KeySettings | None = None) -> None:
+        """Raise ConfigError if a key's limits are invalid or above its tenant's.
+
+        Of one that is changed only what is not as `before`, as its tenant may have less since then;
+        under another tenant all of it.
+        """
+        if before is None or before.tenant != key.tenant:
+            before = schema.KeySettings(name=key.name)
         tenant = self._configured.get(key.tenant, schema.Tenant())
-        _check_below(key, tenant, "")
+        _check_below(key, tenant, before, "")
         for pattern, limit in key.per_model.items():
+            earlier = before.per_model.get(pattern, schema.Limit())
             for applying in (pattern, "*"):
                 most = tenant.per_model.get(applying, schema.Limit())
-                _check_below(limit, most, f"per_model.{pattern}")
+                _check_below(limit, most, earlier, f"per_model.{pattern}")
 
 
-def _check_below(limit: schema.Limit, tenants: schema.Limit, field: str) -> None:
-    """Raise ConfigError if a limit is invalid or above the tenant's.
+def _check_below(
+    limit: schema.Limit, tenants: schema.Limit, before: schema.Limit, field: str
+) -> None:
+    """Raise ConfigError if a limit is invalid, or another than before and above the tenant's.
 
     A burst that was not asked for is nobody's to refuse; the tenant's own holds in any case.
     """
-    own, most = rates(limit, field), rates(tenants, field)
+    own, most, earlier = rates(limit, field), rates(tenants, field), rates(before, field)
     bounds = {"rpm": most.rpm, "burst": most.burst or most.rpm}
     bounds |= {"tpm": most.tpm, "concurrency": most.concurrency}
     for name, bound in bounds.items():
         wanted = getattr(own, name)
-        if wanted is not None and bound is not None and wanted > bound:
+        if wanted in (None, getattr(earlier, name)):
+            continue
+        if bound is not None and wanted > bound:
             message = f"{wanted} is above the tenant's {bound}"
             raise ConfigError(message, field=_inside(field, name))
     allowed = {_length(budget.per): budget.microusd for budget in most.budgets}
+    known = {(budget.per, budget.microusd) for budget in earlier.budgets}
     for budget in own.budgets:
+        if (budget.per, budget.microusd) in known:
+            continue
         if budget.microusd > allowed.get(_length(budget.per), budget.microusd):
             message = f"above the tenant's per {budget.per}"
             raise ConfigError(message, field=_inside(field, "budget"))
@@ -113,26 +126,45 @@ def scope(
     field: str,
     default: schema.Scope | None = None,
 ) -> Applied:
-    """Compile one scope; `prefix` is where its limits are in Redis."""
-    own = rates(found, field)
-    per_model = found.per_model
+    """Compile one scope; `prefix` is where its limits are in Redis.
+
+    The default fills in what is not set; of a model's limits those of the kinds that no pattern of
+    this scope sets for it.
+    """
+    own, ours = rates(found, field), _rates_by_model(found, field)
+    every: list[tuple[str, Rates, tuple[str, ...]]]
+    every = [(pattern, one, ()) for pattern, one in ours.items()]
     if default is not None:
         own = own.or_default(rates(default, "limits.default"))
-        per_model = per_model or default.per_model
+        for pattern, one in _rates_by_model(default, "limits.default").items():
+            every += [(pattern, one.only(kinds), unless) for kinds, unless in _left_by(ours, one)]
     return Applied(
         limits(whose, prefix, own),
         tuple(
             (
                 pattern,
-                limits(
-                    f"{whose} and model {pattern}",
-                    f"{prefix}:model:{pattern}",
-                    rates(limit, f"{field}.per_model.{pattern}"),
-                ),
+                limits(f"{whose} and model {pattern}", f"{prefix}:model:{pattern}", one),
+                unless,
             )
-            for pattern, limit in per_model.items()
+            for pattern, one, unless in every
         ),
     )
+
+
+def _left_by(ours: dict[str, Rates], usual: Rates) -> list[tuple[frozenset[str], tuple[str, ...]]]:
+    """Return the kinds of a default, each with the patterns that set it themselves."""
+    found: dict[tuple[str, ...], frozenset[str]] = {}
+    for kind in sorted(usual.kinds):
+        unless = tuple([pattern for pattern, one in ours.items() if kind in one.kinds])
+        found[unless] = found.get(unless, frozenset()) | {kind}
+    return [(kinds, unless) for unless, kinds in found.items()]
+
+
+def _rates_by_model(found: schema.Scope, field: str) -> dict[str, Rates]:
+    return {
+        pattern: rates(limit, f"{field}.per_model.{pattern}")
+        for pattern, limit in found.per_model.items()
+    }
 
 
 def rates(limit: schema.Limit, field: str) -> Rates:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -16,6 +17,7 @@ from gateway.pipeline.services import Services
 from gateway.store.answers import Place
 from gateway.store.cache import ANOTHERS, LEAD_SECONDS, MINE, NOBODY, Found, RedisTier, purge_count
 from gateway.store.client import Client
+from gateway.store.renewals import Renewals
 
 if TYPE_CHECKING:
     from gateway.pipeline.semantic import Semantic
@@ -61,6 +63,10 @@ class Memory(Protocol):
         """Know that an entry takes more room."""
         ...
 
+    def drop(self, name: str) -> bool:
+        """Forget an entry; tell whether there was one."""
+        ...
+
     def empty(self) -> None:
         """Forget everything."""
         ...
@@ -77,6 +83,7 @@ class Answers:
         self._looking: dict[tuple[str, bool], list[asyncio.Future[Looked]]] = {}
         self._tokens = itertools.count()
         self._own = secrets.token_hex(8)
+        self._renewals = Renewals(client, self._own)
 
     @property
     def entries(self) -> int:
@@ -101,13 +108,21 @@ class Answers:
             await self.semantic.aclose()
 
     async def watch(self, services: Services) -> None:
-        """Learn of purges, and of how much room Redis has."""
+        """Learn of purges, of what others renew, and of how much room Redis has."""
         while True:
             with contextlib.suppress(StoreError):
                 self._purged(await purge_count(self._client))
                 if self.redis is not None:
+                    self._renewed(*await self._renewals.hear())
                     await self.redis.look(services.admission.roster.live)
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _renewed(self, names: list[str], missed: bool) -> None:
+        """Forget what Redis has newer answers to."""
+        if missed:
+            self._memory.empty()
+        for name in names:
+            self._memory.drop(name)
 
     def _purged(self, times: int) -> None:
         """Forget everything if answers were purged since that was last asked."""
@@ -228,15 +243,33 @@ class Answers:
 
         `purges` are those known as it was asked for.
         """
-        kept = self._memory.put(entry.name, entry)
+        renews = plan.wishes.renews
+        kept = self._later(entry) is None and self._memory.put(entry.name, entry)
         if self.redis is not None:
-            kept |= await self.redis.keep(plan.place, entry.answer, token, purges)
+            told = partial(self._told, entry, renews)
+            kept |= await self.redis.keep(
+                plan.place, entry.answer, token, purges, told, renews=renews
+            )
         return kept
 
-    async def learn(self, plan: Plan, seconds: float) -> None:
-        """Let a question be found by its meaning, whose answer is kept for so long."""
+    def _told(self, entry: Entry, renews: bool, taken: bool) -> None:
+        """Know whether Redis has taken an answer: this worker's memory is to have no other."""
+        if taken is not (self._memory.peek(entry.name) is entry):
+            self._memory.drop(entry.name)
+        if taken and renews:
+            self._renewals.tell(entry.name)
+
+    def _later(self, entry: Entry) -> Entry | None:
+        """Return what this worker's memory has that was asked for later than an answer."""
+        there: Entry | None = self._memory.peek(entry.name)
+        if there is not None and there.answer.asked_us > entry.answer.asked_us:
+            return there
+        return None
+
+    async def learn(self, services: Services, call: Call, plan: Plan, seconds: float) -> None:
+        """Let a call's question be found by its meaning, whose answer is kept for so long."""
         if self.semantic is not None and seconds:
-            await self.semantic.add(plan, plan.place, seconds)
+            await self.semantic.add(services, call, plan, plan.place, seconds)
 
     def leave(self, where: Place, token: str, *, in_vain: bool = False) -> None:
         """Leave it to others to get an answer; `in_vain`: each by itself, as none can be kept."""
@@ -255,5 +288,7 @@ class Answers:
         if found.answer is None:
             return None
         entry = Entry(name, found.answer, found.age_ms / 1000, self._loop.time())
-        self._memory.put(name, entry)
-        return entry
+        later = self._later(entry)
+        if later is None:
+            self._memory.put(name, entry)
+        return later or entry

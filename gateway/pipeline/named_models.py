@@ -37,6 +37,15 @@ _GENERATING = frozenset(
         *("tokenize", "detokenize", "infill", "invocations"),
     )
 )
+# What has a body's tokens counted, at the end of a path, in lower case: of Anthropic, Google,
+# Bedrock, OpenAI, Cohere, xAI, Moonshot, vLLM. Only whole names: what they name is free.
+_COUNTING = frozenset(
+    (
+        *("count_tokens", "count-tokens", "counttokens", "computetokens", "input_tokens"),
+        *("tokenize", "detokenize", "tokenize-text", "estimate-token-count"),
+        "count-tokens:rawpredict",  # Claude's at Vertex AI, which has it for a model
+    )
+)
 # What stands before that, beside a version: OpenAI's API at Groq, Ollama's, Fireworks', Cohere's.
 _ROOTS = frozenset(("api", "openai", "anthropic", "inference", "compatibility", "beta", "paas"))
 _VERSION = re.compile(r"v[0-9]\w*", re.ASCII)
@@ -125,9 +134,9 @@ def authorize_beside(principal: Principal, beside: list[Names]) -> None:
             raise ApiError("model_not_allowed", f"This key may not use {shown!a}.", param="model")
 
 
-def limited_beside(principal: Principal, model: str, beside: list[Names]) -> Principal:
+def limited_beside(principal: Principal, served: Served, beside: list[Names]) -> Principal:
     """Return a key's holder with the limits of all models that a request names."""
-    limits = dict.fromkeys(principal.limits_for(model))
+    limits = dict.fromkeys(principal.limits_for(served.name, served.full_names))
     for name in [name for names in beside for name in names]:
         limits |= dict.fromkeys(principal.limits_for(name))
     return principal.limited_to(tuple(limits))
@@ -196,6 +205,14 @@ def _generates(segments: list[str]) -> bool:
     kept = [one for one in segments if one]
     ahead = takewhile(lambda one: one in _ROOTS or _VERSION.fullmatch(one) is not None, kept)
     return "/".join(kept[len(list(ahead)) :]) in _GENERATING
+
+
+def is_counting(segments: list[str], named: list[str]) -> bool:
+    """Tell whether a path with these models in it has tokens counted, which costs nothing."""
+    last = segments[-1].lower()
+    if last in _COUNTING:
+        return segments[-1] not in named
+    return ":" in last and last.rpartition(":")[2] in _COUNTING and bool(named)
 
 
 def is_plain(segments: list[str]) -> bool:

@@ -33,6 +33,7 @@ from gateway.pipeline.named_models import (
     READING,
     authorize,
     in_path,
+    is_counting,
     is_plain,
     names_of,
     own_models,
@@ -43,8 +44,10 @@ from gateway.pipeline.serve import authenticate
 from gateway.pipeline.served import Route, Served
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import measure, settle
+from gateway.pipeline.targets import with_operators
+from gateway.pipeline.tries import tried
 from gateway.policy.access import Principal
-from gateway.policy.limits import MONEY, has_budget
+from gateway.policy.limits import MONEY, may_refuse_money
 from gateway.policy.pricing import Price
 from gateway.policy.retry import retry_after
 from gateway.policy.rotation import resting_seconds
@@ -88,6 +91,7 @@ class Passage:
         self._services, self._call, self._counts = services, call, counts
         self._paid = paid
         self._usage = ForeignUsage()
+        self._status = 0  # of the provider's answer
         self._allowance: Allowance | None = None
         if paid and call.request is not None and any(g.limit.unit == MONEY for g in call.grants):
             self._allowance = allowance_for(services, call, call.request)
@@ -111,7 +115,8 @@ class Passage:
         assert route is not None
         assert route.adapter.conversation is not None
         headers = route.adapter.conversation.endpoint(route.target, stream=False).headers
-        return tuple([(n, value) for n, value in headers if n.lower() != "content-type"])
+        found = with_operators(headers, route.target)
+        return tuple([(n, value) for n, value in found if n.lower() != "content-type"])
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -127,6 +132,7 @@ class Passage:
 
     def answered(self, status: int, headers: dict[bytes, bytes]) -> None:
         """Know how the provider has answered: a key that it refuses rests, if there are others."""
+        self._status = status
         if self._counts:
             self._usage.head(headers)
         route = self._call.route
@@ -174,15 +180,21 @@ class Passage:
             return part[: len(part) - unfinished] + framed(_EXCEPTION, payload)
         return b""
 
-    def end(self, status: int, outcome: str, error: str = "") -> None:
-        """Settle what it came to. Idempotent: the first word counts."""
+    def end(self, status: int, outcome: str, error: str = "", failure: str = "") -> None:
+        """Settle what it came to; `failure`: of the attempt. Idempotent: the first word counts."""
         if self._ended:
             return
         self._ended = True
         call = self._call
         call.status, call.outcome, call.error = status, outcome, error
         call.finished = outcome == record.OK
-        if status < 400:
+        assert call.route is not None
+        call.tries.append(tried(call, call.route, failure, status if call.reply_at else 0))
+        if call.reply_at:  # which is when the head came
+            call.asked_s = self._services.loop.time() - call.reply_at
+        if self._status >= 400 or not self._paid:
+            call.written = False  # it costs nothing, also where its client left
+        if self._status < 400 and (status < 400 or error == "overloaded"):
             self._measure()
         settle(self._services, call)
 
@@ -222,11 +234,18 @@ def new_call(call_id: str, secret: str | None, trace: str) -> Call:
 
 
 async def begin(
-    services: Services, call: Call, provider: str, path: str, read: Read, method: str
+    services: Services,
+    call: Call,
+    provider: str,
+    path: str,
+    read: Read,
+    method: str,
+    waits: Callable[[], bool],
 ) -> Passage:
     """Admit a request; `read` returns its JSON, None where it has none, and is asked last.
 
-    Raises ApiError, StoreError.
+    `waits` tells whether the client is there yet: else it has left where this is cancelled. Raises
+    ApiError, StoreError.
     """
     try:
         await authenticate(services, call)
@@ -254,17 +273,24 @@ async def begin(
             call.principal = _limited(
                 services.catalogue, call.principal, provider, models, surely=surely
             )
-        if has_budget(call.principal.limits):
+        if may_refuse_money(call.principal.limits):
             _check_payable(asked, segments, path, method)
-        await admit(services, call)
+        try:
+            await admit(services, call)
+        except ApiError as error:
+            raise _unnamed() if error.code == "price_unknown" and not model else error from None
     except BaseException as error:
-        _note(call, error)
+        cut = isinstance(error, asyncio.CancelledError) and waits()
+        told = shutting_down() if cut else error
+        _note(call, told)
         settle(services, call)
+        if told is not error:
+            raise told from None
         raise
     call.attempts, call.sent_at = 1, services.loop.time()
     # Other methods show again what was counted when it was made.
     counts = method == "POST"
-    paid = counts and bool(model) and "count" not in segments[-1].lower()  # counting is free
+    paid = counts and bool(model) and not is_counting(segments, named)
     return Passage(services, call, counts=counts, paid=paid)
 
 
@@ -280,6 +306,14 @@ def _check_payable(asked: Asked, segments: list[str], path: str, method: str) ->
         raise ApiError("unsupported_parameter", message, param="callback")
 
 
+def _unnamed() -> ApiError:
+    message = (
+        "Nobody knows which model is asked for, so it cannot be charged: that is read from the "
+        "path, or from a body that is sent with Content-Type: application/json."
+    )
+    return ApiError("price_unknown", message, param="model")
+
+
 def _turn(served: Served, now: float, *, free: bool) -> tuple[Served, Route]:
     """Return the model and the route to it by the key whose turn it is; reading costs nothing."""
     route = served.routes[0]
@@ -290,6 +324,11 @@ def _turn(served: Served, now: float, *, free: bool) -> tuple[Served, Route]:
     return msgspec.structs.replace(served, routes=(route,)), route
 
 
+def shutting_down() -> ApiError:
+    """Return what a client is told whom the gateway's end has cut."""
+    return ApiError("overloaded", "The gateway is shutting down.", retry_after=1)
+
+
 def _note(call: Call, error: BaseException) -> None:
     """Note why a request was not admitted."""
     call.outcome = record.REFUSED
@@ -297,6 +336,7 @@ def _note(call: Call, error: BaseException) -> None:
         call.status, call.error = error.status, error.code
     elif isinstance(error, StoreError):
         call.status, call.error = 503, "store_unavailable"
+        call.unsure = True  # the lease may have been taken
     elif isinstance(error, asyncio.CancelledError):
         call.outcome = record.DISCONNECTED
     else:
@@ -372,5 +412,5 @@ def _limited(
     if not models:
         limits |= dict.fromkeys(principal.limits_for(f"{provider}/{NO_MODEL}"))
     if not surely:
-        limits |= dict.fromkeys(one for _, some in principal.by_model for one in some)
+        limits |= dict.fromkeys(one for _, some, _ in principal.by_model for one in some)
     return principal.limited_to(tuple(limits))

@@ -2,7 +2,7 @@
 
 from itertools import count
 
-from gateway.core.errors import Failure, StoreError, UpstreamError
+from gateway.core.errors import Failure, NotSent, StoreError, UpstreamError
 from gateway.pipeline.call import Call
 from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.served import Route
@@ -45,9 +45,12 @@ class Quota:
             verdict = await self._services.admission.admit(
                 names.TARGETS_TENANT, self._lease, holding, self._granted
             )
+        except NotSent as error:
+            self._granted = ()
+            raise UpstreamError(Failure.NO_STORE, f"its limits are not known: {error}") from None
         except StoreError as error:
             self.give_back(0)
-            raise UpstreamError(Failure.FULL, f"its limits are not known: {error}") from None
+            raise UpstreamError(Failure.NO_STORE, f"its limits are not known: {error}") from None
         except BaseException:
             self.give_back(0)
             raise

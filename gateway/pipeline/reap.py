@@ -85,8 +85,11 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
         money = [amount for _, spec, amount in holding.holds if spec[0] not in (RATE, SLOTS)]
         cost = max(money, default=0)
         parts_of_cost = record.Cost(output=cost)
-    known = served is not None and served.configured
-    known = known or services.catalogue.has_label(holding.model)
+    catalogue = services.catalogue
+    if served is None:
+        known = catalogue.has_label(holding.model)
+    else:
+        known = served.configured or catalogue.may_label(holding.model)
     model = holding.model if known else OTHER
     finished = RequestRecord(
         id=lease,
@@ -100,7 +103,7 @@ def _abort(services: Services, tenant: str, lease: str, holding: Holding) -> Non
         status=499,
         outcome=record.ABORTED,
         error="worker_lost",
-        stream=False,
+        stream=holding.stream,
         usage=usage,
         usage_source=RESERVED,
         cost_microusd=cost,

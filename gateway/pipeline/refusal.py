@@ -6,10 +6,15 @@ from gateway.policy.limits import CALENDAR, CONCURRENCY, MONEY, TOKENS, Limit
 MICROUSD_PER_USD = 1_000_000
 
 
-def limit_error(limit: Limit, wait_seconds: float | None, tokens: int = 0) -> ApiError:
-    """Return the error; `wait_seconds` is None where waiting does not help."""
+def limit_error(
+    limit: Limit, wait_seconds: float | None, tokens: int = 0, left: int | None = None
+) -> ApiError:
+    """Return the error; `wait_seconds` is None where waiting does not help.
+
+    `left` is what is left of a budget, as far as is known (micro-dollars, below 0: a debt).
+    """
     if limit.unit == MONEY:
-        return _budget_error(limit, wait_seconds)
+        return _budget_error(limit, wait_seconds, left)
     if limit.unit == CONCURRENCY:
         text = f"Limit of {limit.capacity} requests at once reached for this {limit.scope}."
     elif wait_seconds is None:
@@ -28,12 +33,19 @@ def limit_error(limit: Limit, wait_seconds: float | None, tokens: int = 0) -> Ap
     )
 
 
-def _budget_error(limit: Limit, wait_seconds: float | None) -> ApiError:
-    whole, rest = divmod(limit.capacity, MICROUSD_PER_USD)
-    amount = f"{whole}.{rest:06d}".rstrip("0").rstrip(".")
+def _budget_error(limit: Limit, wait_seconds: float | None, left: int | None) -> ApiError:
     per = "in total" if limit.per == "total" else f"per {limit.per}"
-    text = f"The budget of ${amount} {per} of this {limit.scope} does not cover this request."
+    text = (
+        f"The budget of ${_usd(limit.capacity)} {per} of this {limit.scope} does not cover this "
+        "request"
+    )
+    text += "." if left is None else f": ${_usd(max(0, left))} is left."
     if wait_seconds is not None:
         when = "The period ends" if limit.per in CALENDAR else "The first of it returns"
         text += f" {when} in {wait_seconds:.0f} s."
     return ApiError("budget_exceeded", text, retry_after=wait_seconds, retryable=False)
+
+
+def _usd(microusd: int) -> str:
+    whole, rest = divmod(microusd, MICROUSD_PER_USD)
+    return f"{whole}.{rest:06d}".rstrip("0").rstrip(".")

@@ -5,11 +5,13 @@ from msgspec import Raw
 
 from gateway.core.operations import Operation
 from gateway.core.request import Request
-from gateway.formats import DIALECTS, Meta
+from gateway.formats import DIALECTS, Meta, StreamWriter
 from gateway.formats.chat_reply import END
+from gateway.formats.messages_reply import MessagesStream
 from gateway.pipeline.lanes import Answer
 from gateway.pipeline.replay import read_whole
 from gateway.pipeline.translation import told
+from gateway.providers.chat_thoughts import text_of
 from gateway.providers.errors import UNREADABLE, unreadable
 
 Fields = dict[str, Raw]
@@ -31,8 +33,15 @@ def retold(answer: Answer, request: Request, meta: Meta) -> Answer:
     else:
         reply = read_whole(request.operation, answer.body)
         assert reply is not None
-        content, odd = told(reply, DIALECTS[request.operation].writer(meta)), reply.odd
+        content, odd = told(reply, _writer(answer.body, request, meta)), reply.odd
     return Answer(content, answer.usage, answer.text, streamed=True, odd=odd)
+
+
+def _writer(body: bytes, request: Request, meta: Meta) -> StreamWriter:
+    """Return what writes the stream; some reasons to stop have words in Messages alone."""
+    if request.operation is not Operation.MESSAGES:
+        return DIALECTS[request.operation].writer(meta)
+    return MessagesStream(meta, text_of(_decode(body).get("stop_reason")))
 
 
 def _chunks(body: bytes, request: Request) -> bytes:

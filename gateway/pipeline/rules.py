@@ -1,5 +1,9 @@
 """A model's rules as they are configured, made ready to be applied."""
 
+from collections.abc import Collection, Mapping
+
+import msgspec
+
 from gateway.config import schema
 from gateway.policy.limits import Limit, Rates, limits
 from gateway.policy.selection import Conditions
@@ -28,8 +32,33 @@ def conditions_of(when: schema.When | None) -> Conditions | None:
     )
 
 
-def limits_of(target: schema.Target) -> tuple[Limit, ...]:
-    """Return what a target is given at the most."""
+def limits_of(target: schema.Target, name: str, uneven: Collection[str] = ()) -> tuple[Limit, ...]:
+    """Return what a target of a model of this name is given at the most.
+
+    Targets of one provider and model share a limit, but for those of `uneven`: they share what has
+    the same figure, which stands last in the limit's name.
+    """
     rates = Rates(rpm=target.rpm, tpm=target.tpm, concurrency=target.concurrency)
-    prefix = names.limit_prefix(names.TARGETS_TENANT, f"{target.provider}/{target.model}")
-    return limits("target", prefix, rates)
+    place = f"{target.provider}/{target.model or name}"
+    found = limits("target", names.limit_prefix(names.TARGETS_TENANT, place), rates)
+    return tuple(
+        [
+            msgspec.structs.replace(one, name=f"{one.name}:{one.capacity}")
+            if one.name in uneven
+            else one
+            for one in found
+        ]
+    )
+
+
+def uneven_limits(models: Mapping[str, schema.Model]) -> frozenset[str]:
+    """Return the names of limits of which targets of one provider and model have several figures.
+
+    Under one name the smallest would hold for all of them, or for those of one call the first.
+    """
+    figures: dict[str, set[int]] = {}
+    for name, model in models.items():
+        for target in model.targets:
+            for limit in limits_of(target, name):
+                figures.setdefault(limit.name, set()).add(limit.capacity)
+    return frozenset([name for name, several in figures.items() if len(several) > 1])

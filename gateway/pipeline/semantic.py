@@ -22,14 +22,14 @@ from gateway.core.ids import request_id
 from gateway.core.operations import Operation
 from gateway.formats.body import decode
 from gateway.pipeline.admit import output_of
-from gateway.pipeline.allowance import SLICE_TOKENS, price_of
+from gateway.pipeline.allowance import SLICE_TOKENS, needs_price, price_of
 from gateway.pipeline.cached import Serve
 from gateway.pipeline.call import Call
 from gateway.pipeline.elsewhere import Elsewhere
 from gateway.pipeline.planning import Plan, Question
 from gateway.pipeline.services import Services
 from gateway.policy.access import Principal
-from gateway.policy.limits import grants, has_budget
+from gateway.policy.limits import Limit, grants, has_budget
 from gateway.store.answers import Place
 from gateway.store.cache import RedisTier
 from gateway.store.client import Client
@@ -184,23 +184,30 @@ class Semantic:
         Most of the time until the request's deadline is left for asking a provider.
         """
         question = plan.question
-        if question is None or len(question.text) > MAX_CHARS:
+        if question is None:
             return None
         seconds = min(EMBED_SECONDS, (until - monotonic()) * PART_OF_DEADLINE)
         try:
             async with asyncio.timeout(seconds):
-                if question.meaning is None:
-                    question.meaning = await self._meaning_of(services, call, question.text)
-                if question.meaning is None:
+                meaning = await self._find_meaning(services, call, question)
+                if meaning is None:
                     return None
-                scope = _scope(question, question.meaning)
-                near = await self._index.nearest(scope, question.meaning.vector)
+                near = await self._index.nearest(_scope(question, meaning), meaning.vector)
         except TimeoutError:
             return None
         except Exception:
             logger.exception("no question was found by its meaning")
             return None
         return near if near is not None and near.likeness >= plan.rules.semantic else None
+
+    async def _find_meaning(
+        self, services: Services, call: Call, question: Question
+    ) -> Meaning | None:
+        """Return a question's meaning, and remember it."""
+        if question.meaning is None and len(question.text) <= MAX_CHARS:
+            question.meaning = await self._meaning_of(services, call, question.text)
+        found: Meaning | None = question.meaning
+        return found
 
     async def _meaning_of(self, services: Services, call: Call, text: str) -> Meaning | None:
         task = self._embedding.get(text)
@@ -235,13 +242,23 @@ class Semantic:
         if question is not None and question.meaning is not None:
             self._index.drop(_scope(question, question.meaning), question.meaning.vector, place)
 
-    async def add(self, plan: Plan, place: Place, seconds: float) -> None:
-        """Remember a question whose answer is kept for so long."""
+    async def add(
+        self, services: Services, call: Call, plan: Plan, place: Place, seconds: float
+    ) -> None:
+        """Remember a question whose answer is kept for so long.
+
+        Its meaning is found now where none was looked for: its client takes nothing that is kept.
+        """
         question = plan.question
-        if question is None or question.meaning is None:
+        if question is None:
             return
-        scope = _scope(question, question.meaning)
         try:
+            if not plan.wishes.reads:
+                async with asyncio.timeout(EMBED_SECONDS):
+                    await self._find_meaning(services, call, question)
+            if question.meaning is None:
+                return
+            scope = _scope(question, question.meaning)
             async with asyncio.timeout(ADD_SECONDS):
                 await self._index.add(scope, question.meaning.vector, place, seconds)
         except TimeoutError:
@@ -265,12 +282,13 @@ async def _has_room(services: Services, call: Call) -> bool:
     principal, request, admission = call.principal, call.request, services.admission
     assert principal is not None
     assert request is not None
-    limits = principal.limits_for(request.model)
+    assert call.model is not None
+    limits = principal.limits_for(request.model, call.model.full_names)
     if not limits or admission.does_without(principal.tenant):
         return True
     now = admission.now()
     try:
-        wanted = grants(limits, *_needs(call, has_budget(limits)), now)
+        wanted = grants(limits, *_needs(services, call, limits), now)
         levels = (await admission.peek(principal.tenant, grants(limits, 0, 0, now))).levels
     except ApiError:  # nobody knows the price
         return False
@@ -280,7 +298,7 @@ async def _has_room(services: Services, call: Call) -> bool:
     return all(grant.limit.shadow or level >= grant.amount for grant, level in standing)
 
 
-def _needs(call: Call, budgeted: bool) -> tuple[int, int]:
+def _needs(services: Services, call: Call, limits: tuple[Limit, ...]) -> tuple[int, int]:
     """Return the tokens and micro-dollars that `admit` would reserve. Raises ApiError."""
     request, served = call.request, call.model
     assert request is not None
@@ -288,7 +306,10 @@ def _needs(call: Call, budgeted: bool) -> tuple[int, int]:
     output = output_of(request, served)
     first = min(output, SLICE_TOKENS) if request.stream else output
     prompt = request.prompt_estimate
-    return prompt + output, price_of(served, request, prompt, first) if budgeted else 0
+    if not has_budget(limits):
+        return prompt + output, 0
+    needed = needs_price(services, limits)
+    return prompt + output, price_of(served, request, prompt, first, needed=needed)
 
 
 async def semantic_of(

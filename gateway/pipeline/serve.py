@@ -12,7 +12,7 @@ from functools import partial
 from time import monotonic
 
 from gateway.core import record
-from gateway.core.errors import ApiError, StoreError, UpstreamError
+from gateway.core.errors import STORE_AWAY, ApiError, StoreError, UpstreamError
 from gateway.core.ids import request_id
 from gateway.core.operations import Operation
 from gateway.core.request import Request
@@ -52,7 +52,7 @@ async def serve(services: Services, call: Call) -> None:
             message = "The gateway is shutting down."
             _refuse(call, ApiError("overloaded", message, retry_after=1))()
         else:
-            call.outcome = record.DISCONNECTED
+            call.outcome, call.status = record.DISCONNECTED, 499
         settle(services, call)
         raise
     if call.left:
@@ -60,6 +60,32 @@ async def serve(services: Services, call: Call) -> None:
     call.client.expect()
     settle(services, call)
     services.admission.after_settled(deliver)
+
+
+async def refuse(services: Services, call: Call, error: ApiError) -> None:
+    """Refuse a request whose body has not come as it should; it is recorded as its key's."""
+    try:
+        with contextlib.suppress(ApiError, StoreError):  # it is refused whoever asks
+            call.principal = await services.keyring.authenticate(call.secret)
+        await _learn_limits(services, call)
+    finally:
+        deliver = _refuse(call, error)
+        call.client.expect()
+        settle(services, call)
+        services.admission.after_settled(deliver)
+
+
+async def serve_apart(services: Services, call: Call) -> None:
+    """Serve a request that nobody looks at afterwards."""
+    try:
+        await serve(services, call)
+    finally:
+        part(call)
+
+
+def part(call: Call) -> None:
+    """Part a request from what refers to it: a circle is freed late, with all it holds."""
+    call.relay = call.allowance = call.flight = None
 
 
 async def _answer(services: Services, call: Call) -> Deliver:
@@ -99,8 +125,7 @@ async def _answer(services: Services, call: Call) -> Deliver:
         return _refuse(call, told)
     except StoreError as error:
         logger.warning("admission failed: %s", error)
-        message = "The store that decides over limits cannot be reached."
-        deliver = _refuse(call, ApiError("store_unavailable", message, retry_after=1))
+        deliver = _refuse(call, ApiError("store_unavailable", STORE_AWAY, retry_after=1))
         # Though it is settled: the lease may have been taken.
         call.outcome, call.unsure = record.REFUSED, True
         return deliver
@@ -140,7 +165,8 @@ def _copy(services: Services, call: Call, shadow: Shadow) -> None:
     copy = Call(request_id(), call.operation, b"", None, Elsewhere(), monotonic(), call.trace)
     copy.request, copy.passed_on = call.request, call.passed_on
     copy.model, copy.principal = shadow.served, shadow.principal
-    services.copies.spawn(shadow.served.name, shadow.concurrency, partial(serve, services, copy))
+    run = partial(serve_apart, services, copy)
+    services.copies.spawn(shadow.served.name, shadow.concurrency, run)
 
 
 async def _learn_limits(services: Services, call: Call) -> None:
@@ -198,7 +224,7 @@ def _mind_others(services: Services, call: Call, served: Served, request: Reques
         return
     if "*" not in principal.models:
         authorize_beside(principal, beside)
-    call.principal = limited_beside(principal, request.model, beside)
+    call.principal = limited_beside(principal, served, beside)
 
 
 def _refuse(call: Call, error: ApiError) -> Deliver:

@@ -1,6 +1,7 @@
 """What serves a model: its routes, and the rules by which they are asked."""
 
 import random
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import msgspec
@@ -89,7 +90,8 @@ class Served(msgspec.Struct, frozen=True):
     """A model name and its routes. `configured`: the operator named it (safe as a label).
 
     `selective`: not every request may go to every route, or not to any of them alike. `fallbacks`:
-    models by the kind of refusal (`policy.refusal`) for which they are asked.
+    models by the kind of refusal (`policy.refusal`) for which they are asked. `full_names`: what
+    else limits may call it.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Served(msgspec.Struct, frozen=True):
     total: float | None = None  # seconds for a request; None: as for all
     goes_on: bool = False  # with a stream that is cut, at another target
     cache: Overrides = ASIS
+    full_names: tuple[str, ...] = ()
 
     def does(self, operation: Operation) -> bool:
         """Tell whether any of its routes can be asked for this."""
@@ -114,6 +117,16 @@ class Served(msgspec.Struct, frozen=True):
             if operation in route.ways:
                 return True
         return False
+
+
+def full_names_of(name: str, routes: Iterable[Route]) -> tuple[str, ...]:
+    """Return a model's name as `provider/name`, where one provider alone has it under that name.
+
+    Where the operator's name leads to a model of another name, it is a name of its own; where it
+    leads to several providers, which of them will answer is not known when limits are asked.
+    """
+    own = {route.name if route.target.model == name else "" for route in routes}
+    return tuple(own) if len(own) == 1 and "" not in own else ()
 
 
 class Shadow(msgspec.Struct, frozen=True):

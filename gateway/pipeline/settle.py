@@ -7,7 +7,7 @@ import msgspec
 
 from gateway.core import record
 from gateway.core.operations import Operation
-from gateway.core.record import Cost, RequestRecord
+from gateway.core.record import MICROSECONDS, Cost, RequestRecord
 from gateway.core.usage import Usage
 from gateway.pipeline.call import NO_USAGE, Call, Spent
 from gateway.pipeline.flight import Flight
@@ -20,7 +20,6 @@ from gateway.policy.tokens import count_tokens
 from gateway.store.lease import REAPED, Applied, Return, Settlement
 from gateway.store.requests import values
 
-MICROSECONDS = 1_000_000
 OTHER = "other"  # stands for names that a client made up: counters must not grow with them
 UNPRICED = "unpriced"
 MOST = 2**30  # tokens: nobody's context is larger
@@ -58,8 +57,7 @@ def measure(call: Call, answer: Answer | None = None) -> None:
         text_tokens = relay.delivered_tokens() if relay is not None else 0
         if answer is not None and text_tokens == 0:
             text_tokens = count_tokens(answer.text())
-        call.usage = Usage(prompt_tokens=count_prompt(call), completion_tokens=text_tokens)
-        call.usage_source = "estimated" if call.finished else "partial"
+        _estimate(call, text_tokens, answer.half if answer is not None else None)
     price = call.route.price_now()
     call.cost = record.FREE
     if price is None:
@@ -74,11 +72,23 @@ def measure(call: Call, answer: Answer | None = None) -> None:
         _add(call, call.before)
 
 
+def _estimate(call: Call, text_tokens: int, half: Usage | None) -> None:
+    """Take what was written for the completion, and for the prompt what is told of it alone."""
+    if half is not None and _is_sane(half):
+        made = max(half.completion_tokens, text_tokens)
+        call.usage = msgspec.structs.replace(_consistent(half), completion_tokens=made)
+        call.usage_source = "partial"
+    else:
+        call.usage = Usage(prompt_tokens=count_prompt(call), completion_tokens=text_tokens)
+        call.usage_source = "estimated" if call.finished else "partial"
+
+
 def _add(call: Call, before: Spent) -> None:
     """Add what another target had used for the beginning of a stream."""
     call.usage = before.usage.plus(call.usage)
     call.usage_source = "estimated" if call.finished else "partial"
     call.cost_microusd += before.microusd
+    call.price_version = call.price_version or before.price_version
     call.cost = before.cost.plus(call.cost)
 
 
@@ -95,6 +105,9 @@ def _is_sane(usage: Usage) -> bool:
         | usage.audio_completion_tokens
         | usage.cache_write_1h_tokens
         | usage.web_searches
+        | usage.image_prompt_tokens
+        | usage.image_completion_tokens
+        | usage.beside_prompt_tokens
     )
     return 0 <= every < MOST
 
@@ -127,8 +140,7 @@ def settle(services: Services, call: Call) -> None:
     if call.allowance is not None:
         call.allowance.close()
     cut = call.outcome == record.DISCONNECTED or call.error == "overloaded"
-    idle = call.continued and call.relay is not None and not call.relay.goes_on
-    if cut and call.sent_at and not (call.finished or idle or _between_attempts(call)):
+    if cut and call.written and not call.finished:
         measure(call)
     if call.flight is not None:
         _share(call, call.flight)
@@ -148,13 +160,9 @@ def _emit_once(services: Services, finished: RequestRecord, counted: int) -> Non
         services.emit(finished)
 
 
-def _between_attempts(call: Call) -> bool:
-    """Tell whether all that were asked have failed: nobody is at work on it.
-
-    Attempts of a race are not in the order in which they ended.
-    """
-    ends = [tried.failure for tried in call.tries]
-    return len(ends) >= call.attempts > 0 and "" not in ends and record.CANCELLED not in ends
+def _went_on(call: Call) -> int:
+    """Return how often another target has gone on with a stream, not only been asked to."""
+    return call.went_on + (call.relay is not None and call.relay.goes_on)
 
 
 def _share(call: Call, flight: Flight) -> None:
@@ -246,7 +254,7 @@ def counts(usage: Usage, failed: int, cost: int, hits: int = 0, saved: int = 0) 
 def _record(services: Services, call: Call) -> RequestRecord:
     now = monotonic()
     request, principal, route = call.request, call.principal, call.route
-    waited = (call.reply_at or now) - call.sent_at if call.sent_at else 0.0
+    waited = call.asked_s + ((call.reply_at or now) - call.sent_at if call.sent_at else 0.0)
     first = call.relay.first_event_at if call.relay is not None else call.reply_at
     overdrawn = call.verdict.overdrawn
     # By position: so many names would take six times as long, more than all else here.
@@ -272,12 +280,12 @@ def _record(services: Services, call: Call) -> RequestRecord:
         int((first - call.started_at) * MICROSECONDS) if first else 0,
         int(waited * MICROSECONDS),
         call.trace,
-        tuple([f"{limit.scope}:{limit.unit}" for limit in overdrawn]) if overdrawn else (),
+        tuple([limit.label for limit in overdrawn]) if overdrawn else (),
         principal.labels if principal else (),
         int(call.queued_s * MICROSECONDS),
         tuple(call.tries),
         call.cost,
-        call.continued,
+        _went_on(call) if call.continued else 0,
         call.cache,
         call.saved,
     )

@@ -1,5 +1,6 @@
 """A provider as it is configured, made ready to be asked: address, keys, request heads, checks."""
 
+import hashlib
 import re
 from urllib.parse import urlsplit
 
@@ -7,13 +8,14 @@ import msgspec
 
 from gateway import __version__
 from gateway.config import schema
+from gateway.config.keys import LEFT_IN, is_left_in
 from gateway.core.errors import ConfigError
 from gateway.core.operations import Operation
 from gateway.core.target import Target
 from gateway.pipeline.lanes import Lane, lane
-from gateway.providers import PROVIDERS, Adapter
+from gateway.providers import PROVIDERS, Adapter, Kind
 from gateway.providers.adapter import Endpoint
-from gateway.upstream.credentials import check_signing
+from gateway.upstream.credentials import check_signing, make_signer
 from gateway.upstream.dial import proxy_headers
 
 Headers = tuple[tuple[str, str], ...]
@@ -35,9 +37,15 @@ class Way(msgspec.Struct, frozen=True):
 
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.1, token
-# Framing and connection are the transport's to say.
+# Framing, connection and coding are the transport's to say: a stream is read as it comes.
 _OUR_HEADERS = frozenset(
-    {"content-length", "transfer-encoding", "connection", "host", "content-type", "te", "upgrade"}
+    {
+        *("content-length", "transfer-encoding", "connection", "host", "content-type", "te"),
+        *("upgrade", "accept-encoding"),
+    }
+)
+_OF_SOME_KINDS = frozenset(
+    name for kind in PROVIDERS.values() for name in (*kind.settings, *kind.options)
 )
 
 
@@ -70,6 +78,16 @@ def keys_of(provider: schema.Provider) -> list[tuple[str | None, int]]:
     return [*found, *more]
 
 
+def where_of(provider: schema.Provider) -> str:
+    """Return what stands for a provider's address and credentials: others have another digest."""
+    about = (
+        *(base_url_of(provider), keys_of(provider), sorted(provider.headers.items())),
+        *(provider.entra, provider.aws, provider.credentials, provider.proxy, provider.ca_file),
+    )
+    packed = msgspec.msgpack.encode(about)
+    return hashlib.blake2b(packed, digest_size=8, person=b"sluice-where").hexdigest()
+
+
 def ways_of(
     adapter: Adapter, target: Target, *, drop: bool, keeps: bool = False
 ) -> dict[Operation, Way]:
@@ -81,13 +99,17 @@ def ways_of(
             assert streams is not None
             plain, stream = way.endpoint(stream=False), streams.endpoint(stream=True)
             heads = [request_head("POST", one, target) for one in (plain, stream)]
+            own = _names(target.headers)
             length = b"\r\nContent-Length: "
             found[operation] = Way(
                 lane=way,
                 stream_lane=streams,
                 head=heads[0] + length,
                 stream_head=heads[1] + length,
-                passed_on=plain.passed_on,
+                # What has no default is a list, such as betas: the client's is for more of it.
+                passed_on=tuple(
+                    [(n, given) for n, given in plain.passed_on if not given or n not in own]
+                ),
                 path=plain.path,
                 stream_path=stream.path,
             )
@@ -100,15 +122,28 @@ def request_head(method: str, endpoint: Endpoint, target: Target) -> bytes:
     if origin.proxy is not None and origin.scheme == "http":
         path = f"http://{origin.authority}{path}"  # absolute form, RFC 9112 section 3.2.2
         proxied = proxy_headers(origin.proxy)
+    usual = (
+        ("User-Agent", f"sluice/{__version__}"),
+        ("Accept", "application/json, text/event-stream"),
+        ("Accept-Encoding", "identity"),
+    )
+    headers = with_operators((*usual, *endpoint.headers, *proxied), target)
     lines = [
         f"{method} {path} HTTP/1.1",
         f"Host: {origin.authority}",
-        f"User-Agent: sluice/{__version__}",
-        "Accept: application/json, text/event-stream",
-        "Accept-Encoding: identity",
-        *(f"{name}: {value}" for name, value in (*endpoint.headers, *proxied)),
+        *(f"{name}: {value}" for name, value in headers),
     ]
     return "\r\n".join(lines).encode("latin-1")
+
+
+def with_operators(headers: Headers, target: Target) -> Headers:
+    """Return headers with those that the operator has set, in the place of others of the name."""
+    own = _names(target.headers)
+    return (*[one for one in headers if one[0].lower() not in own], *target.headers)
+
+
+def _names(headers: Headers) -> frozenset[str]:
+    return frozenset([name.lower() for name, _ in headers])
 
 
 def check_provider(name: str, provider: schema.Provider) -> None:
@@ -117,6 +152,10 @@ def check_provider(name: str, provider: schema.Provider) -> None:
     if kind is None:
         known = ", ".join(PROVIDERS)
         raise ConfigError(f"unknown kind {provider.kind!r}; one of: {known}", field=f"{field}.kind")
+    for unknown in sorted(_OF_SOME_KINDS - {*kind.settings, *kind.options}):
+        if getattr(provider, unknown) is not None:
+            message = f"kind {provider.kind!r} has no {unknown}"
+            raise ConfigError(message, field=f"{field}.{unknown}")
     if kind.needs_key and not provider.api_key and not provider.api_keys:
         raise ConfigError(f"kind {provider.kind!r} needs an api_key", field=field)
     if provider.base_url is None and kind.base_url is None:
@@ -130,18 +169,42 @@ def check_provider(name: str, provider: schema.Provider) -> None:
     url = base_url_of(provider)
     check_signing(provider, field)
     _check_url(url, ("http", "https", "unix", "demo"), f"{field}.base_url")
+    if "@" in urlsplit(url).netloc:
+        message = "user and password of an address are not sent: put them in headers: Authorization"
+        raise ConfigError(message, field=f"{field}.base_url")
     if provider.proxy is not None:
         _check_url(provider.proxy, ("http",), f"{field}.proxy")
     for i, (key, _) in enumerate(keys_of(provider), -1 if provider.api_key is not None else 0):
         place = f"{field}.api_key" if i < 0 or key is None else f"{field}.api_keys[{i}]"
         _check_sendable("a key", key, place)
+        if key is not None and is_left_in(key):
+            raise ConfigError(LEFT_IN, field=place)
+    _check_headers(provider, kind, f"{field}.headers")
+
+
+def _check_headers(provider: schema.Provider, kind: Kind, field: str) -> None:
+    names: set[str] = set()
     for header, text in provider.headers.items():
-        place = f"{field}.headers" + (f".{header}" if header.isprintable() else "")
+        place = field + (f".{header}" if header.isprintable() else "")
+        name = header.lower()
         if not _HEADER_NAME.fullmatch(header):
             raise ConfigError(f"a header cannot be named {header!r}", field=place)
-        if header.lower() in _OUR_HEADERS:
+        if name in _OUR_HEADERS:
             raise ConfigError(f"{header!r} is the gateway's to set", field=place)
+        if name in names:
+            raise ConfigError("given twice: case does not matter in a header's name", field=place)
+        if name in _credentials(provider, kind):
+            message = "the provider's credential goes there: take one of the two out"
+            raise ConfigError(message, field=place)
+        names.add(name)
         _check_sendable("a header", text, place)
+
+
+def _credentials(provider: schema.Provider, kind: Kind) -> set[str]:
+    """Return the headers, in lower case, that hold the credential that a provider has."""
+    keyed = any(key for key, _ in keys_of(provider))
+    found = {kind.credential.lower()} if keyed else set()
+    return found | ({"authorization"} if make_signer(provider) is not None else set())
 
 
 def _check_sendable(what: str, text: str | None, field: str) -> None:

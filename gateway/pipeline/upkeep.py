@@ -16,6 +16,8 @@ logger = logging.getLogger("sluice.upkeep")
 
 LOGGED_SECONDS = 60.0  # between two lines about a part that goes on failing
 AGAIN_SECONDS = 1.0
+SOON_SECONDS = 0.02
+YOUNG_TURNS = 20
 
 
 class Mishaps:
@@ -81,17 +83,33 @@ class Upkeep:
 
     async def be_counted(self) -> None:
         """Be counted among the live workers, and count them."""
+        roster, turns = self._services.admission.roster, 0
         while True:
-            await asyncio.sleep(self._seconds)
+            # At first often: whoever had this one's place before is about to be gone.
+            young = turns < YOUNG_TURNS
             with self._mishaps.survived("counting workers"):
-                await self._services.admission.roster.count(self._name, self._seconds)
+                await roster.count(self._name, self._seconds, young=young)
+            turns += 1
+            await asyncio.sleep(min(self._seconds, AGAIN_SECONDS) if young else self._seconds)
 
     async def settle_orphans(self) -> None:
         """Settle what workers that are gone have left, however long it takes."""
+        returning, reaps_at = self._services.admission.returning, 0.0
+        soon = SOON_SECONDS
         while True:
-            if self._replay is not None:
-                with self._mishaps.survived("replaying journals"):
-                    await self._replay.turn()
-            with self._mishaps.survived("reaping leases"):
-                await reap(self._services)
-            await asyncio.sleep(self._seconds)
+            returning.awaits_orphans.clear()
+            with self._mishaps.survived("replaying journals"):
+                if self._replay is None or await self._replay.turn():
+                    returning.orphans_told()
+            if monotonic() >= reaps_at:
+                with self._mishaps.survived("reaping leases"):
+                    await reap(self._services)
+                reaps_at = monotonic() + self._seconds
+            if returning.behind:  # another worker is about to have told them
+                await asyncio.sleep(soon)
+                soon = min(2 * soon, AGAIN_SECONDS)
+                continue
+            soon = SOON_SECONDS
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._seconds):
+                    await returning.awaits_orphans.wait()

@@ -24,7 +24,10 @@ class Rules(msgspec.Struct, frozen=True):
 
 
 class Breaker:
-    """One target's. Times are monotonic seconds; `jitter` returns 0 to 1."""
+    """One target's. Times are monotonic seconds; `jitter` returns 0 to 1.
+
+    `well_at` is when the newest success was begun, `closed_at` the one that closed it last.
+    """
 
     __slots__ = (
         "_ejected_at",
@@ -36,7 +39,9 @@ class Breaker:
         "_rules",
         "_seen",
         "_slot",
+        "closed_at",
         "open_until",
+        "well_at",
     )
 
     def __init__(self, rules: Rules, jitter: Callable[[], float]) -> None:
@@ -46,7 +51,7 @@ class Breaker:
         self._seen = [0] * BUCKETS
         self._failed = [0] * BUCKETS
         self._probing_until = 0.0
-        self._ejected_at = -inf
+        self._ejected_at = self.well_at = self.closed_at = -inf
         self.open_until = 0.0
 
     def closed(self, now: float) -> bool:
@@ -73,7 +78,11 @@ class Breaker:
         if began < self._ejected_at:
             return
         self._in_row = 0
+        began = began if began < now else now
+        if began > self.well_at:
+            self.well_at = began
         if self.open_until:
+            self.closed_at = began
             self.open_until = self._probing_until = 0.0
             self._forget()
         self._count(now, failed=False)

@@ -79,6 +79,11 @@ class Directives(msgspec.Struct, frozen=True):
     ttl: float | None = None
     namespace: str = ""
 
+    @property
+    def renews(self) -> bool:
+        """Tell whether what it gets may stand in the place of what is there, and still good."""
+        return not self.reads or self.max_age is not None
+
 
 PLAIN = Directives()
 

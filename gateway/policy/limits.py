@@ -39,6 +39,11 @@ class Limit(msgspec.Struct, frozen=True, gc=False):
     shadow: bool = False
     fixed: Spec | None = None
 
+    @property
+    def label(self) -> str:
+        """Return how records and metrics call it: `tenant:requests`, `tenant:usd:30d`."""
+        return f"{self.scope}:{self.unit}:{self.per}" if self.per else f"{self.scope}:{self.unit}"
+
     def key(self, now: float) -> str:
         """Return the Redis key at a moment (Unix seconds): a calendar period has its own."""
         if self.per in CALENDAR:
@@ -97,6 +102,22 @@ class Rates(msgspec.Struct, frozen=True):
             shadow=tuple([kind for kind in KINDS if self._watches(kind, default)]),
         )
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Return the kinds that are set."""
+        found = {kind for kind in KINDS if getattr(self, kind) is not None}
+        return frozenset(found | {MONEY} if self.budgets else found)
+
+    def only(self, kinds: frozenset[str]) -> "Rates":
+        """Return what is set of some kinds."""
+        rates = {kind: getattr(self, kind) for kind in KINDS if kind in kinds}
+        return Rates(
+            **rates,
+            burst=self.burst if "rpm" in kinds else None,
+            budgets=self.budgets if MONEY in kinds else (),
+            shadow=self.shadow,
+        )
+
     def _watches(self, kind: str, default: "Rates") -> bool:
         """Tell whether a kind is in shadow; the default's shadow is for the default's limits."""
         return kind in self.shadow or (kind in default.shadow and not getattr(self, kind))
@@ -129,9 +150,17 @@ def _fixed(limit: Limit) -> Limit:
 
 
 def has_budget(applied: tuple[Limit, ...]) -> bool:
-    """Tell whether money is limited."""
+    """Tell whether money is counted."""
     for limit in applied:  # noqa: SIM110  a generator costs more than the loop
         if limit.unit == MONEY:
+            return True
+    return False
+
+
+def may_refuse_money(applied: tuple[Limit, ...]) -> bool:
+    """Tell whether money is limited: a budget in shadow only counts it."""
+    for limit in applied:  # noqa: SIM110  a generator costs more than the loop
+        if limit.unit == MONEY and not limit.shadow:
             return True
     return False
 

@@ -54,6 +54,8 @@ RATE_KEYS = {
     "audio_input": ("input_audio_mtok", "input_mtok"),
     "audio_output": ("output_audio_mtok", "output_mtok"),
     "cache_write_1h": ("cache_write_1h_mtok", "cache_write_mtok", "input_mtok"),
+    "image_input": ("input_image_mtok", "input_mtok"),
+    "image_output": ("output_image_mtok", "output_mtok"),
 }
 # Dollars a thousand.
 REQUEST_KEY, SEARCH_KEY = "requests_kcount", "web_searches_kcount"

@@ -53,6 +53,8 @@ class Rates(msgspec.Struct, frozen=True, array_like=True, gc=False):
     audio_input: int
     audio_output: int
     cache_write_1h: int
+    image_input: int
+    image_output: int
 
 
 class Tier(Rates, frozen=True, array_like=True, gc=False):
@@ -65,8 +67,7 @@ class Price(Rates, frozen=True, array_like=True, gc=False):
     """What a model costs: the rates up to the first tier, and ascending tiers.
 
     A request and a web search have a price in nano-dollars. `unmetered` names what the provider
-    also bills and the gateway does not count (images, pages ...): where it is not empty, rates of 0
-    do not mean free.
+    also bills and the gateway does not count (characters, pages ...).
     """
 
     request: int = 0
@@ -74,6 +75,13 @@ class Price(Rates, frozen=True, array_like=True, gc=False):
     tiers: tuple[Tier, ...] = ()
     unmetered: tuple[str, ...] = ()
     version: str = ""
+
+    @property
+    def uncounted(self) -> bool:
+        """Tell whether the provider bills nothing that the gateway counts: 0 is not free then."""
+        tokens = (self.input, self.output, self.audio_input, self.audio_output)
+        pictures = (self.image_input, self.image_output)
+        return bool(self.unmetered) and not any((*tokens, *pictures, self.request))
 
     @classmethod
     def from_rates(
@@ -102,6 +110,8 @@ class Price(Rates, frozen=True, array_like=True, gc=False):
             audio_input=prompt,
             audio_output=output,
             cache_write_1h=written if lasting is None else nano_usd(lasting),
+            image_input=prompt,
+            image_output=output,
             request=nano_usd(per_request),
             search=nano_usd(per_search),
             version="config",
@@ -126,7 +136,7 @@ def nano_usd(usd: Usd) -> int:
     except (ArithmeticError, ValueError):
         raise ValueError(f"not an amount in whole nano-dollars: {usd!r}") from None
     if nano < 0:
-        raise ValueError(f"a price is not negative: {usd!r}")
+        raise ValueError(f"an amount of money is not negative: {usd!r}")
     return nano
 
 
@@ -152,15 +162,22 @@ def cost_components(price: Price, usage: Usage) -> CostComponents:
     spoken = min(max(usage.audio_completion_tokens, 0), answered)
     rates: Rates = price
     for tier in price.tiers:
-        if prompt > tier.above:
+        beside = min(max(usage.beside_prompt_tokens, 0), prompt)
+        if max(prompt - beside, beside) > tier.above:
             rates = tier
+    given = (plain - heard) * rates.input + heard * rates.audio_input
+    made = (answered - spoken) * rates.output + spoken * rates.audio_output
+    if usage.image_prompt_tokens:
+        seen = min(max(usage.image_prompt_tokens, 0), plain - heard)
+        given += seen * (rates.image_input - rates.input)
+    if usage.image_completion_tokens:
+        drawn = min(max(usage.image_completion_tokens, 0), answered - spoken)
+        made += drawn * (rates.image_output - rates.output)
     return CostComponents(
-        (plain - heard) * rates.input + heard * rates.audio_input,
+        given,
         cached * rates.cached,
         (written - lasting) * rates.cache_write + lasting * rates.cache_write_1h,
-        (answered - spoken) * rates.output
-        + spoken * rates.audio_output
-        + reasoning * rates.reasoning,
+        made + reasoning * rates.reasoning,
         (price.request + max(usage.web_searches, 0) * price.search) * FEMTO_PER_NANO,
     )
 
@@ -175,14 +192,17 @@ def most_microusd(
 ) -> int:
     """Return what so many tokens can cost at the most, whatever kinds they turn out to be.
 
-    `sound` tells that some may be sound, `lasting` that some may be kept for an hour.
+    `sound` tells that some may be sound, `lasting` that some may be kept for an hour. A model with
+    a price for pictures makes them unasked.
     """
     rates: Rates = price
     for tier in price.tiers:
         if prompt > tier.above:
             rates = tier
-    given = max(rates.input, rates.cache_write, rates.cache_write_1h if lasting else 0)
-    made = max(rates.output, rates.reasoning)
+    given = max(rates.input, rates.image_input, rates.cache_write)
+    made = max(rates.output, rates.image_output, rates.reasoning)
+    if lasting:
+        given = max(given, rates.cache_write_1h)
     if sound:
         given, made = max(given, rates.audio_input), max(made, rates.audio_output)
     femto = prompt * given + output * made + price.request * FEMTO_PER_NANO
@@ -254,6 +274,11 @@ class Schedule(msgspec.Struct, frozen=True, array_like=True):
     model: str
     prices: tuple[DatedPrice, ...]
 
+    @property
+    def uncounted(self) -> bool:
+        """Tell whether a price of it is in units alone that the gateway does not count."""
+        return any(dated.price.uncounted for dated in self.prices)
+
     def at(self, moment: datetime) -> Price:
         """Return the last price that holds at the moment (naive means UTC), or else the first."""
         utc = moment.astimezone(UTC) if moment.tzinfo else moment
@@ -286,7 +311,7 @@ class Provider(msgspec.Struct, frozen=True, array_like=True):
     resells: tuple[str, ...]  # providers whose models it also sells
 
 
-class Table(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class Table(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """What the file holds. Raise the tag with every change of layout: it refuses older files."""
 
     version: str

@@ -10,7 +10,7 @@ from enum import Enum
 
 import msgspec
 
-from gateway.core.errors import TIMEOUTS, ApiError, Failure, UpstreamError
+from gateway.core.errors import STORE_AWAY, TIMEOUTS, ApiError, Failure, UpstreamError
 
 
 class Next(Enum):
@@ -35,8 +35,8 @@ _PASSING = frozenset(
 # Not the target's doing: its breaker does not hear of them.
 _NOT_ITS_FAULT = frozenset(
     (
-        *(Failure.BUSY, Failure.FULL, Failure.TOTAL_TIMEOUT, Failure.SPENT),
-        Failure.TOO_LARGE,
+        *(Failure.BUSY, Failure.FULL, Failure.NO_STORE, Failure.TOTAL_TIMEOUT, Failure.SPENT),
+        *(Failure.TOO_LARGE, Failure.STALLED),
     )
 )
 
@@ -150,6 +150,8 @@ def client_error(error: UpstreamError, provider: str) -> ApiError:
         return ApiError("deadline_exceeded", f"{provider}: {error.message}")
     if error.failure is Failure.BUSY:
         return ApiError("overloaded", f"{provider}: {error.message}", retry_after=1)
+    if error.failure is Failure.NO_STORE:
+        return ApiError("store_unavailable", STORE_AWAY, retry_after=1)
     if error.failure is Failure.FULL:
         message = f"{provider}: {error.message}"
         return ApiError("rate_limit_exceeded", message, retry_after=error.retry_after)

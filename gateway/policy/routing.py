@@ -16,12 +16,15 @@ Chance = Callable[[], float]  # returns 0 to 1
 
 
 class TargetState:
-    """What a worker knows of one target: how it does, and how busy it keeps it."""
+    """What a worker knows of one target: how it does, and how busy it keeps it.
 
-    __slots__ = ("_latency", "_measured_at", "_recent", "breaker", "in_flight")
+    `where` stands for its address and credentials: with others it is another target.
+    """
 
-    def __init__(self, breaker: Breaker) -> None:
-        self.breaker = breaker
+    __slots__ = ("_latency", "_measured_at", "_recent", "breaker", "in_flight", "where")
+
+    def __init__(self, breaker: Breaker, where: str = "-") -> None:
+        self.breaker, self.where = breaker, where
         self.in_flight = 0
         self._latency = self._measured_at = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT)

@@ -24,7 +24,8 @@ class Kind(msgspec.Struct, frozen=True):
     `claims`: patterns of bare model names that mean this provider. `prices`: whose prices in the
     price data hold; None where the operator's own hardware has no list price. `variable` is the
     usual environment variable of its key. `settings`: what else must be configured; their names in
-    braces stand in `base_url`. `choose` picks another adapter for some targets.
+    braces stand in `base_url`. `options`: what else may be, of this kind alone. `choose` picks
+    another adapter for some targets. `credential`: the header that its key goes into.
     """
 
     adapter: Adapter
@@ -34,7 +35,9 @@ class Kind(msgspec.Struct, frozen=True):
     prices: str | None = None
     variable: str = ""
     settings: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
     choose: Callable[[Target], Adapter] | None = None
+    credential: str = "Authorization"
 
     def adapter_for(self, target: Target) -> Adapter:
         """Return the adapter of a target."""
@@ -98,6 +101,7 @@ PROVIDERS: dict[str, Kind] = {
         claims=_OPENAI_MODELS,
         prices="openai",
         variable="OPENAI_API_KEY",
+        options=("api",),
         choose=_either,
     ),
     "anthropic": Kind(
@@ -106,6 +110,7 @@ PROVIDERS: dict[str, Kind] = {
         claims=("claude-*",),
         prices="anthropic",
         variable="ANTHROPIC_API_KEY",
+        credential="x-api-key",
     ),
     "gemini": Kind(
         gemini.ADAPTER,
@@ -113,6 +118,7 @@ PROVIDERS: dict[str, Kind] = {
         claims=("gemini-*", "gemma-*"),
         prices="google",
         variable="GEMINI_API_KEY",
+        credential="x-goog-api-key",
     ),
     "vertex": Kind(
         vertex.ADAPTER,
@@ -120,6 +126,7 @@ PROVIDERS: dict[str, Kind] = {
         needs_key=False,
         prices="google",
         settings=("project", "location"),
+        options=("credentials",),
         choose=_publisher,
     ),
     "bedrock": Kind(
@@ -129,8 +136,16 @@ PROVIDERS: dict[str, Kind] = {
         prices="aws",
         variable="AWS_BEARER_TOKEN_BEDROCK",
         settings=("region",),
+        options=("aws",),
     ),
-    "azure": Kind(azure.ADAPTER, needs_key=False, prices="azure", variable="AZURE_OPENAI_API_KEY"),
+    "azure": Kind(
+        azure.ADAPTER,
+        needs_key=False,
+        prices="azure",
+        variable="AZURE_OPENAI_API_KEY",
+        options=("api_version", "entra"),
+        credential="api-key",
+    ),
     "cohere": Kind(
         cohere.ADAPTER,
         "https://api.cohere.com",

@@ -52,7 +52,9 @@ _MODES = {"auto": "auto", "required": "any", "none": "none"}
 
 def write(prompt: Prompt, model: str, most: int | None, fit: Fit) -> Json:
     """Return a request's fields but for the model's name. `most`: output where nobody says."""
-    said = prompt.max_output or most or default_max_tokens(model)
+    said = most if prompt.max_output is None else prompt.max_output
+    if said is None:
+        said = default_max_tokens(model)
     thoughts, effort = thinking(prompt, model, said, fit, _signed)
     body: Json = {
         "max_tokens": said,
@@ -93,11 +95,12 @@ def write(prompt: Prompt, model: str, most: int | None, fit: Fit) -> Json:
 
 def _leave(prompt: Prompt, fit: Fit) -> None:
     """Note what has no place here."""
-    for field in ("presence_penalty", "frequency_penalty", "seed", "logprobs"):
+    for field in ("presence_penalty", "frequency_penalty"):
         if getattr(prompt, field):
             fit.refuse(field)
-    if prompt.logprobs == 0:
-        fit.refuse("logprobs")
+    for field in ("seed", "logprobs"):  # whose 0 says something
+        if getattr(prompt, field) is not None:
+            fit.refuse(field)
     if prompt.choices > 1:
         fit.refuse("choices")
     for field in ("verbosity", "service_tier", "metadata"):
@@ -179,9 +182,10 @@ def thinking(
         if wanted.effort:
             fit.leave_out("reasoning")
         return None, ""
-    budget = wanted.budget or BUDGETS.get(wanted.effort, LARGEST_BUDGET)
-    # An effort leaves room for the answer.
-    budget = min(budget, most - 1 if wanted.budget else most * 3 // 4)
+    if wanted.budget is None:  # an effort leaves room for the answer
+        budget = min(BUDGETS.get(wanted.effort, LARGEST_BUDGET), most * 3 // 4)
+    else:
+        budget = min(wanted.budget, most - 1)
     if (0, 0) < version < THINKING_SINCE:
         budget = 0
     choice = prompt.tool_choice if prompt.tools else None

@@ -36,6 +36,10 @@ FINISH = {  # a `pause_turn` is no end, though all that comes
 }
 
 
+# The types of iterations that a `usage` leaves out of its own figures.
+_BESIDE = frozenset(("compaction", "advisor_message"))
+
+
 class OutputDetails(msgspec.Struct, gc=False):
     """`usage.output_tokens_details`."""
 
@@ -54,8 +58,8 @@ class ServerToolUse(msgspec.Struct, gc=False):
     web_search_requests: int | None = None
 
 
-class WireUsage(msgspec.Struct, gc=False):
-    """`usage`. In a stream the last figure of each kind counts."""
+class Figures(msgspec.Struct, gc=False):
+    """What a model read and wrote: in all, or in one of several rounds."""
 
     input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
@@ -63,7 +67,36 @@ class WireUsage(msgspec.Struct, gc=False):
     output_tokens: int | None = None
     output_tokens_details: OutputDetails | None = None
     cache_creation: CacheCreation | None = None
+
+    def counted(self) -> Usage:
+        """Convert to the gateway's counts: what a cache gave or took is part of the prompt."""
+        cached, written = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
+        details = self.output_tokens_details or OutputDetails()
+        lasting = self.cache_creation.ephemeral_1h_input_tokens if self.cache_creation else 0
+        return Usage(
+            (self.input_tokens or 0) + cached + written,
+            cached,
+            written,
+            self.output_tokens or 0,
+            details.thinking_tokens or 0,
+            cache_write_1h_tokens=lasting or 0,
+        )
+
+
+class Iteration(Figures, gc=False):
+    """One of `usage.iterations`: a round of the model, or of another beside it."""
+
+    type: str | None = None
+
+
+class WireUsage(Figures, gc=False):
+    """`usage`. In a stream the last figure of each kind counts.
+
+    Its own figures are those of the answer alone; what is billed besides stands in `iterations`.
+    """
+
     server_tool_use: ServerToolUse | None = None
+    iterations: list[Iteration] | None = None
 
     @property
     def whole(self) -> bool:
@@ -82,20 +115,15 @@ class WireUsage(msgspec.Struct, gc=False):
         )
 
     def counted(self) -> Usage:
-        """Convert to the gateway's counts: what a cache gave or took is part of the prompt."""
-        cached, written = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
-        details = self.output_tokens_details or OutputDetails()
-        lasting = self.cache_creation.ephemeral_1h_input_tokens if self.cache_creation else 0
+        """Convert to the gateway's counts, with what is billed besides the answer."""
+        usage = super().counted()
+        for iteration in self.iterations or ():
+            if iteration.type in _BESIDE:
+                more = iteration.counted()
+                beside = msgspec.structs.replace(more, beside_prompt_tokens=more.prompt_tokens)
+                usage = usage.plus(beside)
         searched = self.server_tool_use.web_search_requests if self.server_tool_use else 0
-        return Usage(
-            (self.input_tokens or 0) + cached + written,
-            cached,
-            written,
-            self.output_tokens or 0,
-            details.thinking_tokens or 0,
-            cache_write_1h_tokens=lasting or 0,
-            web_searches=searched or 0,
-        )
+        return msgspec.structs.replace(usage, web_searches=searched) if searched else usage
 
 
 class Block(msgspec.Struct, gc=False):

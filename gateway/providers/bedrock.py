@@ -79,7 +79,7 @@ class ConverseConversation:
     def build(self, prompt: Prompt, target: Target, fit: Fit) -> bytes:
         """Write a prompt."""
         inference: Json = {
-            "maxTokens": prompt.max_output or target.max_output,
+            "maxTokens": target.max_output if prompt.max_output is None else prompt.max_output,
             "stopSequences": list(prompt.stop) or None,
         }
         inference = {name: value for name, value in inference.items() if value is not None}
@@ -130,11 +130,12 @@ class _Documents:
 
 def _leave(prompt: Prompt, fit: Fit) -> None:
     """Note what has no place here."""
-    for field in ("presence_penalty", "frequency_penalty", "seed"):
+    for field in ("presence_penalty", "frequency_penalty"):
         if getattr(prompt, field):
             fit.refuse(field)
-    if prompt.logprobs is not None:
-        fit.refuse("logprobs")
+    for field in ("seed", "logprobs"):  # whose 0 says something
+        if getattr(prompt, field) is not None:
+            fit.refuse(field)
     if prompt.choices > 1:
         fit.refuse("choices")
     if prompt.parallel is False and prompt.tools:
@@ -185,7 +186,7 @@ def _more(prompt: Prompt, target: Target, inference: Json, fit: Fit) -> Json:
     model, wanted = target.model, prompt.reasoning
     found: Json = {}
     if "anthropic" in model or "claude" in model:
-        most = inference.get("maxTokens") or default_max_tokens(model)
+        most = inference.get("maxTokens", default_max_tokens(model))
         thoughts, effort = thinking(prompt, model, most, fit, _signed)
         if thoughts is not None:
             found["thinking"] = thoughts

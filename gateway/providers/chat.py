@@ -161,10 +161,13 @@ class ChatCompletions:
             found.append(Text(text, logprobs=logprobs))
         if message.refusal:
             found.append(Refusal(message.refusal))
-        for number, call in enumerate(message.tool_calls or ()):
+        ids: set[str] = set()
+        for call in message.tool_calls or ():
             function = call.function
             if function is not None:
-                call_id = call.id or named(reply_id, number)
+                own = call.id if call.id not in ids else None  # some give all the same
+                call_id = own or named(reply_id, len(ids))
+                ids.add(call_id)
                 name, arguments = function.name or "", function.text() or "{}"
                 found.append(ToolCall(call_id, name, arguments, self.signature(call)))
         return tuple(found)
@@ -282,11 +285,16 @@ class ChatCompletions:
 def _answered(messages: list[Json]) -> list[Json]:
     """Let the assistant speak after results of tools, and no system but before or after the user.
 
-    As Mistral checks it (`mistral_common`, `_validate_message_order`; error 3230).
+    As Mistral checks it (`mistral_common`, `_validate_message_order`; error 3230), which takes no
+    assistant that says nothing, either, as one of whose turn only foreign thoughts are left.
     """
     found: list[Json] = []
     for message in messages:
         before = found[-1]["role"] if found else "system"
+        if message["role"] == "assistant" and not (
+            message.get("content") or "tool_calls" in message
+        ):
+            message["content"] = "."
         if message["role"] in ("user", "system") and before == "tool":
             found.append({"role": "assistant", "content": "."})
             before = "assistant"
@@ -317,11 +325,11 @@ def reasons(model: str) -> bool:
 def effort(prompt: Prompt) -> str | None:
     """Return how much a prompt wants thought about, in OpenAI's words."""
     wanted = prompt.reasoning
-    if wanted is None or not wanted.enabled:
+    if wanted is None or wanted.effort or wanted.budget is None:
         return wanted.effort or None if wanted is not None else None
-    if wanted.effort or wanted.budget is None:
-        return wanted.effort or None
-    return "low" if wanted.budget <= 2048 else "medium" if wanted.budget <= 8192 else "high"
+    if not wanted.enabled or wanted.budget <= 2048:
+        return "low"  # the least that all of them take
+    return "medium" if wanted.budget <= 8192 else "high"
 
 
 _HUB_NAMES = {

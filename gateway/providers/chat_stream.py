@@ -6,7 +6,6 @@ import msgspec
 from msgspec import Raw
 
 from gateway.core import events
-from gateway.core.call_ids import named
 from gateway.core.events import Event
 from gateway.core.messages import (
     FILTERED,
@@ -17,6 +16,7 @@ from gateway.core.messages import (
 )
 from gateway.core.raw import given
 from gateway.core.sse import SseEvent
+from gateway.providers.chat_calls import StreamedCalls
 from gateway.providers.chat_thoughts import CALL_MAKER, MAKER
 from gateway.providers.chat_wire import Choice, Chunk, decode_chunk
 from gateway.providers.chat_wire import Message as WireMessage
@@ -47,16 +47,14 @@ class ChatDecoder(SseDecoder):
     def __init__(self) -> None:
         super().__init__()
         self._begun, self._reply_id = False, ""
-        # A call's number on the wire, or its id where it has none -> its number here.
-        self._calls: dict[int | str | None, int] = {}
-        self._ids: list[str] = []
+        self._calls = StreamedCalls()
         self._details: list[Raw] = []
         self._block = 0  # of thought: it ends with its signature
 
     def read(self, event: SseEvent) -> list[Event]:
         """Return what an event says."""
         if event.data.strip() == b"[DONE]":
-            return [*self.signed(), events.Ended()]
+            return [*self.signed(), *self._calls.rest(self._reply_id), events.Ended()]
         chunk: Chunk = decode_chunk(event.data)
         if chunk.error is not None:
             return [events.Failed(event.data.decode(errors="replace"))]
@@ -88,8 +86,9 @@ class ChatDecoder(SseDecoder):
             found += self._call(call)
         if choice.finish_reason:  # some servers send an empty one with every chunk
             reason = FINISH.get(choice.finish_reason, STOP)
-            if reason == STOP and self._ids:
+            if reason == STOP and self._calls:
                 reason = TOOL_CALLS
+            found += self._calls.rest(self._reply_id)
             found.append(events.Finished(reason, odd=choice.finish_reason not in FINISH))
         return found
 
@@ -97,25 +96,11 @@ class ChatDecoder(SseDecoder):
         if call.custom is not None:
             text = call.custom.text()
             return [events.OtherDelta(text)] if text else []
-        function = call.function
-        name = (function.name if function is not None else None) or ""
-        arguments = function.text() if function is not None else ""
-        key = call.index if call.index is not None else call.id or None
-        number = self._calls.get(key)
-        if key is None and not name and self._ids:
-            number = len(self._ids) - 1  # more of the last one
-        found: list[Event] = []
-        if number is None or (name and self._is_another(key, call.id, number)):
-            number = self._calls[key] = len(self._ids)
-            self._ids.append(call.id or named(self._reply_id, number))
-            found.append(events.CallBegun(number, self._ids[number], name, self.signature(call)))
-        if arguments:
-            found.append(events.CallDelta(number, arguments))
-        return found
+        return self._calls.take(call, self.signature(call), self._reply_id)
 
-    def _is_another(self, key: int | str | None, id: str | None, number: int) -> bool:
-        """Tell whether a call that has a name is not the known one: some number all calls 0."""
-        return key is None or bool(id and id != self._ids[number])
+    def end(self) -> list[Event]:
+        """Tell of calls whose names never came."""
+        return [*super().end(), *self._calls.rest(self._reply_id)]
 
     def think(self, delta: WireMessage) -> list[Event]:
         """Take more of a thought."""

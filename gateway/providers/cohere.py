@@ -221,8 +221,10 @@ def _thinking(prompt: Prompt) -> Json | None:
         return None
     if not wanted.enabled:
         return {"type": "disabled"}
-    budget = wanted.budget or BUDGETS.get(wanted.effort)
-    return {"type": "enabled"} | ({"token_budget": budget} if budget else {})
+    budget = BUDGETS.get(wanted.effort) if wanted.budget is None else wanted.budget
+    if wanted.budget is None and budget is not None and prompt.max_output is not None:
+        budget = min(budget, prompt.max_output * 3 // 4)  # an effort leaves room for the answer
+    return {"type": "enabled"} | ({} if budget is None else {"token_budget": budget})
 
 
 def _leave(prompt: Prompt, fit: Fit) -> None:
@@ -287,7 +289,8 @@ class CohereEmbedding:
         except UNREADABLE as error:
             raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
         billed = figures(found.meta.billed_units, Tokens) if found.meta is not None else None
-        usage = Usage(int(billed.input_tokens or 0)) if billed is not None else None
+        told = billed.input_tokens if billed is not None else None
+        usage = Usage(int(told)) if told is not None else None
         return encode_vectors(found.embeddings.float, request, usage), usage
 
 

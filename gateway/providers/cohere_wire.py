@@ -34,28 +34,55 @@ class Tokens(msgspec.Struct, gc=False):
 
     input_tokens: Count | None = None
     output_tokens: Count | None = None
+    search_units: Count | None = None
+    classifications: Count | None = None
+    images: Count | None = None
+
+    def told(self) -> int:
+        """Return how many of its figures there are."""
+        return 2 - (self.input_tokens, self.output_tokens).count(None)
 
 
 class WireUsage(msgspec.Struct, gc=False):
-    """`usage`: `tokens` is what the model had, `billed_units` what is paid for."""
+    """`usage`: `tokens` is what the model had, `billed_units` what is paid for.
+
+    The latter leaves out Cohere's own preamble, which is where most of `cached_tokens` are.
+    """
 
     tokens: Tokens | None = None
     billed_units: Tokens | None = None
     cached_tokens: Count | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Tell whether it says what went in and what came out."""
+        found = self._best()
+        return found is not None and found.told() == 2
+
+    @property
+    def otherwise(self) -> bool:
+        """Tell whether something else than tokens is paid for."""
+        units = self.billed_units or Tokens()
+        return (units.search_units, units.classifications, units.images) != (None, None, None)
+
     def counted(self) -> Usage | None:
-        """Convert to the gateway's counts."""
-        found = self.tokens or self.billed_units
+        """Convert to the gateway's counts: of what is paid for nothing came from a cache."""
+        found = self._best()
         if found is None:
             return None
-        cached = int(self.cached_tokens or 0)
+        cached = int(self.cached_tokens or 0) if found is self.tokens else 0
         return Usage(int(found.input_tokens or 0), cached, 0, int(found.output_tokens or 0))
+
+    def _best(self) -> Tokens | None:
+        """Return the counts that say most; what is paid for where both say as much."""
+        found = [one for one in (self.billed_units, self.tokens) if one is not None]
+        return max(found, key=Tokens.told, default=None)
 
 
 def usage_of(usage: Any) -> Usage | None:
-    """Return the counts of a `usage`; None where it has none that can be understood."""
+    """Return the counts of a `usage`; None where it is not whole, or cannot be understood."""
     told = figures(usage, WireUsage)
-    return told.counted() if told is not None else None
+    return told.counted() if told is not None and told.whole else None
 
 
 class Function(msgspec.Struct, gc=False):

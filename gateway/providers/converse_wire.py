@@ -24,7 +24,7 @@ from gateway.core.messages import (
 from gateway.core.raw import NOTHING
 from gateway.core.usage import Usage
 from gateway.providers.decoding import inner_json, raw_text
-from gateway.providers.errors import UNREADABLE
+from gateway.providers.errors import UNREADABLE, unreadable
 from gateway.providers.figures import figures
 
 MAKER = "bedrock"
@@ -58,6 +58,11 @@ class WireUsage(msgspec.Struct, gc=False, rename="camel"):
     cache_write_input_tokens: int | None = None
     cache_details: list[CacheDetail] | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Tell whether it says what went in and what came out."""
+        return self.input_tokens is not None and self.output_tokens is not None
+
     def counted(self) -> Usage:
         """Convert to the gateway's counts: what a cache gave or took is part of the prompt."""
         cached, written = self.cache_read_input_tokens or 0, self.cache_write_input_tokens or 0
@@ -78,6 +83,11 @@ class Invoked(msgspec.Struct, gc=False, rename="camel"):
     output_token_count: int | None = None
     cache_read_input_token_count: int | None = None
     cache_write_input_token_count: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether it says what went in and what came out."""
+        return self.input_token_count is not None and self.output_token_count is not None
 
     def counted(self) -> Usage:
         """Convert to the gateway's counts."""
@@ -177,8 +187,9 @@ def parse(body: bytes) -> Reply:
 
 
 def _usage_of(usage: Any) -> Usage | None:
+    """Return the counts of a `usage`; None where it is not whole, or cannot be understood."""
     told = figures(usage, WireUsage)
-    return told.counted() if told is not None else None
+    return told.counted() if told is not None and told.whole else None
 
 
 def _part(block: Block) -> Part | None:
@@ -207,7 +218,7 @@ class ConverseDecoder:
         self._calls: dict[int, int] = {}
 
     def feed(self, data: bytes) -> list[Event]:
-        """Take any split of the stream."""
+        """Take any split of the stream. Raises UpstreamError where a message cannot be read."""
         try:
             messages = self._reader.feed(data)
         except Damaged as error:
@@ -229,10 +240,14 @@ class ConverseDecoder:
         if headers.get(":message-type") in ("exception", "error"):
             self._failed = True
             return [_failed(headers, message.payload)]
+        if not message.payload.strip():
+            return []
         try:
             found = _decode_event(message.payload)
-        except UNREADABLE:
-            return []
+        except msgspec.ValidationError:
+            return []  # not a shape we know, and no reason to end
+        except UNREADABLE as error:
+            raise unreadable(error) from None
         index = found.content_block_index or 0
         match headers.get(":event-type"):
             case "contentBlockDelta" if found.delta is not None:

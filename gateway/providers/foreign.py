@@ -17,6 +17,7 @@ _decode_objects = msgspec.json.Decoder(list[dict[str, Raw]]).decode
 
 Object = dict[str, Raw]
 _MARK = MARK.encode()
+_BESIDE = b'"extra_content"'  # calls
 
 
 def own_turns(fields: Object) -> bool:
@@ -66,8 +67,9 @@ def own_messages(fields: Object, quirks: Quirks) -> None:
     named = bool(quirks.thoughts_back) and raw.find(b'"reasoning') >= 0
     called = quirks.thoughts_needed and raw.find(b'"tool_calls"') >= 0
     detailed = quirks.details != ALL and raw.find(b'"reasoning_details"') >= 0
+    signed = not quirks.details and raw.find(_BESIDE) >= 0
     # `in` raises, and catches, before it looks
-    if not (named or called or detailed) and raw.find(_MARK) < 0:
+    if not (named or called or detailed or signed) and raw.find(_MARK) < 0:
         return
     messages = _objects(raw)
     if messages is None:
@@ -102,13 +104,17 @@ def _rename_thoughts(message: Object, name: str) -> None:
 
 
 def _own_calls(message: Object, known: str) -> None:
-    """Give calls back what their server wrote beside them; what another wrote goes."""
-    calls = _marked_objects(message.get("tool_calls"))
+    """Give calls back what their server wrote beside them; what another wrote goes.
+
+    All of it goes where nobody knows it, be it marked or not.
+    """
+    raw = bytes(message.get("tool_calls", b""))
+    calls = _objects(raw) if raw.find(_BESIDE) >= 0 else None
     if calls is None:
         return
     for call in calls:
         extra = bytes(call.get("extra_content", b""))
-        if _MARK not in extra:
+        if not extra or (known and _MARK not in extra):
             continue
         own = extra_of(_google_signature(extra), known)
         if own is None:

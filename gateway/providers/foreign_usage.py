@@ -14,23 +14,20 @@ import msgspec
 from gateway.core.aws_events import AwsReader, Damaged
 from gateway.core.sse import SseEvent, SseReader, TooLarge
 from gateway.core.usage import Usage
-from gateway.providers import (
-    anthropic_wire,
-    cohere_wire,
-    converse_wire,
-    gemini_wire,
-    openai_wire,
-    responses_wire,
-)
+from gateway.providers import gemini_wire, responses_wire
 from gateway.providers.errors import UNREADABLE
+from gateway.providers.foreign_figures import counted, is_half, told_by
 
 # Of a body that is larger, as images are, only the end is kept.
 MAX_SEEN_BYTES = 4 * 1024 * 1024
 END_BYTES = 64 * 1024
 MAX_TEXT_CHARS = 1024 * 1024  # more than any model writes at once
 # usage, usageMetadata, Bedrock's metrics of an invocation, and text
-_MARKS = (b"sage", b"delta", b"candidates", b'"text"', b"Metrics", b'"generation"', b'"outputText"')
-_OTHERS, _GOOGLES = '"usage"', '"usageMetadata"'
+_MARKS = (
+    *(b"sage", b"delta", b"candidates", b'"text"', b"Metrics", b'"generation"', b'"outputText"'),
+    b"billed_units",  # without `usage`: Cohere's v1
+)
+_OTHERS, _GOOGLES, _TOOLS = '"usage"', '"usageMetadata"', '"tool_usage"'
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # before the first word; a byte order mark may come in pieces
 
 
@@ -39,6 +36,7 @@ class _Found(msgspec.Struct):
 
     usage: msgspec.Raw = msgspec.Raw(b"")
     usageMetadata: msgspec.Raw = msgspec.Raw(b"")
+    tool_usage: Any = None
     message: Any = None
     response: Any = None
     delta: Any = None
@@ -50,6 +48,8 @@ class _Found(msgspec.Struct):
     outputText: Any = None
     interaction: Any = None
     meta: Any = None
+    event_type: Any = None
+    text: Any = None
     prompt_token_count: Any = None
     generation_token_count: Any = None
     inputTextTokenCount: Any = None
@@ -69,20 +69,6 @@ _WRITTEN = frozenset(
         *("content", "text", "reasoning_content", "reasoning", "thinking", "refusal"),
         *("arguments", "partial_json", "tool_plan", "input", "generation", "outputText"),
     )
-)
-_SHAPES: tuple[tuple[str, Any], ...] = (
-    ("prompt_tokens", openai_wire.WireUsage),
-    ("cache_read_input_tokens", anthropic_wire.WireUsage),
-    ("cache_creation_input_tokens", anthropic_wire.WireUsage),
-    ("server_tool_use", anthropic_wire.WireUsage),
-    ("input_tokens", responses_wire.WireUsage),
-    ("output_tokens", responses_wire.WireUsage),
-    ("inputTokens", converse_wire.WireUsage),
-    ("inputTokenCount", converse_wire.Invoked),
-    ("total_input_tokens", gemini_wire.InteractionUsage),
-    ("promptTokenCount", gemini_wire.WireUsage),
-    ("tokens", cohere_wire.WireUsage),
-    ("billed_units", cohere_wire.WireUsage),
 )
 # Google's streams are lists, unless events are asked for.
 _decode = msgspec.json.Decoder(_Found | list[_Found]).decode
@@ -104,7 +90,7 @@ class ForeignUsage:
     """Looks at an answer as it passes. Memory is bounded.
 
     `text_bytes` is how much was written in a stream; `framing` is EVENTS, MESSAGES, or neither;
-    `outdated` tells that events after the last with figures had text.
+    `outdated` tells that text came after the last figures, or that they are of the prompt alone.
     """
 
     def __init__(self) -> None:
@@ -115,7 +101,7 @@ class ForeignUsage:
         self._found: dict[str, Any] = {}
         self._text: list[str] = []
         self._text_chars = 0
-        self._searches = 0
+        self._searches, self._drawn = 0, responses_wire.NOTHING_DRAWN
         self.text_bytes = 0
         self.framing = ""
         self.outdated = self._told = False
@@ -146,13 +132,17 @@ class ForeignUsage:
             for event in self._events.rest():
                 self._see(event.data)
         self._take_body()
-        for name, shape in _SHAPES:
-            if name in self._found:
-                usage = _counted(self._found, shape)
-                if usage is None or not self._searches:
-                    return usage
-                return msgspec.structs.replace(usage, web_searches=self._searches)
-        return None
+        told = told_by(self._found)
+        usage = counted(told)
+        if usage is not None and self.text_bytes and is_half(told):
+            if not isinstance(told, gemini_wire.WireUsage) or told.prompt_token_count is None:
+                return None
+            self.outdated = True
+        if usage is None:
+            return None
+        if self._searches:
+            usage = msgspec.structs.replace(usage, web_searches=self._searches)
+        return usage if self._drawn is responses_wire.NOTHING_DRAWN else usage.plus(self._drawn)
 
     def text(self) -> str:
         """Return what was written in a stream, as far as is known."""
@@ -195,7 +185,7 @@ class ForeignUsage:
             if end < 0:
                 del self._tail[1:-END_BYTES]
                 return []
-            self._look_back(bytes(self._tail[:end]), _OTHERS, _GOOGLES)
+            self._look_back(bytes(self._tail[:end]), _OTHERS, _GOOGLES, _TOOLS)
             self._tail, rest = bytearray(), bytes(self._tail[end + 2 :])
             try:
                 return self._events.feed(rest) if rest else []
@@ -211,7 +201,11 @@ class ForeignUsage:
                 with contextlib.suppress(ValueError, RecursionError):
                     start = text.index(":", at + len(name)) + 1
                     blank = len(text[start:]) - len(text[start:].lstrip())
-                    self._update(_raw_decode(text, start + blank)[0])
+                    value = _raw_decode(text, start + blank)[0]
+                    if name == _TOOLS:
+                        self._drawn = responses_wire.drawn_by(value)
+                    else:
+                        self._update(value)
 
     def _read_messages(self, data: bytes) -> None:
         try:
@@ -234,6 +228,8 @@ class ForeignUsage:
     def _hear(self, found: _Found) -> None:
         delta = {"text": found.delta} if isinstance(found.delta, str) else found.delta
         named = {"generation": found.generation, "outputText": found.outputText}
+        if found.event_type == "text-generation":  # Cohere's v1; its last event has all of it again
+            named["text"] = found.text
         self._write(_written((delta, found.choices, found.candidates, found.outputs, named)))
 
     def _write(self, texts: Iterable[str]) -> None:
@@ -252,10 +248,10 @@ class ForeignUsage:
             at = body.rfind(b'"usage"')
             if at >= 0:  # what is JSON from there to the end is the answer's own, and no part's
                 self._take(b"{" + body[at:])
-            self._look_back(body, _GOOGLES)  # which stands in no part of anything else
+            self._look_back(body, _GOOGLES, _TOOLS)  # which stand in no part of anything else
             return
-        parts = self._take(body) or self._take_list(body)
-        if not self._found:  # then its text counts
+        parts = self._take(body) or self._take_list(body) or self._take_lines(body)
+        if not self._found or is_half(told_by(self._found)):  # then its text counts
             with contextlib.suppress(*UNREADABLE, RecursionError):
                 for part in parts:
                     self._hear(part)
@@ -278,6 +274,14 @@ class ForeignUsage:
         self.outdated = self.outdated or bool(found)
         return []
 
+    def _take_lines(self, body: bytes) -> list[_Found]:
+        """Take events that are a line of JSON each, as Cohere's v1 writes them."""
+        lines = body.splitlines()
+        if len(lines) > 1 and self._take(lines[0]):
+            for line in lines:
+                self._see(line)
+        return []
+
     def _take(self, data: bytes) -> list[_Found]:
         """Remember the figures: in a stream the last of each kind counts."""
         try:
@@ -296,8 +300,9 @@ class ForeignUsage:
         for inner in (found.message, found.response, found.delta, found.interaction):
             if isinstance(inner, dict):
                 self._update(inner.get("usage"))
-                self._count_searches(inner.get("output"))
-        self._count_searches(found.output)
+                self._update(inner.get("meta"))
+                self._note_tools(inner.get("output"), inner.get("tool_usage"))
+        self._note_tools(found.output, found.tool_usage)
         self._update(found.metrics)
         self._update(found.meta)
         self._note_invoked(found)
@@ -317,8 +322,10 @@ class ForeignUsage:
             return
         self._update({"inputTokenCount": given, "outputTokenCount": made})
 
-    def _count_searches(self, output: Any) -> None:
-        """Count the web searches of a response that is whole."""
+    def _note_tools(self, output: Any, tool_usage: Any) -> None:
+        """Count the web searches and the pictures of a response that is whole."""
+        if tool_usage is not None:
+            self._drawn = responses_wire.drawn_by(tool_usage)
         if isinstance(output, list):
             items = [one for one in output if isinstance(one, dict)]
             made = [
@@ -354,15 +361,6 @@ def _unpacked(payload: bytes) -> bytes:
         return binascii.a2b_base64(packed.bytes)
     except UNREADABLE:
         return payload
-
-
-def _counted(figures: dict[str, Any], shape: Any) -> Usage | None:
-    """Return figures of a shape as the gateway counts; None where they cannot be."""
-    try:
-        usage: Usage | None = msgspec.convert(figures, shape, strict=False).counted()
-    except (*UNREADABLE, OverflowError):
-        return None
-    return usage
 
 
 def _ignore(data: bytes) -> None:

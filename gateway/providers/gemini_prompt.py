@@ -94,13 +94,14 @@ def _config(prompt: Prompt, model: str, generation: int, fit: Fit) -> Json:
         wanted["responseMimeType"] = "application/json"
         wanted["responseJsonSchema"] = prompt.format.schema
     if prompt.reasoning is not None and not _UNTHINKING.search(model):
-        wanted["thinkingConfig"] = _thinking(prompt.reasoning, model, generation)
+        wanted["thinkingConfig"] = _thinking(prompt.reasoning, prompt.max_output, model, generation)
     elif prompt.reasoning is not None and prompt.reasoning.enabled:
         fit.leave_out("reasoning")
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def _thinking(wanted: Reasoning, model: str, generation: int) -> Json:
+def _thinking(wanted: Reasoning, room: int | None, model: str, generation: int) -> Json:
+    """Return `thinkingConfig`; `room`: what thoughts and answer may take together."""
     found: Json = {"includeThoughts": wanted.shown and wanted.enabled}
     effort = wanted.effort if wanted.enabled else "none"
     pro = "pro" in model  # which cannot do without
@@ -112,6 +113,8 @@ def _thinking(wanted: Reasoning, model: str, generation: int) -> Json:
     budget = wanted.budget if wanted.enabled else None
     if budget is None and effort:
         budget = _BUDGETS.get(effort, _BUDGETS["high"])
+        if room is not None:  # an effort leaves some for the answer
+            budget = min(budget, room * 3 // 4)
     if budget is not None:
         least, most = _RANGES["pro" if pro else "lite" if "lite" in model else "flash"]
         found["thinkingBudget"] = min(max(budget, least), most) if budget or pro else 0
@@ -148,8 +151,9 @@ def _parts(parts: list[Part], names: dict[str, str], generation: int, fit: Fit) 
     for part in parts:
         if isinstance(part, Thinking):
             # Thoughts themselves are not sent back, but their signature, on the part behind it.
-            secret = unmark(MAKER, part.redacted) or unmark(MAKER, part.signature)
-            signature = secret or signature
+            if secret := unmark(MAKER, part.redacted) or unmark(MAKER, part.signature):
+                found += _alone(signature)
+                signature = secret
             continue
         if isinstance(part, ToolResult):
             found.append(_result(part, names))
@@ -160,16 +164,22 @@ def _parts(parts: list[Part], names: dict[str, str], generation: int, fit: Fit) 
         if not shown:
             continue
         if isinstance(part, ToolCall):
-            signature = unmark(MAKER, part.signature) or signature
+            if own := unmark(MAKER, part.signature):
+                found += _alone(signature)
+                signature = own
             if generation >= 3 and not signature and not called:
                 signature = UNSIGNED
             called = True
         if signature:
             shown["thoughtSignature"], signature = signature, ""
         found.append(shown)
-    if signature:
-        found.append({"text": "", "thoughtSignature": signature})
+    found += _alone(signature)
     return found + [one for one in media if one]
+
+
+def _alone(signature: str) -> list[Json]:
+    """Return a signature that has no part behind it, or another's."""
+    return [{"text": "", "thoughtSignature": signature}] if signature else []
 
 
 def _part(part: Part, fit: Fit) -> Json:

@@ -24,9 +24,11 @@ from gateway.providers.gemini_wire import (
     PartialArg,
     blocked,
     decode,
+    figures_of,
     finish_of,
-    usage_of,
 )
+
+_WRITTEN = (events.TextDelta, events.ThinkingDelta, events.CallBegun)
 
 
 class GeminiDecoder(SseDecoder):
@@ -39,22 +41,35 @@ class GeminiDecoder(SseDecoder):
         self._arguments: Any = None  # of a call that comes in pieces
         self._thoughts = 0
         self._thinking = False
+        self._said = self._thought = False  # anything at all
 
     def read(self, event: SseEvent) -> list[Event]:
         """Return what an event says."""
         answer = decode(event.data)
         if answer.error is not None:
             return [events.Failed(event.data.decode(errors="replace"))]
-        found: list[Event] = []
+        begun: list[Event] = []
         if not self._begun:
             self._begun = True
-            found.append(events.Begun(answer.response_id or "", answer.model_version or ""))
+            begun.append(events.Begun(answer.response_id or "", answer.model_version or ""))
+        found: list[Event] = []
         if answer.candidates:
-            found += self._candidate(answer.candidates[0], answer)
+            found = self._candidate(answer.candidates[0], answer)
         elif answer.prompt_feedback is not None and answer.prompt_feedback.block_reason:
-            found += [events.RefusalDelta(blocked(answer)), events.Finished(FILTERED)]
-        if (used := usage_of(answer)) is not None:
-            found.append(events.Used(used))
+            found = [events.RefusalDelta(blocked(answer)), events.Finished(FILTERED)]
+        return begun + self._counted(answer, found)
+
+    def _counted(self, answer: Answer, found: list[Event]) -> list[Event]:
+        """Return events with the figures: half of them stand before the text that is to count."""
+        told = figures_of(answer)
+        used = told.counted() if told is not None else None
+        if told is None or used is None:
+            return found
+        if told.whole(said=self._said or self._calls > 0, thought=self._thought):
+            return [*found, events.Used(used)]
+        written = any(isinstance(event, _WRITTEN) for event in found)
+        if told.prompt_token_count is not None and written:
+            return [events.Used(used), *found]
         return found
 
     def _candidate(self, candidate: Candidate, answer: Answer) -> list[Event]:
@@ -65,7 +80,7 @@ class GeminiDecoder(SseDecoder):
             if part.function_call is not None:
                 found += self._call(part.function_call, answer, signature)
             elif part.text is not None and part.thought:
-                self._thinking = True
+                self._thinking = self._thought = True
                 found.append(events.ThinkingDelta(part.text, self._thoughts))
                 if signature:
                     found.append(self._signed(signature))
@@ -73,7 +88,7 @@ class GeminiDecoder(SseDecoder):
                 if signature:
                     found.append(self._signed(signature))
                 if part.text:
-                    self._thinking = False
+                    self._thinking, self._said = False, True
                     found.append(events.TextDelta(part.text, logprobs))
                     logprobs = None
         if candidate.finish_reason:

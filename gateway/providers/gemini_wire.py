@@ -47,10 +47,11 @@ FINISH = {"MAX_TOKENS": LENGTH} | dict.fromkeys(
 
 
 class ModalityCount(msgspec.Struct, gc=False, rename="camel"):
-    """How many of the tokens are text, pictures, sound."""
+    """How many of the tokens are text, pictures, sound; `tokens` is the Interactions API's name."""
 
     modality: str | None = None
     token_count: int | None = None
+    tokens: int | None = None
 
 
 class WireUsage(msgspec.Struct, gc=False, rename="camel"):
@@ -63,20 +64,31 @@ class WireUsage(msgspec.Struct, gc=False, rename="camel"):
     thoughts_token_count: int | None = None
     prompt_tokens_details: list[ModalityCount] | None = None
     candidates_tokens_details: list[ModalityCount] | None = None
+    cache_tokens_details: list[ModalityCount] | None = None
+
+    def whole(self, *, said: bool, thought: bool) -> bool:
+        """Tell whether it says what went in and what came out; what is 0 may be left out."""
+        if self.prompt_token_count is None or self.candidates_token_count is not None:
+            return self.prompt_token_count is not None
+        return not said and not (thought and self.thoughts_token_count is None)
 
     def counted(self) -> Usage | None:
         """Convert to the gateway's counts; None where there are none."""
         if self.prompt_token_count is None and self.candidates_token_count is None:
             return None
         thoughts = self.thoughts_token_count or 0
+        heard, seen = _fresh(self.prompt_tokens_details, self.cache_tokens_details)
+        spoken, drawn = _sound_and_pictures(self.candidates_tokens_details)
         return Usage(
             (self.prompt_token_count or 0) + (self.tool_use_prompt_token_count or 0),
             self.cached_content_token_count or 0,
             0,
             (self.candidates_token_count or 0) + thoughts,
             thoughts,
-            _audio(self.prompt_tokens_details),
-            _audio(self.candidates_tokens_details),
+            heard,
+            spoken,
+            image_prompt_tokens=seen,
+            image_completion_tokens=drawn,
         )
 
 
@@ -88,21 +100,50 @@ class InteractionUsage(msgspec.Struct, gc=False):
     total_output_tokens: int | None = None
     total_tool_use_tokens: int | None = None
     total_thought_tokens: int | None = None
+    input_tokens_by_modality: list[ModalityCount] | None = None
+    output_tokens_by_modality: list[ModalityCount] | None = None
+    cached_tokens_by_modality: list[ModalityCount] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether it says what went in and what came out."""
+        return self.total_input_tokens is not None and self.total_output_tokens is not None
 
     def counted(self) -> Usage:
         """Convert to the gateway's counts: thoughts stand beside the output."""
         thoughts = self.total_thought_tokens or 0
+        heard, seen = _fresh(self.input_tokens_by_modality, self.cached_tokens_by_modality)
+        spoken, drawn = _sound_and_pictures(self.output_tokens_by_modality)
         return Usage(
             (self.total_input_tokens or 0) + (self.total_tool_use_tokens or 0),
             self.total_cached_tokens or 0,
             0,
             (self.total_output_tokens or 0) + thoughts,
             thoughts,
+            heard,
+            spoken,
+            image_prompt_tokens=seen,
+            image_completion_tokens=drawn,
         )
 
 
-def _audio(details: list[ModalityCount] | None) -> int:
-    return sum(one.token_count or 0 for one in details or () if one.modality == "AUDIO")
+def _sound_and_pictures(details: list[ModalityCount] | None) -> tuple[int, int]:
+    heard = seen = 0
+    for one in details or ():
+        if one.modality in ("AUDIO", "audio"):
+            heard += one.token_count or one.tokens or 0
+        elif one.modality in ("IMAGE", "image"):
+            seen += one.token_count or one.tokens or 0
+    return heard, seen
+
+
+def _fresh(given: list[ModalityCount] | None, kept: list[ModalityCount] | None) -> tuple[int, int]:
+    """Return how much sound and pictures were given that no cache had."""
+    heard, seen = _sound_and_pictures(given)
+    if (heard or seen) and kept:
+        old_heard, old_seen = _sound_and_pictures(kept)
+        return max(0, heard - old_heard), max(0, seen - old_seen)
+    return heard, seen
 
 
 class PartialArg(msgspec.Struct, gc=False, rename="camel"):
@@ -220,20 +261,11 @@ class Answer(msgspec.Struct, gc=False, rename="camel"):
 decode = msgspec.json.Decoder(Answer).decode
 
 
-def parse_usage(body: bytes) -> Usage | None:
-    """Read the usage of a whole reply."""
-    try:
-        return usage_of(decode(body))
-    except UNREADABLE:
-        return None
-
-
-def usage_of(answer: Answer) -> Usage | None:
-    """Return what an answer says it used; None where it says nothing that can be understood."""
+def figures_of(answer: Answer) -> WireUsage | None:
+    """Return an answer's figures, whole or not; None where they cannot be understood."""
     if answer.usage_metadata is None:
         return None
-    told = figures(answer.usage_metadata, WireUsage)
-    return told.counted() if told is not None else None
+    return figures(answer.usage_metadata, WireUsage)
 
 
 def parse(body: bytes) -> Reply:
@@ -244,16 +276,22 @@ def parse(body: bytes) -> Reply:
         raise UpstreamError(Failure.PROTOCOL, f"the reply cannot be read: {error}") from None
     if answer.error is not None:
         raise UpstreamError(Failure.STREAM_ERROR, body.decode(errors="replace"))
-    usage = usage_of(answer)
+    parts, (finish, odd) = _parts(answer)
+    said = any(isinstance(part, Text | ToolCall) for part in parts)
+    thought = any(isinstance(part, Thinking) and part.text for part in parts)
+    told = figures_of(answer)
+    used = told.counted() if told is not None and told.prompt_token_count is not None else None
+    whole = told is not None and told.whole(said=said, thought=thought)
+    usage = used if whole else None
     if answer.candidates is None and answer.prompt_feedback is None and usage is None:
         raise UpstreamError(Failure.PROTOCOL, "the reply has no candidates")
-    parts, (finish, odd) = _parts(answer)
     return Reply(
         id=answer.response_id or "",
         model=answer.model_version or "",
         parts=parts,
         finish=finish,
         usage=usage,
+        half=None if whole else used,
         odd=odd,
     )
 

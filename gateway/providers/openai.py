@@ -11,6 +11,7 @@ from msgspec import Raw
 
 from gateway.core.messages import Fit
 from gateway.core.operations import Operation
+from gateway.core.raw import NOTHING, given
 from gateway.core.request import Request
 from gateway.core.target import Target
 from gateway.core.usage import Usage
@@ -98,8 +99,9 @@ class NativeOpenAI:
             else:
                 fit.refuse(name)
         for name, other in quirks.renames.items():
-            if name in fields:
-                fields.setdefault(other, fields.pop(name))
+            value = fields.pop(name, None)
+            if value is not None and given(fields.get(other, NOTHING)) is None:
+                fields[other] = value
         choice = fields.get("tool_choice")
         for mode, other in quirks.tool_choices.items():
             if choice is not None and bytes(choice) == b'"%b"' % mode.encode():

@@ -13,6 +13,9 @@ from gateway.core.usage import Usage
 from gateway.providers.errors import UNREADABLE
 from gateway.providers.figures import figures
 
+# What a total has above the rest is thoughts only up to here: no model thinks more at once.
+MOST_UNTOLD_TOKENS = 2**17
+
 
 class PromptDetails(msgspec.Struct, gc=False):
     """`usage.prompt_tokens_details`."""
@@ -20,6 +23,7 @@ class PromptDetails(msgspec.Struct, gc=False):
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None  # OpenRouter's, for Anthropic's models
     audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class CompletionDetails(msgspec.Struct, gc=False):
@@ -27,6 +31,7 @@ class CompletionDetails(msgspec.Struct, gc=False):
 
     reasoning_tokens: int | None = None
     audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class WireUsage(msgspec.Struct, gc=False):
@@ -39,7 +44,11 @@ class WireUsage(msgspec.Struct, gc=False):
     total_tokens: int | None = None
     prompt_cache_hit_tokens: int | None = None
     cached_tokens: int | None = None
-    num_search_queries: int | None = None  # Perplexity's
+    # Perplexity's searches, and of its deep research what is beside the prompt and the completion.
+    num_search_queries: int | None = None
+    citation_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    prompt_audio_seconds: Any = None  # Mistral's: a number, null or an object
 
     @property
     def whole(self) -> bool:
@@ -58,18 +67,42 @@ class WireUsage(msgspec.Struct, gc=False):
         elif self.prompt_tokens is None and self.total_tokens is not None:
             prompt = max(0, self.total_tokens - completion)
         cached, written = self.prompt_cache_hit_tokens or self.cached_tokens or 0, 0
-        heard = reasoning = spoken = 0
+        heard = reasoning = spoken = seen = drawn = 0
         if self.prompt_tokens_details is not None:
             cached = self.prompt_tokens_details.cached_tokens or cached
             written = self.prompt_tokens_details.cache_write_tokens or 0
             heard = self.prompt_tokens_details.audio_tokens or 0
+            seen = self.prompt_tokens_details.image_tokens or 0
         if self.completion_tokens_details is not None:
             reasoning = self.completion_tokens_details.reasoning_tokens or 0
             spoken = self.completion_tokens_details.audio_tokens or 0
-            if reasoning and self.total_tokens == prompt + completion + reasoning:
-                completion += reasoning  # xAI reports it beside the completion, and bills both
+            drawn = self.completion_tokens_details.image_tokens or 0
+        if self.citation_tokens is not None:
+            prompt += max(0, self.citation_tokens)
+            reasoning = max(0, self.reasoning_tokens or 0)
+            completion += reasoning
+        elif (
+            self.total_tokens is not None
+            and self.total_tokens > prompt + completion
+            and min(prompt, completion) >= 0  # what is negative is nobody's thoughts
+        ):
+            # xAI reports thoughts beside the completion, Google only in the total; both bill them.
+            beside = self.total_tokens - prompt - completion
+            parts = (cached, written, cached + written, heard, seen)  # some leave them out
+            untold = not reasoning and beside <= MOST_UNTOLD_TOKENS and beside not in parts
+            if self.prompt_audio_seconds or 0 < heard == beside:
+                prompt += beside  # Mistral's sound
+                heard = max(heard, beside)
+            elif untold or beside == reasoning:
+                reasoning = beside
+                completion += beside
         searched = self.num_search_queries or 0
-        return Usage(prompt, cached, written, completion, reasoning, heard, spoken, 0, searched)
+        used = Usage(prompt, cached, written, completion, reasoning, heard, spoken, 0, searched)
+        if seen or drawn:
+            return msgspec.structs.replace(
+                used, image_prompt_tokens=seen, image_completion_tokens=drawn
+            )
+        return used
 
 
 def usage_of(found: Any) -> Usage | None:

@@ -145,9 +145,11 @@ class ResponsesConversation:
             include.append("message.output_text.logprobs")
         if include:
             fields["include"] = include
-        for name in ("top_k", "presence_penalty", "frequency_penalty", "stop", "seed"):
+        for name in ("top_k", "presence_penalty", "frequency_penalty", "stop"):
             if getattr(prompt, name):
                 fit.refuse(name)
+        if prompt.seed is not None:  # a 0, too, says something
+            fit.refuse("seed")
         if prompt.choices > 1:
             fit.refuse("choices")
         for name in prompt.hints:
@@ -192,7 +194,7 @@ def _others(response: Response) -> str:
 
 def _usage(response: Response) -> Usage | None:
     items = response.output or ()
-    return usage_of(response.usage, sum([searched(item.type, item.action) for item in items]))
+    return usage_of(response, sum([searched(item.type, item.action) for item in items]))
 
 
 def _items(message: Message, fit: Fit) -> list[Json]:

@@ -24,10 +24,17 @@ from gateway.providers.figures import figures
 # Items that the hub has a place for.
 HUB_ITEMS = ("message", "reasoning", "function_call")
 FAILURES = ("response.failed", "error")
+NOTHING_DRAWN = Usage()
 # Deltas that are no text.
 _SOUND = ("response.audio.delta", "response.output_audio.delta")
 BETWEEN_PARTS = "\n\n"  # of a summary: each has a heading
 _INCOMPLETE = {"max_output_tokens": LENGTH, "content_filter": FILTERED}
+
+
+class CachedDetails(msgspec.Struct, gc=False):
+    """`usage.input_tokens_details.cached_tokens_details`."""
+
+    image_tokens: int | None = None
 
 
 class InputDetails(msgspec.Struct, gc=False):
@@ -35,16 +42,25 @@ class InputDetails(msgspec.Struct, gc=False):
 
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
+    image_tokens: int | None = None
+    cached_tokens_details: CachedDetails | None = None
+
+    @property
+    def fresh_image_tokens(self) -> int:
+        """Return how much of the pictures no cache gave."""
+        cached = self.cached_tokens_details or CachedDetails()
+        return max(0, (self.image_tokens or 0) - (cached.image_tokens or 0))
 
 
 class OutputDetails(msgspec.Struct, gc=False):
     """`usage.output_tokens_details`."""
 
     reasoning_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class WireUsage(msgspec.Struct, gc=False):
-    """`usage`."""
+    """`usage`, of the Images API too."""
 
     input_tokens: int | None = None
     input_tokens_details: InputDetails | None = None
@@ -66,7 +82,15 @@ class WireUsage(msgspec.Struct, gc=False):
             given.cache_write_tokens or 0,
             self.output_tokens or 0,
             made.reasoning_tokens or 0,
+            image_prompt_tokens=given.fresh_image_tokens if given.image_tokens else 0,
+            image_completion_tokens=made.image_tokens or 0,
         )
+
+
+class ToolUsage(msgspec.Struct, gc=False):
+    """`tool_usage`: what other models have used that OpenAI's tools ask."""
+
+    image_gen: WireUsage | None = None
 
 
 class ContentPart(msgspec.Struct, gc=False):
@@ -107,6 +131,7 @@ class Head(msgspec.Struct, gc=False):
     model: str | None = None
     incomplete_details: Incomplete | None = None
     usage: Any = None
+    tool_usage: Any = None
 
 
 class Response(Head, gc=False):
@@ -152,12 +177,22 @@ def searched(kind: str | None, action: Any) -> bool:
     return not isinstance(action, dict) or action.get("type") in (None, "search")
 
 
-def usage_of(usage: Any, searches: int) -> Usage | None:
+def drawn_by(tool_usage: Any) -> Usage:
+    """Return what the pictures came to that a tool has drawn, beside the response."""
+    told = figures(tool_usage, ToolUsage)
+    if told is None or told.image_gen is None:
+        return NOTHING_DRAWN
+    return told.image_gen.counted()
+
+
+def usage_of(response: Head, searches: int) -> Usage | None:
     """Return a response's usage, None where it is not whole; how often it searched is elsewhere."""
-    told = figures(usage, WireUsage)
+    told = figures(response.usage, WireUsage)
     if told is None or not told.whole:
         return None
     counted = told.counted()
+    if response.tool_usage is not None:
+        counted = counted.plus(drawn_by(response.tool_usage))
     return msgspec.structs.replace(counted, web_searches=searches) if searches else counted
 
 
@@ -291,7 +326,7 @@ class ResponsesDecoder(SseDecoder):
 
     def _ended(self, response: Head, *, completed: bool) -> list[Event]:
         found: list[Event] = []
-        used = usage_of(response.usage, self._searches)
+        used = usage_of(response, self._searches)
         if used is not None:
             found.append(events.Used(used))
         called = bool(self._calls)

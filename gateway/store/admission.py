@@ -8,32 +8,40 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from functools import partial
 from math import inf
 from time import monotonic
 
 import msgspec
 
 from gateway.core.errors import StoreError
-from gateway.policy.limits import RATE, Grant, Limit, overdrawn_in_shadow
-from gateway.store import names, scripts
+from gateway.policy.limits import RATE, Grant, Limit
+from gateway.store import names
+from gateway.store.alone import Alone
+from gateway.store.asking import NO_LEASE, Asking
 from gateway.store.backlog import Backlog
-from gateway.store.client import Client, ran
-from gateway.store.connection import Reply
+from gateway.store.client import Client
+from gateway.store.growth import Growth
 from gateway.store.journal import Journal
-from gateway.store.lease import Applied, Ask, Due, Holding, Settlement, Verdict, batches
+from gateway.store.lease import (
+    MAX_BATCH,
+    Applied,
+    Ask,
+    Due,
+    Holding,
+    Settlement,
+    Verdict,
+    batches,
+)
+from gateway.store.levels import Levels
 from gateway.store.open_leases import OpenLeases
 from gateway.store.orphans import Orphans
-from gateway.store.packing import pack_asks, pack_settlements, unpack_counted, unpack_verdicts
 from gateway.store.part import Part, Parts
-from gateway.store.patience import Patience
+from gateway.store.returning import Returning
 from gateway.store.roster import Roster
-
-NO_LEASE = ""  # asks how the limits stand
+from gateway.store.settling import Settling
 
 _ADMITTED = Verdict()
 
-_pack = msgspec.msgpack.Encoder().encode
 _to_json = msgspec.json.Encoder().encode
 
 logger = logging.getLogger("sluice.store")
@@ -53,13 +61,13 @@ class Admission:
         *,
         degrade: bool = False,
         journal: Journal | None = None,
+        levels: Levels | None = None,
     ) -> None:
         self._client, self._lease_seconds = client, lease_seconds
         self._degrade = degrade
-        self._parts = Parts(clustered=client.clustered)
+        self._parts = Parts(levels, clustered=client.clustered, degrades=degrade)
         self._whole = self._parts.whole
-        self.roster = Roster(client, self._clock_was_set)
-        self._lease_ms = int(lease_seconds * 1000)
+        self.roster = Roster(client, self._clock_was_set, levels)
         self._loop = asyncio.get_running_loop()
         self._asks: dict[str, list[Ask]] = {}
         self._settlements: dict[str, list[Due]] = {}
@@ -68,15 +76,32 @@ class Admission:
         self._holding: Holding | None = None
         self._held = b""
         self._backlog = Backlog(journal)
+        self.returning = Returning(
+            client, self._parts, self._backlog, self.roster, self._resend, degrade=degrade
+        )
+        heard, began = self.returning.heard, self.returning.watch
+        self.alone = Alone(self._parts, self._backlog, self.roster, began, degrade=degrade)
+        self._growth = self.returning.growth = Growth(client, self._parts, heard)
+        self._settling = Settling(client, self._parts, self._backlog, self.now, heard)
         self._leases = OpenLeases(client, lease_seconds, self.unsteady)
         self._open = self._leases.by_id
-        self._unheard: set[str] = set()  # leases that Redis may have given, and has not said so
-        self._on_way: dict[int, tuple[str, list[Due]]] = {}  # settlements without an answer
+        lease_ms = int(lease_seconds * 1000)
+        self._asking = Asking(
+            client,
+            self._parts,
+            self._backlog,
+            self.alone,
+            self.roster,
+            lease_ms,
+            self._open,
+            heard=heard,
+            opened=self._opened,
+            late=self._lose,
+        )
+        self._unheard = self._asking.unheard
         self._tenants: set[str] = set()
         self._scheduled = False
-        self._sent = 0
-        self._patience = Patience()
-        self.orphans = Orphans(client, self._lease_ms, self.now)
+        self.orphans = Orphans(client, lease_ms, self.now)
         client.on_connect = self._reconnected
 
     @property
@@ -122,6 +147,15 @@ class Admission:
         for _, part in self._parts.all():
             part.refuses()
 
+    def tell_levels(self) -> None:
+        """Let this machine's other workers know what Redis has said of limits, and look at them."""
+        self._parts.tell()
+        self.returning.notice()
+
+    def begin_without(self) -> None:
+        """Know that this worker begins while Redis is away."""
+        self._parts.begin_without()
+
     def own_leases(self) -> frozenset[str]:
         """Return the leases that this worker holds, or has yet to tell Redis something of."""
         return frozenset(self._open).union(self._backlog.leases())
@@ -145,8 +179,16 @@ class Admission:
         future = None
         if granted:
             part = self._whole or self._parts.of(tenant)
-            if self._degrade and (part.late or not self._client.reaches(tenant)):
-                return _at_once(self._admit_alone(tenant, lease, holding, granted))
+            if part.late:
+                self.returning.weigh(tenant, part)
+            without = part.late or not self._client.reaches(tenant)
+            if without and self.alone.goes_on(granted) and not self._should_look(part, granted):
+                verdict = self.alone.admit(tenant, lease, holding, granted)
+                if verdict.refused_by is None:
+                    self._open[lease] = (tenant, monotonic())
+                    if part.returning and part.ready_at is not None:  # others wait for that
+                        self._resend(None if part is self._whole else frozenset((tenant,)))
+                return _at_once(verdict)
             future = self._loop.create_future()
         if holding is not self._holding:
             self._holding, self._held = holding, _to_json(holding)
@@ -174,11 +216,12 @@ class Admission:
         """Turn a lease into usage; `applied` learns which settlement of it has counted."""
         lease = settlement.lease
         opened = self._open.pop(lease, None)
+        self._growth.forget(lease)
         self._leases.missing.discard(lease)
         part = self._whole or self._parts.of(settlement.tenant)
         share = part.share
         if part.alone and share.has(lease):
-            share.give_back(lease, {r.key: r.used for r in settlement.returns})
+            share.give_back(lease, {r.key: r.used for r in settlement.returns}, monotonic())
         elif opened is not None and lease not in self._unheard:
             for back in settlement.returns:
                 if back.spec[0] != RATE:
@@ -215,35 +258,32 @@ class Admission:
         """
         if self.does_without(tenant):
             raise StoreError("Redis is away")
-        specs = [(*grant.spec, grant.limit.shadow) for grant in budgets]
-        data = _pack((lease, _to_json(holding).decode(), specs))
-        keys = [*names.leases(tenant), *(grant.key for grant in budgets)]
-        refusing, *short = await ran(self._client, scripts.GROW, keys, data)
-        if refusing < 0:
-            raise StoreError("the lease is gone")
-        if refusing:
-            return Verdict(refused_by=budgets[refusing - 1].limit)
-        for grant in budgets:
-            self._parts.of(tenant).share.came_back(grant.key, -amount, grant.spec[1])
-        return Verdict(overdrawn=tuple([budgets[number - 1].limit for number in short]))
+        return await self._growth.ask(
+            tenant, lease, holding, budgets, amount, impatient=self._degrade
+        )
 
     def grow_alone(
-        self, tenant: str, lease: str, budgets: tuple[Grant, ...], amount: int
+        self, tenant: str, lease: str, holding: Holding, budgets: tuple[Grant, ...], amount: int
     ) -> Limit | None:
-        """Reserve more of this worker's share, while Redis is away; return what refuses."""
-        part = self._parts.of(tenant)
-        part.alone = True
-        return part.share.grow(lease, budgets, amount, self.roster.live, monotonic())
+        """Reserve so much more for a lease without Redis, as far as the share goes.
+
+        Returns what refuses. Redis is told when it is back.
+        """
+        refusing = self.alone.grow(tenant, lease, budgets, amount)
+        if refusing is None:
+            self._growth.note(tenant, lease, holding, budgets)
+        return refusing
 
     def retry_unsettled(self) -> None:
         """Send again what Redis refused while it was reachable, and what it may have forgotten."""
         self._tenants.clear()  # what Redis knew of them may have been deleted
         if self._backlog and (self._client.clustered or self._client.connected):
-            self._resend()
+            self._resend(None, probe=any(part.closed for _, part in self._parts.all()))
 
     async def aclose(self, seconds: float) -> None:
         """Send what is left and wait for Redis's answer, so long at most. Idempotent."""
-        self._patience.close()
+        self._asking.close()
+        self.returning.close()
         self.retry_unsettled()
         with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(seconds):
@@ -276,14 +316,15 @@ class Admission:
                 self._client.post("SADD", names.TENANTS, tenant)
             for part in batches(waiting):
                 try:
-                    self._send_asks(tenant, part)
+                    self._asking.send(tenant, part)
                 except Exception as error:
                     _give_up(tenant, part, error)
+        self._growth.flush()
         settlements, self._settlements = self._settlements, {}
         for tenant, due in settlements.items():
             for batch in batches(due):
                 try:
-                    self._send_settlements(tenant, batch)
+                    self._settling.send(tenant, batch)
                 except Exception as error:
                     _give_up(tenant, [], error)
         self._client.flush()
@@ -294,205 +335,56 @@ class Admission:
             except Exception:  # one client's trouble is its own
                 logger.exception("a reply could not be delivered")
 
-    def _send_asks(self, tenant: str, asks: list[Ask]) -> None:
-        keys, data, limits = pack_asks(tenant, asks, self._lease_ms)
-        number = 0
-        if self._parts.of(tenant).late:
-            self._note(tenant, asks)
-        elif self._degrade:
-            number = self._patience.begin(partial(self._lose_patience, tenant, asks))
+    def _should_look(self, part: Part, granted: tuple[Grant, ...]) -> bool:
+        """Tell whether Redis, which takes nothing, is to say what is left of limits."""
+        return part.closed and self._client.connected and not self._asking.knows(part, granted)
 
-        def done(reply: Reply | Exception) -> None:
-            self._patience.end(number)
-            self._answer(tenant, asks, limits, reply)
+    def _lose(self, part: Part) -> None:
+        """Wait for a part no more until it answers."""
+        self._settling.save(part)
+        self.returning.without(part)
 
-        self._client.run(scripts.ADMIT, keys, (data,), done)
-
-    def _answer(
-        self, tenant: str, asks: list[Ask], limits: list[Limit], reply: Reply | Exception
-    ) -> None:
-        for ask in asks:
-            self._unheard.discard(ask.lease)
-        if not isinstance(reply, bytes):
-            error = reply if isinstance(reply, StoreError) else StoreError(f"Redis: {reply}")
-            self._parts.of(tenant).refuses()
-            for ask in asks:
-                if ask.future is None:
-                    self._postpone(tenant, ask)
-                elif ask.future.done():
-                    if ask.lease != NO_LEASE:  # it may be read after its settlement
-                        self._backlog.doubt(ask.lease)
-                    self._release(tenant, ask)
-                elif self._degrade and ask.lease != NO_LEASE:
-                    self._answer_alone(tenant, ask)
-                else:
-                    if ask.lease != NO_LEASE:
-                        self._backlog.doubt(ask.lease)
-                    ask.future.set_exception(error)
-            return
-        part = self._parts.of(tenant)
-        try:
-            now_us, verdicts = unpack_verdicts(reply)
-        except msgspec.DecodeError as error:
-            self._answer(tenant, asks, limits, StoreError(f"Redis answered nonsense: {error}"))
-            return
-        known, heard_at = part.share.known, monotonic()
-        self.roster.heard(now_us)
-        shadows = any(limit.shadow for limit in limits)
-        for ask, (refusing, wait_us, *levels) in zip(asks, verdicts, strict=True):
-            granted = ask.grants
-            for grant, level in zip(granted, levels, strict=True):
-                known[grant.key] = level, heard_at
-            if ask.future is None:
-                self._opened(tenant, ask)
-                continue
-            if ask.future.done():
-                self._release(tenant, ask)
-                continue
-            if part.alone and not refusing:
-                part.share.took(granted)
-            if refusing:
-                self._open.pop(ask.lease, None)
-                wait = None if wait_us < 0 else wait_us / 1e6
-                ask.future.set_result(Verdict(granted, levels, limits[refusing - 1], wait))
-            elif shadows:
-                overdrawn = overdrawn_in_shadow(granted, levels)
-                ask.future.set_result(Verdict(granted, levels, overdrawn=overdrawn))
-            else:
-                ask.future.set_result(Verdict(granted, levels))
-        if part.alone or part.late:
-            self._heard(tenant, part)
-
-    def _heard(self, tenant: str, part: Part) -> None:
-        """Know that a part answers; once it has what was decided without it, it alone decides."""
-        part.answers()
-        one = None if part is self._whole else tenant
-        if part.takes:
-            self._resend(one)
-        if part.alone and not self._backlog.owes(one):
-            part.is_back(self.roster.live)
-
-    def _postpone(self, tenant: str, ask: Ask) -> None:
-        """Keep a lease that Redis is to have later."""
-        self._parts.of(tenant).untold = True
-        self._backlog.postpone(tenant, ask)
-
-    def _stream(self, tenant: str) -> str:
-        return names.requests(tenant, clustered=self._client.clustered)
-
-    def _admit_alone(
-        self, tenant: str, lease: str, holding: Holding, granted: tuple[Grant, ...]
-    ) -> Verdict:
-        """Decide without Redis, which is to have the lease when it is back."""
-        refused = self._decide_alone(tenant, lease, granted)
-        if refused is not None:
-            return refused
-        self._open[lease] = (tenant, monotonic())
-        self._postpone(tenant, Ask(lease, _to_json(holding), granted, None, forced=True))
-        return Verdict()
-
-    def _decide_alone(self, tenant: str, lease: str, granted: tuple[Grant, ...]) -> Verdict | None:
-        """Return the refusal of this worker's share of the limits, if it refuses."""
-        part = self._parts.of(tenant)
-        part.alone = True
-        found = part.share.take(lease, granted, self.roster.live, monotonic())
-        if found is None:
-            return None
-        limit, wait = found
-        return Verdict((), [], limit, None if wait == inf else wait)
-
-    def _answer_alone(self, tenant: str, ask: Ask) -> None:
-        """Decide over an ask that Redis has not answered, though it may have taken the lease."""
-        assert ask.future is not None
-        refused = self._decide_alone(tenant, ask.lease, ask.grants)
-        if refused is not None:
-            self._open.pop(ask.lease, None)
-            ask.future.set_result(msgspec.structs.replace(refused, unsure=True))
-            return
-        ask.future.set_result(Verdict())
-        self._postpone(tenant, msgspec.structs.replace(ask, future=None, forced=True))
-
-    def _note(self, tenant: str, asks: list[Ask]) -> None:
-        """Keep what Redis is asked without anybody waiting: it may be lost with this worker."""
-        for ask in asks:
-            if ask.future is None:
-                self._backlog.note(tenant, ask)
-
-    def _save(self, part: Part) -> None:
-        """Write down settlements that are on their way: Redis and this worker may both end."""
-        for whose, due in self._on_way.values():
-            if self._parts.of(whose) is part:
-                self._backlog.save(due)
-
-    def _lose_patience(self, tenant: str, asks: list[Ask]) -> None:
-        """Redis is late: decide over what waits, and wait no more until it answers."""
-        part = self._parts.of(tenant)
-        if not part.late:
-            part.late = True
-            self._save(part)
-        self._note(tenant, asks)
-        for ask in asks:
-            if ask.future is None or ask.future.done():
-                continue
-            if ask.lease == NO_LEASE:
-                ask.future.set_exception(StoreError("Redis is late"))
-            else:
-                self._answer_alone(tenant, ask)
-
-    def _release(self, tenant: str, ask: Ask) -> None:
-        """Nobody waits any more for what Redis was asked; its settlement may have waited too."""
-        if not self._backlog.postponed(ask.lease):
-            self._opened(tenant, ask)
-
-    def _opened(self, tenant: str, ask: Ask) -> None:
+    def _opened(self, tenant: str, lease: str) -> None:
         """Redis has a lease that nobody waited for: settle it if that was asked meanwhile."""
-        held = self._backlog.opened(ask.lease)
+        held = self._backlog.opened(lease)
         if held is not None:
             self._settlements.setdefault(tenant, []).append(held)
             self._schedule()
 
-    def _send_settlements(self, tenant: str, due: list[Due]) -> None:
-        keys, data = pack_settlements(tenant, self._stream(tenant), due, self.now())
-        number = self._sent = self._sent + 1
-        self._on_way[number] = tenant, due
-
-        def done(reply: Reply | Exception) -> None:
-            del self._on_way[number]
-            if isinstance(reply, bytes):
-                self._backlog.settled(due)
-                for (_, applied), counted in zip(due, unpack_counted(reply), strict=True):
-                    if applied is not None:
-                        applied(counted)
-                part = self._parts.of(tenant)
-                if part.alone or part.late:
-                    self._heard(tenant, part)
-            else:
-                self._parts.of(tenant).refuses()
-                self._backlog.keep(due)
-
-        self._client.run(scripts.SETTLE, keys, (data,), done)
-
     def _reconnected(self) -> None:
-        """Redis is back, or a part of it: it decides again, and gets what it has missed."""
-        for tenant, part in self._parts.all():
-            if self._serves(tenant):
-                self._heard(tenant, part)
-        self._resend()
+        """Redis is back, or a part of it: it decides again, once it has what it has missed."""
+        self._leases.extend()  # before anybody else may think that nobody does
+        self._resend(None, probe=any(part.closed for _, part in self._parts.all()))
+        self.returning.reconnected(self._serves)
 
-    def _resend(self, tenant: str | None = None) -> None:
-        """Send what can be sent now of what Redis has missed, of all tenants or of one."""
-        asks, due = self._backlog.take(
-            lambda one: (tenant is None or one == tenant) and self._serves(one)
-        )
+    def _resend(self, tenants: frozenset[str] | None = None, probe: bool = False) -> None:
+        """Send what can be sent now of what Redis has missed, of all tenants or of some.
+
+        A probe is some of it, to see whether it is taken.
+        """
+
+        def wanted(whose: str) -> bool:
+            return (tenants is None or whose in tenants) and self._serves(whose)
+
+        asks, due = self._backlog.take(wanted, MAX_BATCH if probe else inf)
+        left = self._backlog.waiting() if probe else frozenset[str]()
         for whose, part in self._parts.all():
-            if part is self._whole or (tenant in (None, whose) and self._serves(whose)):
-                part.untold = False
+            if part is self._whole or wanted(whose):
+                part.untold = bool(left) if part is self._whole else whose in left
+                if probe:
+                    part.refused_at = monotonic()
         for whose, ask in asks:
             self._asks.setdefault(whose, []).append(ask)
+        if not left:
+            self._growth.resend(wanted)
+        for whose, part in self._parts.all() if left else ():
+            part.untold = part.untold or self._growth.owes(None if part is self._whole else whose)
         for settlement, applied in due:
             self._settlements.setdefault(settlement.tenant, []).append((settlement, applied))
         self._tenants.clear()
         self._schedule()
+        if not probe and self._backlog.leave_evicted():
+            self.returning.left_a_file()
 
 
 def _give_up(tenant: str, asks: list[Ask], error: Exception) -> None:

@@ -36,7 +36,9 @@ class Answer(msgspec.Struct, frozen=True, gc=False, array_like=True):
     `body` is the reply as it was written, in its `form`, `reply` the hub's view of it (msgpack, as
     few ask for it) with the `logprobs` of its texts beside it; either may be missing. Money is
     micro-dollars, times are milliseconds: it is fresh for `ttl_ms` and kept for `kept_ms`.
-    `created` is Unix seconds, for dialects that say it.
+    `created` is Unix seconds, for dialects that say it; `asked_us` is when its provider was asked
+    (Unix microseconds, by Redis's clock as the worker knows it): of two answers the one that was
+    asked for later is kept.
     """
 
     form: str
@@ -54,6 +56,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False, array_like=True):
     created: int
     ttl_ms: int
     kept_ms: int
+    asked_us: int = 0
 
     def whole(self) -> Reply | None:
         """Return the reply as it was before it was split for storing."""

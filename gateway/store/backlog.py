@@ -6,21 +6,20 @@ outlives the worker, and what memory cannot hold is not lost.
 
 from collections import Counter, deque
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 
 import msgspec
 
-from gateway.policy.limits import RATE, SLOTS
+from gateway.policy.limits import RATE, SLOTS, Spec
 from gateway.store.journal import Journal, Opened, Settled
 from gateway.store.lease import ELSE, Applied, Ask, Due, Holding, Settlement
 
-# A rate is full again by then, whatever was taken of it.
-REFILL_SECONDS = 60.0
 # Settlements kept in memory while Redis is away: some 50 MB. Beyond it the oldest are on disk only.
 MAX_UNSETTLED = 20_000
 MAX_FORGOTTEN = 100_000  # more than the lines that a spool has in its queue
 
-_LONG_AGO = ("", 0.0)
+_LONG_AGO = ("", -inf)
 
 _to_json = msgspec.json.Encoder().encode
 
@@ -98,6 +97,11 @@ class Backlog:
             settlement = msgspec.structs.replace(settlement, marked=True)
             self._held[lease] = (settlement, applied)
             self._write(settlement)
+
+    def waiting(self) -> set[str]:
+        """Return the tenants that Redis is to be told something of that is not on its way."""
+        found = {tenant for tenant, _ in self._unopened.values()}
+        return found.union([settlement.tenant for settlement, _ in self._unsettled])
 
     def postponed(self, lease: str) -> bool:
         """Tell whether Redis is to be asked for a lease, again perhaps."""
@@ -177,28 +181,46 @@ class Backlog:
                 self._journal.clear()
             self._evicted = False
 
-    def take(self, wanted: Callable[[str], bool]) -> tuple[list[tuple[str, Ask]], list[Due]]:
-        """Take out all that Redis is to be told now of some tenants: the leases first."""
-        asks = []
-        refilled = monotonic() - REFILL_SECONDS
+    def take(
+        self, wanted: Callable[[str], bool], most: float = inf
+    ) -> tuple[list[tuple[str, Ask]], list[Due]]:
+        """Take out what Redis is to be told now of some tenants: the leases first.
+
+        All of it, or so much of either, of each.
+        """
+        asks: list[tuple[str, Ask]] = []
+        taken: Counter[str] = Counter()
+        now = monotonic()
         unopened, self._unopened = self._unopened, {}
         for lease, (tenant, ask) in unopened.items():
-            if not wanted(tenant):
+            if taken[tenant] >= most or not wanted(tenant):
                 self._unopened[lease] = (tenant, ask)
                 continue
+            taken[tenant] += 1
             held = self._held.get(lease)
             if held is not None:  # it has ended: of its limits only rates are to know of it
-                recent = self._owed.get(lease, _LONG_AGO)[1] >= refilled
-                if not recent:
-                    self._held[lease] = (_ended(held[0]), held[1])
-                rates = tuple([g for g in ask.grants if recent and g.spec[0] == RATE])
+                age = now - self._owed.get(lease, _LONG_AGO)[1]
+                self._held[lease] = (_ended(held[0], age), held[1])
+                rates = tuple([g for g in ask.grants if _is_felt(g.spec, age)])
                 ask = msgspec.structs.replace(ask, grants=rates, holding=_bare(ask.holding))
             asks.append((tenant, ask))
         unsettled, self._unsettled = self._unsettled, deque()
         due: list[Due] = []
+        taken.clear()
         for one in unsettled:
-            (due if wanted(one[0].tenant) else self._unsettled).append(one)
+            tenant = one[0].tenant
+            goes = taken[tenant] < most and wanted(tenant)
+            taken[tenant] += goes
+            (due if goes else self._unsettled).append(one)
         return asks, due
+
+    def leave_evicted(self) -> bool:
+        """Let what memory could not hold be read from the disk; tell whether there is any."""
+        if not self._evicted or self._journal is None:
+            return False
+        self._evicted = False
+        self._journal.leave()
+        return True
 
     def give_up(self) -> None:
         """Wait no more for Redis, as this worker ends: what is in the journal others will tell."""
@@ -272,12 +294,18 @@ def _wait_no_more(applied: Applied | None) -> None:
         applied(ELSE)
 
 
-def _ended(settlement: Settlement) -> Settlement:
-    """Let a request that ended while Redis was away count as usage, and in budgets, alone.
+def _is_felt(spec: Spec, age: float) -> bool:
+    """Tell whether what was taken of a rate so many seconds ago may not have been refilled."""
+    sort, capacity, per_minute = spec
+    return sort == RATE and age < 60 * capacity / per_minute
 
-    Its slot is free again, and what it took of a rate has been refilled.
+
+def _ended(settlement: Settlement, age: float = inf) -> Settlement:
+    """Let a request that ended while Redis was away count as usage, in budgets, and little else.
+
+    Its slot is free again, and what it took of a rate has been refilled, unless it is too recent.
     """
-    spent = tuple([one for one in settlement.returns if one.spec[0] != RATE])
+    spent = tuple([r for r in settlement.returns if r.spec[0] != RATE or _is_felt(r.spec, age)])
     return msgspec.structs.replace(settlement, returns=spent)
 
 

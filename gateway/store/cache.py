@@ -34,6 +34,7 @@ THREAD_BYTES = 64 * 1024  # of an answer whose packing would hold up other reque
 MOST_MEMORY = 0.75
 
 NOBODY, MINE, ANOTHERS = 0, 1, 2
+ASKED_BYTES = 16  # of a kept answer: when it was asked for, in digits, which `cache_keep.lua` reads
 
 _FIND, _LEAD = scripts.CACHE_FIND.beginning(keys=2, args=3), scripts.bulk(LEAD_MS)
 
@@ -143,11 +144,22 @@ class RedisTier:
         self._room -= size
         return True
 
-    async def keep(self, where: Place, answer: Answer, token: str, purges: int) -> bool:
+    async def keep(
+        self,
+        where: Place,
+        answer: Answer,
+        token: str,
+        purges: int,
+        told: Callable[[bool], None] = lambda taken: None,
+        *,
+        renews: bool = False,
+    ) -> bool:
         """Keep an answer, if there is room; whoever waits for it finds it.
 
-        `purges` is how often answers had been purged when it was asked for: one that a purge has
-        overtaken is not kept. (In a cluster that is known up to a second late.)
+        One that `renews` takes the place of what is there, also where there is no room for it: then
+        nothing is there. `told` learns whether Redis has taken it so: not where one is there that
+        was asked for later, nor where a purge has overtaken it. `purges` is how often answers had
+        been purged when it was asked for. (In a cluster that is known up to a second late.)
         """
         if not self._client.reaches(where.tenant):
             return False
@@ -156,13 +168,16 @@ class RedisTier:
             sealed = await asyncio.to_thread(self._sealed, answer, where)
         else:
             sealed = self._sealed(answer, where)
-        if len(sealed) > self._most_bytes or not self.take(len(sealed)):
+        fits = len(sealed) <= self._most_bytes and self.take(len(sealed))
+        if not fits:
             self.refused += 1
             self.leave(where, token, in_vain=True)
-            return False
+            if not renews:
+                return False
+            sealed = b""
         keys = [*where.keys, names.answers(where.tenant)]
         args: tuple[bytes, ...] = (
-            sealed,
+            _asked(answer) + sealed,
             b"%d" % answer.kept_ms,
             token.encode(),
             where.entry.encode(),
@@ -170,8 +185,13 @@ class RedisTier:
         if not self._client.clustered:
             keys.append(names.CACHE_VERSION)
             args = (*args, b"%d" % purges)
-        self._client.run(scripts.CACHE_KEEP, keys, args, lambda _: None)
-        return True
+
+        def done(reply: Reply | Exception) -> None:
+            if not isinstance(reply, Exception):
+                told(reply == 1)
+
+        self._client.run(scripts.CACHE_KEEP, keys, args, done)
+        return fits
 
     def extend(self, where: Place, token: str) -> None:
         """Go on getting an answer."""
@@ -213,13 +233,19 @@ class RedisTier:
 
     def _opened(self, where: Place, data: bytes, left_ms: int, lead: int) -> Found:
         try:
-            answer = self._packing.loads(unseal(data, where))
+            answer = self._packing.loads(unseal(data[ASKED_BYTES:], where))
+            if not data.startswith(_asked(answer)):
+                raise ValueError("damaged")
         except Exception:  # of whatever kind: it is waited for
             self.corrupted += 1
             logger.warning("a kept answer is damaged, and deleted")
             self._loop.call_soon_threadsafe(self._client.post, "DEL", where.keys[0])
             return Found(None, 0, lead)
         return Found(answer, max(0, answer.kept_ms - left_ms), lead)
+
+
+def _asked(answer: Answer) -> bytes:
+    return b"%0*d" % (ASKED_BYTES, answer.asked_us)
 
 
 def _room(memory: Any) -> float:

@@ -5,10 +5,13 @@ that workers watch, so none acts on an old record for longer than a second.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import secrets
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,6 +20,7 @@ from gateway.config.schema import KeySettings
 from gateway.core.errors import SluiceError, StoreError
 from gateway.store import names, scripts
 from gateway.store.client import Client, ran
+from gateway.store.connection import Reply
 from gateway.store.lease import batches
 
 SECRET_PREFIX = "sk-sluice-"  # noqa: S105  what all of them begin with
@@ -24,6 +28,7 @@ SECRET_BYTES = 32
 ID_BYTES = 8
 MAX_LISTED = 10_000
 USED_EVERY_SECONDS = 60
+MAX_GRACE_SECONDS = 10 * 366 * 86_400  # that both secrets of a rotation work
 MAX_TRIES = 5
 PAUSE_SECONDS = 0.2  # between them
 
@@ -149,7 +154,8 @@ class VirtualKeys:
             digest, until = sha256(secret), int(time.time()) + grace_seconds
             await self._client.call("HSET", names.KEYS, digest, key_id)
             args = (record.sha256.encode(), digest.encode(), b"%d" % until)
-            if await ran(self._client, scripts.ROTATE, [names.key(key_id)], *args):
+            change = partial(ran, self._client, scripts.ROTATE, [names.key(key_id)], *args)
+            if await _insisted(change):  # without a reply nobody knows whether it is done
                 return await self._rotated(key_id, record, digest, until), secret
             await self._client.call("HDEL", names.KEYS, digest)
         raise StoreError(f"the key {key_id!r} is being changed by others")
@@ -199,14 +205,16 @@ class VirtualKeys:
 
     async def _tell(self) -> None:
         """Let workers know that a key has changed."""
-        for tried in range(1, MAX_TRIES + 1):
-            try:
-                await self._client.call("INCR", names.KEYS_VERSION)
-                return
-            except StoreError:
-                if tried == MAX_TRIES:
-                    raise
-            await asyncio.sleep(PAUSE_SECONDS)
+        await _insisted(partial(self._client.call, "INCR", names.KEYS_VERSION))
+
+
+async def _insisted(ask: Callable[[], Awaitable[Reply]]) -> Reply:
+    """Ask again where Redis does not answer. Raises StoreError."""
+    for _ in range(MAX_TRIES - 1):
+        with contextlib.suppress(StoreError):
+            return await ask()
+        await asyncio.sleep(PAUSE_SECONDS)
+    return await ask()
 
 
 def _age(record: VirtualKey) -> tuple[int, str]:

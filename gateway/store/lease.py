@@ -32,6 +32,7 @@ class Holding(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     holds: tuple[tuple[str, Spec, int], ...] = ()
     labels: tuple[str, ...] = ()
     priced: str = ""
+    stream: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):

@@ -17,7 +17,7 @@ from gateway.store.scripts import Script
 
 SCAN_COUNT = 1000
 FIRST_BACKOFF_SECONDS = 0.05
-LAST_BACKOFF_SECONDS = 2.0
+LAST_BACKOFF_SECONDS = 0.5
 
 
 class Link:

@@ -13,13 +13,14 @@ REQUESTS = "sluice:requests"
 KEYS = "sluice:keys"  # SHA-256 of a virtual key's secret -> key id
 KEYS_VERSION = "sluice:keys:version"  # raised with every change of a virtual key
 WORKERS = "sluice:workers"  # live workers of all machines -> when last seen (Unix seconds)
-TARGETS = "sluice:targets"  # provider/model -> until when it is left alone (Unix ms)
+TARGETS = "sluice:targets"  # provider/model -> until when it is left alone, since when, and where
 LATENCIES = "sluice:targets:latency"  # provider/model -> microseconds, and when (Unix ms)
 GATEWAY_LIMIT = "sluice:limit:gateway"  # the limits of everybody together
 TARGETS_TENANT = "~targets"  # holds the limits of targets; no tenant can be called so
 SHADOW_TENANT = "~shadow"  # has what copies of requests cost
 SHARED_TENANT = "~shared"  # has the answers that all tenants share
 CACHE_VERSION = "sluice:cache:version"  # raised with every purge
+CACHE_RENEWED = "sluice:cache:renewed"  # names of answers that were got anew before their time
 VECTORS = "sluice:vectors:"  # search indexes of questions, by the length of their vectors
 REQUESTS_KEPT = 10_000
 

@@ -4,7 +4,7 @@ import contextlib
 import logging
 
 from gateway.core.errors import StoreError
-from gateway.spool import Left
+from gateway.spool import Left, is_left
 from gateway.store.journal import Entry, Journal, Opened, Settled, entries
 from gateway.store.lease import Ask, Settlement
 from gateway.store.orphans import Orphans
@@ -24,10 +24,16 @@ class Replay:
         self._owed: dict[str, set[str]] = {}  # file -> the tenants of it that have yet to be told
         self._unlisted: set[str] = set()  # tenants whose leases everybody is to look after
         self._away: dict[str, Exception] = {}  # tenants that could not be told in this turn
+        self._others = False  # have files of such workers
 
-    async def turn(self) -> None:
-        """Tell what can be told now; in the end raise what went wrong, StoreError or another."""
+    async def turn(self) -> bool:
+        """Tell what can be told now; in the end raise what went wrong, StoreError or another.
+
+        Returns whether all is told, by whomever, that workers had to say who are gone, or are about
+        to go, as this one has their place.
+        """
         self._away.clear()
+        self._others = False
         troubles: list[Exception] = []
         for tenant in tuple(self._unlisted):
             await self._enlist(tenant)
@@ -40,13 +46,15 @@ class Replay:
                 troubles.append(error)
         for trouble in (*troubles, *self._away.values()):
             raise trouble
+        return not (self._others or any(self._owed.values()))
 
     async def _tell_file(self, name: str) -> None:
         owed = self._owed.get(name)
         if owed and not any(map(self._orphans.reaches, owed)):
             return
         file = await self._journal.take(name)
-        if file is None:  # another worker has it
+        if file is None:  # another worker has it: who writes it, or who tells it
+            self._others = self._others or is_left(name) or self._journal.has_name_of(name)
             return
         with contextlib.closing(file):
             if owed is None or owed:

@@ -5,10 +5,10 @@ one set of tools, one conversation before it. Imported where the semantic cache 
 """
 
 import asyncio
+import heapq
 import logging
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -22,8 +22,6 @@ from gateway.store import names, scripts
 from gateway.store.answers import NONCE_BYTES, Place
 from gateway.store.client import Client
 
-MAX_SCOPES = 1000
-FIRST_ROWS = 16
 FIND_SECONDS = 0.5
 # What Redis takes for a question: its vector in the hash and in the index, and what joins them.
 COPIES, ROW_BYTES = 2, 1024
@@ -63,42 +61,54 @@ class Index(Protocol):
 
 
 class _Scope:
-    """The questions of one scope: a row each; a new one takes the place of the oldest.
+    """The questions of one scope, a row each.
 
-    Rows are added by the event loop while threads compare. A comparison finds which row is nearest;
-    that row's own vector then says how alike it is, with the lock held, so that no place is told
-    for the vector that another had before.
+    Rows are changed by the event loop while threads compare. A comparison finds which row is
+    nearest; that row's own vector then says how alike it is, with the lock held, so that no place
+    is told for the vector that another had before.
     """
 
-    def __init__(self, most: int, size: int) -> None:
-        self._most = most
-        self._rows = np.zeros((min(FIRST_ROWS, most), size), dtype=np.float32)
-        self._until = np.zeros(len(self._rows))
+    def __init__(self, size: int) -> None:
+        self._rows = np.zeros((1, size), dtype=np.float32)
+        self._until = np.zeros(1)
         self._places: list[Place] = []
-        self._next = 0
+        self._numbers: dict[str, int] = {}  # which row a place's name has
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        return len(self._places)
+
     def add(self, vector: Any, place: Place, until: float) -> None:
+        """Put a question in its row, or in a new one."""
         with self._lock:
-            row = self._free_row(vector.size)
+            row = self._numbers.get(place.name)
+            if row is None:
+                row = self._numbers[place.name] = len(self._places)
+                self._places.append(NOWHERE)
+                if row == len(self._rows):
+                    self._resize(row, 2 * row)
             self._rows[row], self._until[row], self._places[row] = vector, until, place
 
-    def _free_row(self, size: int) -> int:
-        count = len(self._places)
-        if count == self._most:
-            row, self._next = self._next, (self._next + 1) % self._most
-            return row
-        if count == len(self._rows):
-            more = min(count, self._most - count)
-            self._rows = np.vstack((self._rows, np.zeros((more, size), dtype=np.float32)))
-            self._until = np.concatenate((self._until, np.zeros(more)))
-        self._places.append(NOWHERE)
-        return count
-
-    def drop(self, place: Place) -> None:
+    def drop(self, name: str) -> None:
+        """Free a row; the last one takes its place."""
         with self._lock:
-            gone = [row for row, one in enumerate(self._places) if one.name == place.name]
-            self._until[gone] = 0
+            row = self._numbers.pop(name)
+            last = self._places.pop()
+            count = len(self._places)
+            if row < count:
+                self._rows[row], self._until[row] = self._rows[count], self._until[count]
+                self._places[row], self._numbers[last.name] = last, row
+            self._until[count] = 0
+            if 0 < count * 4 <= len(self._rows):
+                self._resize(count, 2 * count)
+
+    def _resize(self, count: int, rows: int) -> None:
+        """Have room for so many rows; whoever compares at the moment has the old ones."""
+        for name in ("_rows", "_until"):
+            old = getattr(self, name)
+            new = np.zeros((rows, *old.shape[1:]), dtype=old.dtype)
+            new[:count] = old[:count]
+            setattr(self, name, new)
 
     def nearest(self, vector: Any, now: float) -> Near | None:
         """Return the nearest question that is kept by now, if there is any."""
@@ -109,44 +119,72 @@ class _Scope:
             return None
         best = int(np.argmax(np.where(until > now, rows @ vector, -1.0)))
         with self._lock:
-            likeness = float(self._rows[best] @ vector) if self._until[best] > now else 0.0
+            if best >= len(self._places) or self._until[best] <= now:
+                return None
+            likeness = float(self._rows[best] @ vector)
             return Near(self._places[best], likeness) if likeness > 0 else None
 
 
 class MemoryIndex:
-    """A worker's own index: so many questions a scope, the newest scopes."""
+    """A worker's own index: so many questions in all. Where there are more the oldest goes."""
 
     def __init__(self, entries: int, clock: Callable[[], float]) -> None:
         self._entries, self._clock = entries, clock
-        self._scopes: OrderedDict[bytes, _Scope] = OrderedDict()
+        self._scopes: dict[bytes, _Scope] = {}
+        # Until when each is kept, by scope and name, the oldest first; and by when they are over,
+        # where some may be kept no more, or for longer.
+        self._kept: dict[tuple[bytes, str], float] = {}
+        self._endings: list[tuple[float, bytes, str]] = []
 
     async def add(self, scope: bytes, vector: Any, place: Place, seconds: float) -> None:
         """Remember a question for so long."""
+        now = self._clock()
+        self._free(now)
+        question, until = (scope, place.name), now + seconds
+        known = self._kept.pop(question, None) is not None
+        if not known and len(self._kept) >= self._entries:
+            self._remove(next(iter(self._kept)))
+        self._kept[question] = until
+        heapq.heappush(self._endings, (until, *question))
+        if len(self._endings) > 2 * self._entries:
+            self._endings = [(end, *which) for which, end in self._kept.items()]
+            heapq.heapify(self._endings)
         found = self._scopes.get(scope)
         if found is None:
-            if len(self._scopes) >= MAX_SCOPES:
-                self._scopes.popitem(last=False)
-            found = self._scopes[scope] = _Scope(self._entries, vector.size)
-        self._scopes.move_to_end(scope)
-        found.add(vector, place, self._clock() + seconds)
+            found = self._scopes[scope] = _Scope(vector.size)
+        found.add(vector, place, until)
 
     async def nearest(self, scope: bytes, vector: Any) -> Near | None:
         """Return the nearest one, off the event loop."""
+        now = self._clock()
+        self._free(now)
         found = self._scopes.get(scope)
-        if found is None:
-            return None
-        self._scopes.move_to_end(scope)
-        return await asyncio.to_thread(found.nearest, vector, self._clock())
+        return await asyncio.to_thread(found.nearest, vector, now) if found is not None else None
 
     def drop(self, scope: bytes, vector: Any, place: Place) -> None:
         """Forget a question whose answer is gone."""
-        found = self._scopes.get(scope)
-        if found is not None:
-            found.drop(place)
+        if (scope, place.name) in self._kept:
+            self._remove((scope, place.name))
 
     def empty(self) -> None:
         """Forget everything."""
-        self._scopes.clear()
+        for kept in (self._scopes, self._kept, self._endings):
+            kept.clear()
+
+    def _free(self, now: float) -> None:
+        """Forget what is over."""
+        while self._endings and self._endings[0][0] <= now:
+            until, scope, name = heapq.heappop(self._endings)
+            if self._kept.get((scope, name)) == until:
+                self._remove((scope, name))
+
+    def _remove(self, question: tuple[bytes, str]) -> None:
+        scope, name = question
+        del self._kept[question]
+        found = self._scopes[scope]
+        found.drop(name)
+        if not found:
+            del self._scopes[scope]
 
 
 class RedisIndex:

@@ -343,7 +343,7 @@ class Connection(asyncio.Protocol):
             self._paused = True
             self._transport.pause_reading()
             self._be_wary(True)
-            self._phase = Failure.TOTAL_TIMEOUT
+            self._phase = Failure.STALLED
             self._timer.set(self._until)
 
     def _be_wary(self, wary: bool) -> None:
@@ -442,6 +442,8 @@ class Connection(asyncio.Protocol):
         self._fail(self._timed_out())
 
     def _timed_out(self) -> UpstreamError:
+        if self._phase is Failure.STALLED:
+            return UpstreamError(self._phase, "the stream was not taken in time")
         if monotonic() >= self._until:
             return UpstreamError(Failure.TOTAL_TIMEOUT, "the request's total deadline passed")
         if self._phase is Failure.FIRST_BYTE_TIMEOUT:

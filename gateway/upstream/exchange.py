@@ -33,6 +33,22 @@ class Flow(Protocol):
         ...
 
 
+class Sender(Protocol):
+    """Whose request it is."""
+
+    def queued(self, seconds: float) -> None:
+        """Know for how long it has waited for a place in a full pool, in vain or not."""
+        ...
+
+    def sent(self, waited: float) -> None:
+        """Know that the request leaves; `waited` (seconds) for a connection."""
+        ...
+
+    def unsent(self) -> None:
+        """Know that nobody has it: its connection had ended, and another is to be made."""
+        ...
+
+
 class Sink(Protocol):
     """Takes a streamed body. Its calls may raise UpstreamError, which ends the exchange.
 
@@ -62,7 +78,6 @@ class Reply(msgspec.Struct, gc=False):
     body: bytes
     streamed: bool
     first_byte_at: float
-    connect_seconds: float = 0.0
 
 
 class Stale(Exception):

@@ -10,7 +10,9 @@ from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Deadlines, Origin
 from gateway.upstream.connection import Connection
 from gateway.upstream.dial import Dialer
-from gateway.upstream.exchange import Reply, Sink, Stale
+from gateway.upstream.exchange import Reply, Sender, Sink, Stale
+
+TOO_LATE = "the request's total deadline passed"
 
 # Requests that may wait for a connection of a full pool; the next one is told at once.
 MAX_WAITING = 1000
@@ -40,7 +42,12 @@ class Pool:
         return len(self._all) + self._opening
 
     async def send(
-        self, data: bytes, sink: Sink | None, deadlines: Deadlines, until: float
+        self,
+        data: bytes,
+        sink: Sink | None,
+        deadlines: Deadlines,
+        until: float,
+        sender: Sender | None = None,
     ) -> Reply:
         """Send a request and return its reply. Raises UpstreamError.
 
@@ -50,12 +57,14 @@ class Pool:
         connection, waited = self._take(), 0.0
         if connection is None:
             began = monotonic()
-            connection = await self._acquire(deadlines, until)
+            connection = await self._acquire(deadlines, until, sender)
             waited = monotonic() - began
+        if sender is not None:
+            sender.sent(waited)
         started = monotonic()
         exchange = connection.exchange(data, sink, deadlines, until)
         try:
-            reply = await exchange
+            return await exchange
         except Stale:
             if monotonic() - started > STALE_SECONDS:
                 self._vacate()
@@ -66,22 +75,21 @@ class Pool:
             if connection.stale:
                 self._vacate()
             raise
-        else:
-            reply.connect_seconds = waited
-            return reply
         finally:
             del exchange  # it keeps its error, whose traceback keeps this frame
+        if sender is not None:
+            sender.unsent()
         connection = await self._open(deadlines, until)
+        if sender is not None:
+            sender.sent(waited + monotonic() - started)
         exchange = connection.exchange(data, sink, deadlines, until)
         try:
-            reply = await exchange
+            return await exchange
         except asyncio.CancelledError:
             connection.abandon(exchange)
             raise
         finally:
             del exchange
-        reply.connect_seconds = monotonic() - started
-        return reply
 
     def close(self) -> None:
         """Close every connection; exchanges under way fail. Idempotent."""
@@ -97,18 +105,27 @@ class Pool:
                 return connection
         return None
 
-    async def _acquire(self, deadlines: Deadlines, until: float) -> Connection:
+    async def _acquire(
+        self, deadlines: Deadlines, until: float, sender: Sender | None
+    ) -> Connection:
         if self.size < self._origin.max_connections:
             self._opening += 1
             return await self._open(deadlines, until)
         if len(self._waiting) >= MAX_WAITING:
             raise UpstreamError(Failure.BUSY, "too many requests wait for a connection")
+        began = self._loop.time()
+        patience = began + deadlines.first_byte
         try:
-            async with asyncio.timeout(min(deadlines.first_byte, until - self._loop.time())):
+            async with asyncio.timeout_at(min(patience, until)):
                 connection = await self._wait()
         except TimeoutError:
+            if until <= patience:
+                raise UpstreamError(Failure.TOTAL_TIMEOUT, TOO_LATE) from None
             message = "no connection became free in time"
             raise UpstreamError(Failure.BUSY, message) from None
+        finally:
+            if sender is not None:
+                sender.queued(self._loop.time() - began)
         return connection or await self._open(deadlines, until)
 
     async def _wait(self) -> Connection | None:
@@ -140,11 +157,16 @@ class Pool:
 
     async def _open(self, deadlines: Deadlines, until: float) -> Connection:
         """Open a connection in the place that the caller has."""
+        left = until - self._loop.time()
         try:
-            seconds = min(deadlines.connect, until - self._loop.time())
-            if seconds <= 0:
-                raise UpstreamError(Failure.TOTAL_TIMEOUT, "the request's total deadline passed")
-            connection = await self._dialer.dial(self._make, seconds)
+            if left <= 0:
+                raise UpstreamError(Failure.TOTAL_TIMEOUT, TOO_LATE)
+            connection = await self._dialer.dial(self._make, min(deadlines.connect, left))
+        except UpstreamError as error:
+            self._vacate()
+            if error.failure is Failure.CONNECT_TIMEOUT and left < deadlines.connect:
+                raise UpstreamError(Failure.TOTAL_TIMEOUT, TOO_LATE) from None
+            raise
         except BaseException:
             self._vacate()
             raise
@@ -190,13 +212,19 @@ class Transport:
         self._pools: dict[Origin, Pool] = {}
 
     def send(
-        self, origin: Origin, data: bytes, sink: Sink | None, deadlines: Deadlines, until: float
+        self,
+        origin: Origin,
+        data: bytes,
+        sink: Sink | None,
+        deadlines: Deadlines,
+        until: float,
+        sender: Sender | None = None,
     ) -> Coroutine[Any, Any, Reply]:
-        """Send a request to an origin and return its reply. Raises UpstreamError."""
+        """Send a request to an origin and return its reply; see `Pool`. Raises UpstreamError."""
         pool = self._pools.get(origin)
         if pool is None:
             pool = self._pools[origin] = Pool(origin)
-        return pool.send(data, sink, deadlines, until)
+        return pool.send(data, sink, deadlines, until, sender)
 
     @property
     def connections(self) -> int:

@@ -115,7 +115,7 @@ SILENCE = (
     ),
     Fault(
         "endless-for-the-provider",
-        {"unary": late("total_timeout"), "stream": late_in("total_timeout")},
+        {"unary": late("attempt_timeout"), "stream": late_in("attempt_timeout")},
         (raw(LONG_HEAD.replace(b"1000", b"100000")), over_and_over(b" "), close),
         (*SHOWN, over_and_over(b": more\n\n", chunked=True), events(end), raw(LAST_CHUNK)),
         timeouts={"total": 2},

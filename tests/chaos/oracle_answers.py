@@ -21,6 +21,8 @@ class Figures:
     def told_by(self, dialect: str) -> "Figures":
         """These figures without those that a dialect has no field for."""
         prompt, completion, cached, written, reasoning = astuple(self)
+        if dialect == "embeddings":
+            return Figures(prompt, 0)
         if dialect in ("messages", "converse"):
             return Figures(prompt, completion, cached, written)
         return Figures(prompt, completion, cached, 0, reasoning)
@@ -87,6 +89,39 @@ def _chat_stream(words: list[str], told: Figures | None) -> Iterator[Piece]:
         last = _event({**base, "choices": [], "usage": _chat_usage(told)})
         yield Piece(last, figures=True)
     yield Piece(b"data: [DONE]\n\n")
+
+
+# -- completions, embeddings -----------------------------------------------------------------
+
+
+def _completions(text: str, told: Figures | None) -> dict[str, Any]:
+    reply = {"id": "t1", "object": "text_completion", "created": 1, "model": "u"}
+    choice = {"index": 0, "text": text, "finish_reason": "stop", "logprobs": None}
+    return {**reply, "choices": [choice], **_if(told, "usage", _chat_usage)}
+
+
+def _completions_stream(words: list[str], told: Figures | None) -> Iterator[Piece]:
+    base = {"id": "t1", "object": "text_completion", "created": 1, "model": "u"}
+    for word in words:
+        choice = {"index": 0, "text": word, "finish_reason": None, "logprobs": None}
+        yield Piece(_event({**base, "choices": [choice]}), word=True)
+    ended = {"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}
+    yield Piece(_event({**base, "choices": [ended]}))
+    if told:
+        last = _event({**base, "choices": [], "usage": _chat_usage(told)})
+        yield Piece(last, figures=True)
+    yield Piece(b"data: [DONE]\n\n")
+
+
+def _embeddings(text: str, told: Figures | None) -> dict[str, Any]:
+    data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
+    usage = {"prompt_tokens": told.prompt, "total_tokens": told.prompt} if told else None
+    reply = {"object": "list", "model": "u", "data": data}
+    return {**reply, **({"usage": usage} if usage else {})}
+
+
+def _no_stream(words: list[str], told: Figures | None) -> Iterator[Piece]:
+    raise NotImplementedError
 
 
 # -- messages ------------------------------------------------------------------------------
@@ -242,6 +277,8 @@ def _if(
 SSE = "text/event-stream"
 DIALECTS = {
     "chat": Dialect("/chat/completions", SSE, _chat, _chat_stream),
+    "completions": Dialect("/completions", SSE, _completions, _completions_stream),
+    "embeddings": Dialect("/embeddings", SSE, _embeddings, _no_stream),
     "messages": Dialect("/messages", SSE, _messages, _messages_stream),
     "responses": Dialect("/responses", SSE, _responses, _responses_stream),
     "gemini": Dialect("enerateContent", SSE, _gemini, _gemini_stream),

@@ -7,13 +7,18 @@ from collections import defaultdict
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import accumulate
+from math import inf
 
 from gateway.policy.tokens import count_tokens
 from tests.chaos.oracle_answers import Figures
 from tests.chaos.oracle_books import Books, Record
+from tests.chaos.oracle_limits import refuses
 from tests.chaos.oracle_traffic import DEFAULT, LEFT, PRICES, SHARED, Asked, Traffic, cost_of
 from tests.chaos.oracle_upstream import NAME, Attempt, words_in
 
+KNOWN_SECONDS = 1.5  # until every worker knows of a change
+LATE_SECONDS = 0.3  # until what is sent is read
+SHARED_BY = {"openai": PRICES["openai", "gpt"], "anthropic": PRICES["anthropic", "claude"]}
 EARLY_SECONDS = 0.05  # who leaves before may not have been heard at all
 
 
@@ -49,13 +54,22 @@ class Checks:
             yield "it hangs"
         if one.failure not in ("", LEFT) and not self._disturbed and one.model != "passed on":
             yield "it broke off"
+        yield from self._key_has_ended(one)
         record = self._books.record_of(one)
-        if record is None:
+        if record is None and not self._books.knows_as_nobodys(one):
             early = isinstance(one.leaves, float) and one.leaves < EARLY_SECONDS
             if one.sent and not early and not self._books.killed:
                 yield "no record"
+        if record is None:
             return
         yield from (f"{what}, {record}" for what in self._of_record(one, record))
+
+    def _key_has_ended(self, one: Asked) -> Iterator[str]:
+        began, ended = self._traffic.ended.get(one.key, (inf, inf))
+        if one.status == 401 and one.sent_at < began - LATE_SECONDS:
+            yield "its key was refused"
+        if one.status not in (0, 401) and one.sent_at > ended + KNOWN_SECONDS:
+            yield "its key was gone"
 
     def _of_record(self, one: Asked, record: Record) -> Iterator[str]:
         if (said := one.headers.get("x-request-id", record["id"])) != record["id"]:
@@ -76,6 +90,7 @@ class Checks:
             least = record["attempts"] if record["outcome"] != "disconnected" else 0
             if not least <= len(attempts) <= record["attempts"] + again:
                 yield f"{record['attempts']} attempts, the providers had {len(attempts)}"
+        yield from self._tried(record)
         match record["outcome"]:
             case "ok" if not record["error"]:  # else an error that was passed on as it came
                 yield from self._answered(one, record, attempts)
@@ -89,8 +104,20 @@ class Checks:
             yield "refused, and sent on all the same"
         if record["status"] != 429:
             yield "refused for no limit"
-        if not self._traffic.tenants[one.tenant]:
+        if not any(map(refuses, self._traffic.limits.of(one.tenant, one.key))):
             yield "refused though nothing limits it"
+
+    def _tried(self, record: Record) -> Iterator[str]:
+        """Each attempt is in the record, and the one that served the client says so."""
+        tries = record["tries"]
+        if len(tries) != record["attempts"] and record["outcome"] != "aborted":
+            yield f"{record['attempts']} attempts, tries of {len(tries)}"
+        served = [one for one in tries if not one["failure"]]
+        if record["outcome"] != "ok" or record["error"] or record["continued"]:
+            return
+        places = [(one["provider"], one["model"]) for one in served]
+        if places != [(record["provider"], record["served_model"])]:
+            yield f"served by {places}"
 
     def _answered(self, one: Asked, record: Record, attempts: list[Attempt]) -> Iterator[str]:
         whole = [attempt for attempt in attempts if attempt.whole]
@@ -157,12 +184,18 @@ class Checks:
                 continue
             for attempt in self._traffic.providers.attempts.get(one.name, []):
                 if attempt.whole:
-                    changes[one.tenant] += [(attempt.began, 1), (attempt.ended, -1)]
-        for tenant, several in changes.items():
-            most = self._traffic.tenants[tenant].get("concurrency")
-            peak = max(accumulate(change for _, change in sorted(several)))
-            if most is not None and peak > most:
-                yield f"{peak} requests of {tenant} at once, it may have {most}"
+                    for scope in ("everybody", one.tenant, one.key):
+                        changes[scope] += [(attempt.began, 1), (attempt.ended, -1)]
+        limits = self._traffic.limits
+        for scope, found in {
+            **limits.tenants,
+            **limits.keys,
+            "everybody": limits.everybody,
+        }.items():
+            peak = max(accumulate(change for _, change in sorted(changes[scope])), default=0)
+            most = found.get("concurrency", peak)
+            if peak > most * limits.changed and "concurrency" not in found.get("shadow", ()):
+                yield f"{peak} requests of {scope} at once, it may have {most}"
 
     def _bills(self) -> Iterator[str]:
         """A shared answer is paid for once, or by each, as it is configured."""
@@ -178,7 +211,7 @@ class Checks:
                 continue
             if any(record["outcome"] not in ("ok", "refused") for record in records):
                 continue
-            costs = [cost_of(PRICES["openai", "gpt"], _usage(a.told)) for a in attempts if a.told]
+            costs = [cost_of(SHARED_BY[a.provider], _usage(a.told)) for a in attempts if a.told]
             paid = [record["cost_microusd"] for record in records]
             if self._traffic.bill != "each":
                 if sum(paid) != sum(costs):

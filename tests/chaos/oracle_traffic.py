@@ -7,14 +7,19 @@ not be exceeded by a micro-dollar.
 import asyncio
 import json
 import random
+import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 from tests.chaos.oracle_answers import Figures
-from tests.chaos.oracle_upstream import Providers, Step
+from tests.chaos.oracle_limits import Limits, some, with_models
+from tests.chaos.oracle_upstream import COPIES, Providers, Step
+from tests.support.admin import ADMIN_KEY, admin, make
 from tests.support.config import digest
+from tests.support.gateway import Gateway
 from tests.support.load import Ask, Client
 
 LEASE_SECONDS = 3
@@ -31,10 +36,21 @@ PRICES = {
     ("anthropic", "claude"): ("3", "0.3", "3.75", "15", "0"),
     ("google", "gemini"): ("0.33", "0.07", "0.33", "1.77", "0"),
     ("aws", "nova"): ("2.2", "0.2", "2.9", "9.1", "0"),
+    ("openai", "e5"): ("0.13", "0.13", "0.13", "0", "0"),
     ("own", "o9"): ("5.5", "1.25", "5.5", "21", "0.00001"),
 }
 DEFAULT = ("2.5", "0.5", "3.5", "7.5", "0.00002")  # of what has no price: passed on as it is
 UNLIMITED = "free"
+MODELS = (
+    *("chat", "claude", "gemini", "nova", "own", "continued", "hedged"),
+    *("legacy", "embed"),
+)
+# What is done to a virtual key while there is traffic: where, and with what.
+CHANGES = {
+    "revoke": ("revoke", None),
+    "rotate": ("rotate", {"grace_seconds": 0}),
+    "rotate with grace": ("rotate", {"grace_seconds": 60}),
+}
 
 
 @dataclass
@@ -48,6 +64,7 @@ class Asked:
     model: str
     ask: Ask
     starts: float  # after the traffic's beginning
+    place: float  # which of several gateways is asked, of 1
     leaves: float | int | None = None  # after so many seconds, or words of a stream
     follows: bool = False  # another request asks the same
     status: int = 0
@@ -55,6 +72,7 @@ class Asked:
     body: bytes = b""
     failure: str = ""
     sent: bool = False
+    sent_at: float = 0.0
 
     @property
     def stream(self) -> bool:
@@ -78,52 +96,64 @@ def cost_of(price: tuple[str, ...], usage: dict[str, int]) -> int:
 class Traffic:
     """What a seed makes."""
 
-    def __init__(self, seed: int, count: int, seconds: float) -> None:
+    def __init__(self, seed: int, count: int, seconds: float, *, clustered: bool = False) -> None:
         self.seed, self.dice = seed, random.Random(seed)
         self.count, self.seconds = count, seconds
         self.providers = Providers()
         self.bill = self.dice.choice(["leader", "split", "each"])
-        self.tenants: dict[str, dict[str, Any]] = {UNLIMITED: {}, "t1": self._limits()}
-        self.tenants["t2"] = {**self._limits(), "per_model": {"c*": self._limits()}}
+        self.tenants = [UNLIMITED, "t1", "t2"]
         self.keys = {f"{name}-{n}": name for name in self.tenants for n in range(2)}
+        self.configured = frozenset(self.keys)
+        self._copies_usd = self.dice.choice(["0.001", "1"])
+        self.limits = self._limits(clustered)
+        self._secrets: dict[str, str] = {}  # of virtual keys
+        self._to_change: dict[str, str] = {}  # what is to be done to a virtual key -> its id
+        self.ended: dict[str, tuple[float, float]] = {}  # since when its secret opens nothing
         self._shared: list[Asked] = []
         self.asked: list[Asked] = []
         self.took = 0.0
+        self.kills: list[float] = []  # when a worker or a gateway was killed, Unix seconds
 
     # -- the configuration -------------------------------------------------------------------
 
-    def _limits(self) -> dict[str, Any]:
-        dice, found = self.dice, dict[str, Any]()
-        if dice.random() < 0.3:
-            found |= {"rpm": dice.choice([60, 300]), "burst": dice.choice([20, 60])}
-        if dice.random() < 0.3:
-            found["tpm"] = dice.choice([20_000, 200_000])
-        if dice.random() < 0.4:
-            found["concurrency"] = dice.choice([2, 4, 8])
-        if dice.random() < 0.6:
-            usd = dice.choice(["0.02", "0.2", "5"])
-            periods = dice.sample(["day", "month", "total", "90m"], dice.choice([1, 2]))
-            found["budget"] = [{"usd": usd, "per": per} for per in periods]
-        return found
+    def _limits(self, clustered: bool) -> Limits:
+        """What limits everybody, each tenant but one, and some of the keys."""
+        dice = self.dice
+        everybody = some(dice) if dice.random() < 0.2 and not clustered else {}
+        tenants = {name: with_models(dice) for name in self.tenants if name != UNLIMITED}
+        keys = {
+            name: with_models(dice, 0.5) for name, tenant in self.keys.items() if tenant in tenants
+        }
+        return Limits(everybody, tenants, keys)
 
-    def config(self, url: str, directory: str) -> str:
-        """The configuration, for providers at a URL."""
+    def config(self, url: str, directory: str, store: str | None = None) -> str:
+        """The configuration, for providers at a URL; without a store's a gateway has its own."""
         base = url.removesuffix("/v1")
+        several = {"openai"} if self.dice.random() < 0.3 else set()
         drains = {"on_disconnect": "drain"} if self.dice.random() < 0.3 else {}
 
         def provider(kind: str, name: str, path: str = "/v1", **more: Any) -> dict[str, Any]:
-            place = {"kind": kind, "base_url": f"{base}/{name}{path}", "api_key": f"sk-of-{name}"}
+            place: dict[str, Any] = {"kind": kind, "base_url": f"{base}/{name}{path}"}
+            if name in several:
+                place["api_keys"] = [f"sk-{number}-of-{name}" for number in range(3)]
+            else:
+                place["api_key"] = f"sk-of-{name}"
             return {**place, **more, **drains}
 
         keys = [
-            {"name": name, "tenant": tenant, "sha256": digest(f"sk-{name}")}
+            {
+                "name": name,
+                "tenant": tenant,
+                "sha256": digest(f"sk-{name}"),
+                **self.limits.keys.get(name, {}),
+            }
             for name, tenant in self.keys.items()
         ]
         return json.dumps(
             {
-                "auth": {"keys": keys},
-                "tenants": self.tenants,
-                "limits": {"lease": LEASE_SECONDS},
+                "auth": {"keys": keys, "admin_key": ADMIN_KEY},
+                "tenants": self.limits.tenants,
+                "limits": {"lease": LEASE_SECONDS, "global": self.limits.everybody},
                 "pricing": {"default": _price(DEFAULT)},
                 "providers": {
                     "openai": provider("openai", "openai"),
@@ -132,18 +162,25 @@ class Traffic:
                     "google": provider("gemini", "google", "/v1beta"),
                     "aws": provider("bedrock", "aws", "", region="us-east-1"),
                     "own": provider("openai", "own", api="responses"),
+                    COPIES: provider("openai-compatible", COPIES),
                 },
                 "models": self._models(),
                 "unsupported": "drop",
                 "retries": {"attempts": self.dice.choice([0, 1]), "backoff": 0.02},
                 "breaker": {"failures": 1000, "minimum": 10_000, "longest": 0.01},
                 "ledger": {"directory": directory},
+                "redis": {"url": store},
                 "server": {"drain": {"lame_duck": 0, "grace": 20}},
             }
         )
 
     def _models(self) -> dict[str, Any]:
+        dice = self.dice
         places = {name: (model, _price(price)) for (name, model), price in PRICES.items()}
+        places["openai"] = "gpt", _price(PRICES["openai", "gpt"])
+        embeds = {"provider": "openai", "model": "e5", "price": _price(PRICES["openai", "e5"])}
+        copies = {"provider": COPIES, "model": "copy", "percent": dice.choice([50, 100])}
+        copies |= {"budget": {"usd": self._copies_usd, "per": "day"}}
         caching = {"enabled": True, "requests": "all", "coalesce": "all", "bill": self.bill}
 
         def through(*names: str, **more: Any) -> dict[str, Any]:
@@ -151,13 +188,17 @@ class Traffic:
             for priority, name in enumerate(names, 1):
                 model, price = places[name]
                 target = {"provider": name, "model": model, "price": price, "priority": priority}
+                if name == "other" and dice.random() < 0.3:
+                    target[dice.choice(["concurrency", "rpm"])] = dice.choice([3, 30])
                 targets.append(target)
             return {"targets": targets, **more}
 
         return {
             "chat": through("openai", "other"),
             "claude": through("anthropic", "other"),
-            "gemini": through("google", "openai"),
+            "gemini": through("google", "openai", shadow=copies),
+            "legacy": through("openai", "other"),
+            "embed": {"targets": [embeds]},
             "nova": through("aws", "other"),
             "own": through("own", "openai"),
             "continued": through("openai", "other", "anthropic", on_stream_failure="continue"),
@@ -167,13 +208,18 @@ class Traffic:
 
     # -- requests ----------------------------------------------------------------------------
 
-    def make(self) -> None:
-        """Make all requests, and the script of what becomes of each."""
+    async def make(self, gateway: Gateway) -> None:
+        """Make virtual keys, all requests, and the script of what becomes of each."""
+        for deed, tenant in zip(CHANGES, (UNLIMITED, UNLIMITED, "t1"), strict=True):
+            limits = some(self.dice, 0.5) if tenant == UNLIMITED else {}
+            key, secret = await make(gateway, name=deed.replace(" ", "-"), tenant=tenant, **limits)
+            self.keys[key], self._secrets[key] = tenant, secret
+            self.limits.keys[key], self._to_change[deed] = limits, key
         self.asked = [self._request(number) for number in range(self.count)]
 
     def _request(self, number: int) -> Asked:
         dice = self.dice
-        model = dice.choice(["chat", "claude", "gemini", "nova", "own", "continued", "hedged"])
+        model = dice.choice(MODELS)
         if (kind := dice.random()) < 0.15:
             model = SHARED
         elif kind < 0.3:
@@ -182,22 +228,25 @@ class Traffic:
         trace = f"{self.seed & 0xFFFF:04x}{number:06x}{'a' * 22}"
         name = f"Q{(self.seed * 100_003 + number) & 0xFFFFFFFF:08x}Z"
         most = dice.choice([None, 60, 300, 3000])
-        stream = dice.random() < 0.6
+        stream = dice.random() < 0.6 and model != "embed"
         first = dice.choice(self._shared) if model == SHARED and self._shared else None
         if first is not None and dice.random() < 0.6:
             name, stream = first.name, first.stream
         else:
             first = None
         dialect = dice.choice(["chat", "messages"])
-        if model not in (SHARED, "passed on"):
+        if model in ("legacy", "embed"):
+            dialect = model
+        elif model not in (SHARED, "passed on"):
             dialect = dice.choice(["chat", "messages", "responses"])
         path, body = self._body(dialect, model, name, 300 if model == SHARED else most)
         if stream:
             body["stream"] = True
         headers = {"traceparent": f"00-{trace}-{'b' * 16}-01"}
-        ask = Ask(body, path, f"sk-{key}", headers=headers)
-        starts = dice.uniform(0, self.seconds)
-        one = Asked(trace, name, self.keys[key], key, model, ask, starts, follows=first is not None)
+        ask = Ask(body, path, self._secrets.get(key, f"sk-{key}"), headers=headers)
+        starts, place = dice.uniform(0, self.seconds), dice.random()
+        follows = first is not None
+        one = Asked(trace, name, self.keys[key], key, model, ask, starts, place, follows=follows)
         if first is None:
             limit = SLICE_TOKENS if stream else most or SLICE_TOKENS
             fitting = min(most or SLICE_TOKENS, limit)
@@ -218,6 +267,10 @@ class Traffic:
         text = f"{name} says " + "this " * (4 if model == SHARED else self.dice.choice([4, 60]))
         body: dict[str, Any] = {"model": "unpriced" if passed_on else model, "temperature": 0}
         limit = {} if most is None else {"max_tokens": most}
+        if dialect == "embed":
+            return "/v1/embeddings", {"model": model, "input": text}
+        if dialect == "legacy":
+            return "/v1/completions", {**body, "prompt": text, **limit}
         if dialect == "responses":
             limit = {} if most is None else {"max_output_tokens": most}
             return "/v1/responses", {**body, "input": text, "store": False, **limit}
@@ -256,20 +309,44 @@ class Traffic:
 
     # -- clients -----------------------------------------------------------------------------
 
-    async def run(self, port: int) -> None:
-        """Send every request at its time; each on a connection of its own."""
+    async def change(self, deed: str, moment: float, gateway: Gateway) -> None:
+        """Change the virtual key that is there for it, at a moment after the beginning."""
+        await asyncio.sleep(moment)
+        key, (place, body) = self._to_change[deed], CHANGES[deed]
+        began = time.monotonic()
+        reply = await admin(gateway, "POST", f"/keys/{key}/{place}", body)
+        assert reply.status == 200, reply
+        if body is None or not body["grace_seconds"]:
+            self.ended[key] = began, time.monotonic()
+
+    async def change_limits(self, moment: float, gateways: Sequence[Gateway]) -> None:
+        """Give all limits of the configuration other amounts, at a moment after the beginning."""
+        await asyncio.sleep(moment)
+        self.limits.change(random.Random(self.seed), self.configured)
+        for gateway in gateways:
+            document = json.loads(gateway.config_file.read_text())
+            document["tenants"] = self.limits.tenants
+            document["limits"]["global"] = self.limits.everybody
+            for key in document["auth"]["keys"]:
+                key |= self.limits.keys.get(key["name"], {})
+            gateway.config_file.write_text(json.dumps(document))
+            gateway.signal(signal.SIGHUP)
+
+    async def run(self, gateways: Sequence[Gateway]) -> None:
+        """Send every request at its time, to any gateway; each on a connection of its own."""
         begun = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for one in self.asked:
-                group.create_task(_send(one, port))
+                group.create_task(_send(one, gateways[int(one.place * len(gateways))]))
         self.took = time.monotonic() - begun
 
 
-async def _send(one: Asked, port: int) -> None:
+async def _send(one: Asked, gateway: Gateway) -> None:
     await asyncio.sleep(one.starts)
-    client = Client(port)
+    client = Client(gateway.port)
     try:
         async with asyncio.timeout(HANG_SECONDS):
+            one.sent_at = time.monotonic()
             await client.send(one.ask)
             one.sent = True
             if isinstance(one.leaves, float):

@@ -10,6 +10,7 @@ import re
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from tests.chaos.oracle_answers import DIALECTS, Figures, dialect_of
@@ -17,6 +18,7 @@ from tests.support.upstream import Exchange
 
 NAME = re.compile(rb"Q[0-9a-f]{8}Z")
 TICK_SECONDS = 0.005
+COPIES = "copies"  # the provider that gets copies of requests
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Providers:
 
     scripts: dict[str, list[Step]] = field(default_factory=dict)
     attempts: dict[str, list[Attempt]] = field(default_factory=lambda: defaultdict(list))
+    copies: dict[str, list[Attempt]] = field(default_factory=lambda: defaultdict(list))
     unknown: list[str] = field(default_factory=list)
 
     async def __call__(self, exchange: Exchange) -> None:
@@ -83,9 +86,11 @@ class Providers:
             await exchange.reply({"error": {"message": "who is this?"}}, 400)
             return
         name = found[0].decode()
-        mine, script = self.attempts[name], self.scripts[name]
-        step = script[min(len(mine), len(script) - 1)]
-        attempt = Attempt(name, request.path.split("/")[1], step, time.monotonic())
+        provider, script = request.path.split("/")[1], self.scripts[name]
+        copied = provider == COPIES
+        mine = (self.copies if copied else self.attempts)[name]
+        step = script[-1 if copied else min(len(mine), len(script) - 1)]
+        attempt = Attempt(name, provider, step, time.monotonic())
         mine.append(attempt)
         try:
             await self._wait(exchange, step.delay)
@@ -99,7 +104,8 @@ class Providers:
     @property
     def busy(self) -> bool:
         """Tell whether any attempt goes on."""
-        return any(not one.ended for several in self.attempts.values() for one in several)
+        everyone = chain.from_iterable((*self.attempts.values(), *self.copies.values()))
+        return any(not one.ended for one in everyone)
 
     async def _wait(self, exchange: Exchange, seconds: float) -> None:
         """Let time pass, unless the gateway leaves."""
@@ -137,7 +143,8 @@ class Providers:
             await exchange.send(head % len(body) + body[: len(body) // 2])
             await self._break_off(exchange)
             return
-        attempt.words, attempt.told, attempt.whole = len(words), told, True
+        attempt.words = 0 if dialect == "embeddings" else len(words)
+        attempt.told, attempt.whole = told, True
         await exchange.reply(body)
 
     async def _stream(self, exchange: Exchange, attempt: Attempt, dialect: str) -> None:

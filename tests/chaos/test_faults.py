@@ -59,7 +59,10 @@ MOST_TOKENS = 10**9  # that one answer is believed to have
 AT_ONCE = 8  # rows
 SPARE_FILES = 16
 FATAL = frozenset(
-    ("reset", "first_byte_timeout", "first_token_timeout", "idle_timeout", "total_timeout")
+    (
+        *("reset", "first_byte_timeout", "first_token_timeout", "idle_timeout"),
+        *("attempt_timeout", "total_timeout"),
+    )
 )
 
 

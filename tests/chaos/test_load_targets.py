@@ -56,8 +56,9 @@ async def ejected_at(gateway: Gateway, workers: int) -> float:
         async with asyncio.timeout(20):
             while not store.hgetall("sluice:targets"):
                 await asyncio.sleep(0.01)
-        (until,) = store.hgetall("sluice:targets").values()
-    began = time.monotonic() - max(0.0, EJECTION_SECONDS * 1.25 - (int(until) / 1000 - time.time()))
+        (told,) = store.hgetall("sluice:targets").values()
+    until = int(told.split()[0]) / 1000
+    began = time.monotonic() - max(0.0, EJECTION_SECONDS * 1.25 - (until - time.time()))
     await asyncio.sleep(WATCH_SECONDS if workers > 1 else 0)
     return began
 

@@ -9,21 +9,25 @@ import contextlib
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
 from tests.chaos.oracle_books import Books
 from tests.chaos.oracle_checks import Checks
-from tests.chaos.oracle_traffic import LEASE_SECONDS, Traffic
+from tests.chaos.oracle_store import DOWN_SECONDS, PAUSE_MS, Clustered, Embedded
+from tests.chaos.oracle_traffic import CHANGES, LEASE_SECONDS, Traffic
+from tests.support.cluster import cluster
 from tests.support.gateway import Gateway, running
 from tests.support.soak import PROMISED, came, sized
 from tests.support.upstream import Upstream
 
+Store = Embedded | Clustered
 REQUESTS, SECONDS = 150, 3.0
-PAUSE_MS = 600
 DISTURBANCES = {
     "nothing": (),
     "workers are killed": ("kill",) * 2,
@@ -32,10 +36,30 @@ DISTURBANCES = {
     "scripts are flushed": ("flush scripts",) * 20,
     "workers pause": ("pause", "pause"),
     "reloads": ("reload",) * 3,
+    "keys change": ("revoke", "rotate", "rotate with grace"),
     "all of it": ("kill", "kill store", "pause store", "pause", "flush scripts", "reload"),
+    "two gateways, nothing": (),
+    "two gateways, one is killed": ("kill gateway", "pause store"),
+    "two gateways, all of it": (
+        *("kill gateway", "kill", "kill store", "pause store"),
+        *("pause", "flush scripts", "reload"),
+    ),
+    "limits change": ("limits",),
+    "limits change, with all of it": ("limits", "kill", "kill store", "pause store", "pause"),
+    "two gateways, limits change": ("limits", "kill gateway"),
+    "a cluster": (),
+    "a cluster, keys change": ("revoke", "rotate", "rotate with grace"),
+    "a cluster, two gateways, all of it": (
+        *("kill gateway", "kill", "kill store", "kill store", "pause store", "pause store"),
+        *("pause", *("flush scripts",) * 6, "reload"),
+    ),
 }
 SEEDS = sized(1, 8)  # of each
-ALWAYS = ("nothing", "workers are killed", "Redis pauses", "all of it")
+ALWAYS = (
+    *("workers are killed", "Redis pauses", "keys change", "all of it"),
+    *("two gateways, one is killed", "limits change, with all of it", "a cluster"),
+)
+KILLS = {"kill", "kill gateway"}
 
 
 def cases() -> Iterator[tuple[str, int]]:
@@ -49,20 +73,35 @@ def cases() -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize(("what", "seed"), list(cases()))
 async def test_what_is_written_down_is_what_happened(what: str, seed: int, tmp_path: Path) -> None:
-    traffic = Traffic(seed, REQUESTS, SECONDS)
-    ledger, deeds = tmp_path / "ledger", DISTURBANCES[what]
+    traffic = Traffic(seed, REQUESTS, SECONDS, clustered="cluster" in what)
+    ledgers = [tmp_path / name for name in ("one", "other")[: 1 + ("two" in what)]]
+    deeds = DISTURBANCES[what]
     async with Upstream(traffic.providers) as upstream:
-        config = traffic.config(upstream.url, str(ledger))
-        with running(config, workers=2) as gateway:
-            traffic.make()
+        with contextlib.ExitStack() as stack:
+            gateways: list[Gateway] = []
+            store: Store = Embedded()
+            if "cluster" in what:
+                (tmp_path / "cluster").mkdir()
+                store = Clustered(
+                    stack.enter_context(cluster(tmp_path / "cluster", replicas=False))
+                )
+            for ledger in ledgers:
+                config = traffic.config(upstream.url, str(ledger), store.url(gateways))
+                gateways.append(stack.enter_context(running(config, workers=2)))
+            store.belongs_to(gateways[0])
+            await traffic.make(gateways[0])
             async with asyncio.TaskGroup() as group:
-                group.create_task(traffic.run(gateway.port))
-                group.create_task(disturb(gateway, deeds, random.Random(seed)))
-            await came(lambda: is_quiet(gateway, traffic), seconds=2 * LEASE_SECONDS + 30)
+                group.create_task(traffic.run(gateways))
+                group.create_task(disturb(gateways, store, traffic, deeds, random.Random(seed)))
+            await came(lambda: is_quiet(gateways, store, traffic), seconds=2 * LEASE_SECONDS + 30)
             await asyncio.sleep(1.0)  # records are written a quarter of a second later
-            books = Books.of(gateway, ledger, "kill" in deeds)
+            killed = not KILLS.isdisjoint(deeds)
+            books = Books.of(gateways, ledgers, store.client(), killed)
+            if any("store" in deed for deed in deeds):
+                books.kills = traffic.kills
             errors = [
                 line
+                for gateway in gateways
                 for line in gateway.log_file.read_text().splitlines()
                 if '"level":"error"' in line or "Traceback" in line
             ]
@@ -72,21 +111,53 @@ async def test_what_is_written_down_is_what_happened(what: str, seed: int, tmp_p
     assert {"ok", "error", "disconnected"} <= outcomes, "the traffic shows too little"
 
 
-async def disturb(gateway: Gateway, deeds: tuple[str, ...], dice: random.Random) -> None:
-    """Do this to a gateway, spread over the traffic's time."""
+async def disturb(
+    gateways: list[Gateway],
+    store: Store,
+    traffic: Traffic,
+    deeds: tuple[str, ...],
+    dice: random.Random,
+) -> None:
+    """Do this to gateways and their store, spread over the traffic's time."""
     async with asyncio.TaskGroup() as group:
         for deed in deeds:
-            group.create_task(_disturb(gateway, deed, dice.uniform(0.2, SECONDS), dice))
+            if deed in CHANGES:
+                group.create_task(traffic.change(deed, dice.uniform(0.2, 1.0), gateways[0]))
+                continue
+            moment = dice.uniform(0.2, SECONDS)
+            if deed == "limits":
+                group.create_task(traffic.change_limits(moment, gateways))
+                continue
+            # The last of several: the first may have the store.
+            gateway = gateways[-1] if deed == "kill gateway" else dice.choice(gateways)
+            group.create_task(_disturb(gateway, store, traffic, deed, moment, dice))
 
 
-async def _disturb(gateway: Gateway, deed: str, moment: float, dice: random.Random) -> None:
+async def _disturb(
+    gateway: Gateway,
+    store: Store,
+    traffic: Traffic,
+    deed: str,
+    moment: float,
+    dice: random.Random,
+) -> None:
     await asyncio.sleep(moment)
+    if deed in KILLS:
+        traffic.kills.append(time.time())
     match deed:
         case "kill":
             os.kill(await _worker(gateway, dice), signal.SIGKILL)
+        case "kill gateway":
+            gateway.kill()
+            gateway.process.wait()
+            await asyncio.sleep(DOWN_SECONDS)
+            gateway.start()
         case "kill store":
-            with contextlib.suppress(StopIteration, ProcessLookupError):  # it is being restarted
-                os.kill(gateway.store_pid, signal.SIGKILL)
+            await store.kill(dice)
+        case "pause store":
+            await store.pause(dice)
+        case "flush scripts":
+            await store.flush_scripts(dice)
         case "pause":
             worker = await _worker(gateway, dice)
             with contextlib.suppress(ProcessLookupError):
@@ -96,28 +167,28 @@ async def _disturb(gateway: Gateway, deed: str, moment: float, dice: random.Rand
         case "reload":
             gateway.signal(signal.SIGHUP)
         case _:
-            with contextlib.suppress(redis.RedisError), contextlib.closing(gateway.store) as store:
-                if deed == "flush scripts":
-                    store.script_flush()
-                else:
-                    store.client_pause(PAUSE_MS)
+            raise ValueError(deed)
 
 
 async def _worker(gateway: Gateway, dice: random.Random) -> int:
     """One of those that there are now, or soon."""
     async with asyncio.timeout(20):
-        while not (workers := gateway.worker_pids):
+        while True:
+            with contextlib.suppress(psutil.NoSuchProcess):  # all of it has been killed
+                if workers := gateway.worker_pids:
+                    return dice.choice(workers)
             await asyncio.sleep(0.02)
-    return dice.choice(workers)
 
 
-def is_quiet(gateway: Gateway, traffic: Traffic) -> bool:
-    """Tell whether no lease is open, and no provider busy."""
+def is_quiet(gateways: list[Gateway], store: Store, traffic: Traffic) -> bool:
+    """Tell whether no lease is open, the store has been told of all, and no provider is busy."""
+    if any(list(gateway.state.rglob("*.spool")) for gateway in gateways):
+        return False
     try:
-        with contextlib.closing(gateway.store) as store:
+        with contextlib.closing(store.client()) as client:
             open_leases = sum(
-                store.zcard(key) for key in store.scan_iter("sluice:leases:*", count=1000)
+                client.zcard(key) for key in client.scan_iter("sluice:leases:*", count=1000)
             )
-    except redis.RedisError:
+    except (redis.RedisError, redis.exceptions.RedisClusterException):
         return False
     return not open_leases and not traffic.providers.busy

@@ -1,113 +1,20 @@
 """A Redis Cluster of three masters with replicas: limits are exact, a failover fails nobody."""
 
 import asyncio
-import contextlib
 import json
-import subprocess
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import redis
-
 from gateway.store.cluster import SLOTS, slot_of
-from tests.bench.processes import free_port
+from tests.support.cluster import MASTERS, cluster
 from tests.support.config import chat, config, digest
 from tests.support.gateway import running
 from tests.support.load import Ask, flood, steady
 from tests.support.upstream import Exchange, Upstream, completion, usage
-from workers.store_server import find_server
 
-START_SECONDS = 30.0
-MASTERS = 3
 TENANTS = [f"t{number}" for number in range(6)]
 RPM = 60
-
-
-class Nodes:
-    """Three masters and their replicas, in that order, each a server of its own."""
-
-    def __init__(self, directory: Path, stack: contextlib.ExitStack) -> None:
-        self.ports = [free_port() for _ in range(2 * MASTERS)]
-        self._buses = {port: free_port() for port in self.ports}
-        self._processes = [self._start(directory, port, stack) for port in self.ports]
-        self.until(lambda: all(self.at(port).ping() for port in self.ports))
-        for number, port in enumerate(self.ports[:MASTERS]):
-            first, after = number * SLOTS // MASTERS, (number + 1) * SLOTS // MASTERS
-            self._tell(port, "ADDSLOTSRANGE", first, after - 1)
-        for port in self.ports[1:]:
-            self._tell(port, "MEET", "127.0.0.1", self.ports[0], self._buses[self.ports[0]])
-        self.until(lambda: all(self._knows_all(port) for port in self.ports))
-        for master, replica in zip(self.ports[:MASTERS], self.ports[MASTERS:], strict=True):
-            self._tell(replica, "REPLICATE", self._tell(master, "MYID").decode())
-        self.until(lambda: all(b"cluster_state:ok" in self._tell(p, "INFO") for p in self.ports))
-        self.until(lambda: all(self._linked(port) for port in self.ports[MASTERS:]))
-
-    @property
-    def url(self) -> str:
-        """What to configure."""
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in self.ports[:2])
-
-    def at(self, port: int) -> Any:
-        """A client of one server."""
-        return redis.Redis(port=port, socket_timeout=2)
-
-    def of(self, tenant: str, among: list[int]) -> Any:
-        """A client of the server that has a tenant's keys now."""
-        for port in among:
-            with contextlib.suppress(redis.RedisError):
-                self.at(port).exists(f"x{{{tenant}}}")
-                return redis.Redis(port=port, decode_responses=True)
-        raise AssertionError(f"nobody has {tenant}")
-
-    def kill(self, number: int) -> None:
-        """End a server at once, as a crash would."""
-        self._processes[number].kill()
-        self._processes[number].wait()
-
-    def until(self, true: Callable[[], bool]) -> None:
-        """Wait until something holds."""
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            with contextlib.suppress(redis.RedisError):
-                if true():
-                    return
-            assert time.monotonic() < deadline, "the cluster does not come up"
-            time.sleep(0.1)
-
-    def _tell(self, port: int, *words: Any) -> Any:
-        connection = self.at(port).connection_pool.get_connection()
-        connection.send_command("CLUSTER", *words)
-        return connection.read_response()
-
-    def _knows_all(self, port: int) -> bool:
-        return f"cluster_known_nodes:{2 * MASTERS}".encode() in self._tell(port, "INFO")
-
-    def _linked(self, port: int) -> bool:
-        return bool(self.at(port).info().get("master_link_status") == "up")
-
-    def _start(
-        self, directory: Path, port: int, stack: contextlib.ExitStack
-    ) -> subprocess.Popen[bytes]:
-        folder = directory / str(port)
-        folder.mkdir()
-        file = folder / "node.conf"
-        file.write_text(
-            f"bind 127.0.0.1\nport {port}\ncluster-port {self._buses[port]}\ndir {folder}\n"
-            "cluster-enabled yes\ncluster-node-timeout 1500\nappendonly yes\nsave ''\n"
-            "cluster-require-full-coverage no\n"
-        )
-        process = subprocess.Popen([find_server(), str(file)], stdout=subprocess.DEVNULL)
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        return process
-
-
-@contextlib.contextmanager
-def cluster(directory: Path) -> Iterator[Nodes]:
-    with contextlib.ExitStack() as stack:
-        yield Nodes(directory, stack)
 
 
 def clustered(url: str, store: str, **limits: Any) -> str:

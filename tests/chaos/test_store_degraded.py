@@ -219,6 +219,7 @@ async def test_a_worker_that_is_replaced_while_redis_is_away_serves(upstream: Up
     """Else the connections of its listener would hang until Redis is back."""
     with running(config(upstream.url), workers=2) as gateway:
         assert (await once(gateway.port, Ask(chat()))).status == 200
+        await asyncio.to_thread(gateway.settled)  # or what is on its way ends with the worker
         os.kill(gateway.store_pid, signal.SIGSTOP)
         try:
             before = gateway.worker_pids

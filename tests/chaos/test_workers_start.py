@@ -46,7 +46,8 @@ def test_a_port_that_is_taken(directory: Path, reuse: bool) -> None:
         port = taken.getsockname()[1]
         code, said = fails(directory, config("http://127.0.0.1:9/v1"), port=port)
     assert code != 0
-    assert f"cannot listen on 127.0.0.1:{port}: address already in use" in said
+    place = f"server.address: cannot listen on 127.0.0.1:{port}"
+    assert f"--host: {place}: address already in use" in said
 
 
 def test_a_bad_certificate(directory: Path) -> None:

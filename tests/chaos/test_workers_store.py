@@ -4,11 +4,14 @@ import asyncio
 import contextlib
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import redis
 
+from tests.support.command import run
 from tests.support.config import KEY, config, digest
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, once, steady
@@ -26,7 +29,7 @@ async def store_again(gateway: Gateway, killed: int) -> None:
     """Wait for the killed store's successor."""
     deadline = time.monotonic() + 20
     while True:
-        with contextlib.suppress(StopIteration, psutil.Error, redis.RedisError):
+        with contextlib.suppress(ProcessLookupError, psutil.Error, redis.RedisError):
             if gateway.store_pid != killed and gateway.store.ping():
                 return
         assert time.monotonic() < deadline, gateway.errors
@@ -179,3 +182,17 @@ async def test_the_store_is_private(upstream: Upstream) -> None:
             c for p in gateway.family for c in p.net_connections("tcp") if c.status == "LISTEN"
         ]
         assert {c.laddr.port for c in listening} == {gateway.port}
+
+
+async def test_a_state_directory_may_have_any_name(upstream: Upstream) -> None:
+    with tempfile.TemporaryDirectory(prefix="sluice-test-") as directory:
+        place = Path(directory) / 'a %41?b#c[\u00e9]"d\\e\nf'
+        place.mkdir()
+        gateway = Gateway(place, config(upstream.url))
+        try:
+            assert (await once(gateway.port, Ask())).status == 200
+            assert run(gateway, "redis-cli", "PING") == "PONG\n"
+            assert gateway.stop() == 0, gateway.errors
+            assert gateway.gone(5)
+        finally:
+            gateway.kill()

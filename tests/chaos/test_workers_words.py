@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import os
 import signal
 import tempfile
@@ -12,22 +13,25 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import unused_port
-from tests.support.config import config
+from tests.support.config import chat, config
 from tests.support.gateway import ROOT, Gateway, running
-from tests.support.load import once
+from tests.support.load import Ask, flood, once
 from tests.support.upstream import Upstream
+
+REQUEST = b'"event":"request"'
 
 
 class Heard:
     """A gateway whose standard output and standard error are one pipe, which the test holds."""
 
-    def __init__(self, directory: Path, text: str) -> None:
+    def __init__(self, directory: Path, text: str, workers: int = 1) -> None:
         pipe = directory / "pipe"
         os.mkfifo(pipe)
         self.reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
         for name in ("stdout.log", "stderr.log"):
             (directory / name).symlink_to(pipe)
-        self.gateway = Gateway(directory, text, port=unused_port(), wait=False)
+        self.port = unused_port()
+        self.gateway = Gateway(directory, text, workers=workers, port=self.port, wait=False)
         self.said = b""
         self.hear(b"serving on")
 
@@ -36,10 +40,14 @@ class Heard:
         deadline = time.monotonic() + 30
         while word not in self.said:
             assert time.monotonic() < deadline, self.said
-            try:
-                self.said += os.read(self.reading, 65_536)
-            except BlockingIOError:
-                time.sleep(0.02)
+            self.read()
+
+    def read(self) -> None:
+        """Read what there is."""
+        try:
+            self.said += os.read(self.reading, 65_536)
+        except BlockingIOError:
+            time.sleep(0.02)
 
     def fill(self) -> None:
         """Let nothing more fit in."""
@@ -86,6 +94,25 @@ async def test_a_reader_of_standard_error_that_reads_nothing(heard: Heard) -> No
     await heard.lives()
     assert await asyncio.to_thread(heard.gateway.stop) == 0
     os.close(heard.reading)
+
+
+async def test_lines_of_several_workers_are_whole_whenever_they_are_read(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    heard = Heard(tmp_path, config(upstream.url), workers=2)
+    try:
+        await flood(heard.port, [Ask(chat()) for _ in range(1000)], connections=32)
+        deadline = time.monotonic() + 30
+        while heard.said.count(REQUEST) < 1000 or not heard.said.endswith(b"\n"):
+            assert time.monotonic() < deadline
+            heard.read()
+        printed = [line for line in heard.said.splitlines() if not line.startswith(b"sluice: ")]
+        records = [line for line in map(json.loads, printed) if line["event"] == "request"]
+        assert len({record["id"] for record in records}) == 1000
+        assert await asyncio.to_thread(heard.gateway.stop) == 0
+    finally:
+        heard.gateway.kill()
+        os.close(heard.reading)
 
 
 async def test_a_state_directory_that_turns_read_only(upstream: Upstream) -> None:

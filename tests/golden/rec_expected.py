@@ -15,7 +15,8 @@ class Expected:
     `tool_calls` are functions that the client is to call: (name, arguments). `server_blocks` are
     the types of all other blocks or items: tools that the provider runs and their results, tools
     with input that is not JSON, compactions. `finish` is the provider's own word. `usage` is in the
-    gateway's terms, None where the recording has none. `error` says why a reply failed.
+    gateway's terms, None where the recording has none; `own_usage` is what a client of the same API
+    reads there, where that leaves out some of what is billed. `error` says why a reply failed.
     """
 
     text: str = ""
@@ -25,6 +26,7 @@ class Expected:
     server_blocks: list[str] = field(default_factory=list)
     finish: str | None = None
     usage: Usage | None = None
+    own_usage: Usage | None = None
     error: str | None = None
     vectors: list[list[float]] = field(default_factory=list)
 

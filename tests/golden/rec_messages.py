@@ -30,6 +30,7 @@ def message(bodies: list[Json]) -> Expected:
         ],
         finish=body["stop_reason"],
         usage=counted(body["usage"]),
+        own_usage=counted({**body["usage"], "iterations": None}),
         error=body.get("error"),
     )
 
@@ -86,15 +87,28 @@ def ended(block: Json) -> Json:
 
 
 def counted(usage: Json) -> Usage:
-    """Anthropic counts the prompt in three parts: read from the cache, written to it, neither."""
-    cached = usage.get("cache_read_input_tokens") or 0
-    written = usage.get("cache_creation_input_tokens") or 0
+    """Anthropic counts the prompt in three parts: read from the cache, written to it, neither.
+
+    Compactions and advice are billed besides.
+    """
+    beside = [
+        iteration
+        for iteration in usage.get("iterations") or []
+        if iteration["type"] in ("compaction", "advisor_message")
+    ]
+    rounds = [usage, *beside]
+    cached = sum([one.get("cache_read_input_tokens") or 0 for one in rounds])
+    written = sum([one.get("cache_creation_input_tokens") or 0 for one in rounds])
     reasoning = (usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0
-    prompt = usage["input_tokens"] + cached + written
+    prompt = sum([one["input_tokens"] for one in rounds]) + cached + written
     lasting = (usage.get("cache_creation") or {}).get("ephemeral_1h_input_tokens", 0)
     searched = (usage.get("server_tool_use") or {}).get("web_search_requests", 0)
+    completion = sum([one["output_tokens"] for one in rounds])
     return Usage(
-        *(prompt, cached, written, usage["output_tokens"], reasoning),
+        *(prompt, cached, written, completion, reasoning),
         cache_write_1h_tokens=lasting,
         web_searches=searched,
+        beside_prompt_tokens=sum([one["input_tokens"] for one in beside])
+        + sum([one.get("cache_read_input_tokens") or 0 for one in beside])
+        + sum([one.get("cache_creation_input_tokens") or 0 for one in beside]),
     )

@@ -114,7 +114,10 @@ def cohere_stream(events: list[Json]) -> Expected:
 
 
 def cohere_counted(usage: Json) -> Usage:
-    """Cohere bills less (`billed_units`) than the model reads and writes (`tokens`)."""
-    tokens = usage["tokens"]
-    cached = usage.get("cached_tokens", 0)
-    return Usage(tokens["input_tokens"], cached, 0, tokens["output_tokens"])
+    """Cohere bills less (`billed_units`) than the model reads and writes (`tokens`).
+
+    What is billed counts: the prices are of that, and genai-prices reads it. The rest, which is
+    where `cached_tokens` are, is Cohere's own preamble, and nobody pays for it.
+    """
+    billed = usage["billed_units"]
+    return Usage(billed["input_tokens"], 0, 0, billed["output_tokens"])

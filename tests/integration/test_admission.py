@@ -9,12 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from gateway.policy.limits import REQUESTS, TOKENS, Limit
+from gateway.policy.limits import REQUESTS, TOKENS, Limit, grants
 from gateway.store import names
 from gateway.store.admission import Admission
-from gateway.store.lease import MAX_BATCH, Verdict
+from gateway.store.lease import MAX_BATCH, Ask, Verdict
 from tests.support.store import (
     COUNTERS,
     StoreServer,
@@ -280,3 +281,35 @@ async def test_counters_are_summed_exactly_by_part_day_and_month(server: StoreSe
     assert server.redis.ttl(names.usage(tenant, day)) > 399 * 86_400
     assert server.redis.ttl(names.usage(tenant, month)) > 1829 * 86_400
     assert server.redis.sismember("sluice:tenants", tenant)
+
+
+async def test_what_is_read_after_its_doubtful_settlement_opens_nothing(
+    server: StoreServer,
+) -> None:
+    tenant = new_tenant()
+    tokens = bucket(tenant, TOKENS, 100, 1)
+    who = principal(tenant, tokens)
+    async with connected(server) as (admission, _):
+        given_up = msgspec.structs.replace(settlement("late", who), marked=True)
+        await settle_all(admission, [given_up])
+        verdict = await ask(admission, who, "late", holding(10))
+        assert verdict.refused_by is None  # nobody waits for it
+        assert server.redis.zcard(f"sluice:leases:{{{tenant}}}") == 0
+        assert levels(await ask(admission, who, "another", holding(10))) == [90]
+        # One that was settled in order is another matter: its id is nobody else's.
+        await settle_all(admission, [settlement("another", who)])
+        assert server.redis.zscore(f"sluice:settled:{{{tenant}}}", "another") is None
+
+
+async def test_what_a_worker_has_taken_of_a_rate_in_shadow_is_taken(server: StoreServer) -> None:
+    tenant = new_tenant()
+    tokens = msgspec.structs.replace(bucket(tenant, TOKENS, 100, 1), shadow=True)
+    who = principal(tenant, tokens)
+    async with connected(server) as (admission, _):
+        assert levels(await ask(admission, who, "a", holding(90))) == [10]
+        held = holding(50)
+        forced = Ask("b", msgspec.json.encode(held), grants(who.limits, 50, 0, 0), None, True)
+        await admission.orphans.reopen(tenant, [forced])
+        assert levels(await ask(admission, who, "c", holding(1))) == [-41]
+        await settle_all(admission, [settlement("b", who, surplus=40)])
+        assert server.redis.hget(tokens.name, "level") == "0"

@@ -60,8 +60,20 @@ async def worker(path: str, *, degrade: bool = True) -> AsyncIterator[Admission]
     client = Link(Location(unix_path=path), 2.0, "test")
     admission = Admission(client, 30, degrade=degrade)
     await client.start()
-    yield admission
-    await client.aclose()
+    upkeep = asyncio.create_task(without_journals(admission))
+    try:
+        yield admission
+    finally:
+        upkeep.cancel()
+        await client.aclose()
+
+
+async def without_journals(admission: Admission) -> None:
+    """Do of the upkeep what there is where nobody has a journal."""
+    while True:
+        await admission.returning.awaits_orphans.wait()
+        admission.returning.awaits_orphans.clear()
+        admission.returning.orphans_told()
 
 
 async def admitted(admission: Admission, tenant: str, lease: str, limit: Limit) -> bool:

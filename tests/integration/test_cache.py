@@ -297,7 +297,7 @@ async def test_what_clients_ask_of_the_cache(upstream: Upstream) -> None:
         assert float(row.split()[4]) > 0
         with gateway.store as store:
             kept = store.keys("sluice:cache:*")
-            assert kept == ["sluice:cache:version"]
+            assert sorted(kept) == ["sluice:cache:renewed", "sluice:cache:version"]
 
 
 @pytest.mark.parametrize("name", ["temperature", "seed", "background", "x"])
@@ -582,6 +582,24 @@ async def test_a_split_adds_up_when_the_first_one_leaves(stream: bool) -> None:
             assert (used["prompt_tokens"], used["completion_tokens"]) == (14, 10)
             billed = [r for r in gateway.records(5) if r["status"] == 429]
             assert [r["usage"]["prompt_tokens"] for r in billed] == [0]
+
+
+@pytest.mark.parametrize("beside", [{}, {"citations": []}, {"citations": ["https://a.example"]}])
+async def test_what_a_stream_says_beside_its_text_is_replayed(beside: dict[str, Any]) -> None:
+    async def provider(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        for part in (delta("hi"), delta(None, "stop")):
+            await exchange.event({**part, **beside})
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    async with Upstream(behaviour=provider) as upstream:
+        with running(cached(upstream.url), workers=1) as gateway:
+            first, second = [await once(gateway.port, Ask(exact(stream=True))) for _ in range(2)]
+            assert [state(one) for one in (first, second)] == ["miss", "hit"]
+            assert (first.body == second.body) == any(beside.values())
+            whole = await once(gateway.port, Ask(exact()))
+            assert (state(whole), text_of(whole)) == ("hit", "hi")
 
 
 async def test_what_the_hub_does_not_know_is_replayed_as_it_was() -> None:

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import uvloop
 
-from gateway.store.answers import place
+from gateway.store.answers import Answer, place
 from gateway.store.cache import ANOTHERS, MINE, NOBODY, NOTHING, VAIN_MS, Found, RedisTier
 from gateway.store.packed import Packing
 from gateway.store.patience import PATIENCE_SECONDS
@@ -110,6 +111,42 @@ async def test_what_is_too_large_is_kept_nowhere_and_leads_nobody(store: StoreSe
         await tier.keep(where, answer("x" * 2000), "a", 0)
         found = await tier.find_soon(where, "b", 0)
         assert (found.answer, found.lead, tier.refused) == (None, NOBODY, 1)
+
+
+def asked(text: str, ago_s: float) -> Answer:
+    return msgspec.structs.replace(answer(text), asked_us=int((time.time() - ago_s) * 1_000_000))
+
+
+async def test_what_was_asked_for_later_stays(store: StoreServer) -> None:
+    where, told = place(b"ordered", "acme", "", "m", "k"), list[bool]()
+    async with connected(store) as (_, client):
+        tier = RedisTier(client, Packing(4096), 10**6)
+        newer, older, newest = asked("newer", 5), asked("older", 6), asked("newest", 4)
+        for one, there in ((newer, newer), (older, newer), (newest, newest)):
+            await tier.keep(where, one, "", 0, told.append)
+            assert (await tier.find_soon(where, "", 0)).answer == there
+        assert told == [True, False, True]
+        ahead = asked("by a clock that was set back", -3600)
+        await tier.keep(where, ahead, "", 0)
+        assert (await tier.find_soon(where, "", 0)).answer == ahead
+        await tier.keep(where, newest, "", 0)
+        assert (await tier.find_soon(where, "", 0)).answer == newest
+
+
+async def test_what_is_got_anew_and_too_large_leaves_nothing_older(store: StoreServer) -> None:
+    where, told = place(b"anew", "acme", "", "m", "k"), list[bool]()
+    async with connected(store) as (_, client):
+        tier = RedisTier(client, Packing(10**9), 1000)
+        small, large = asked("small", 5), "x" * 2000
+        await tier.keep(where, small, "", 0)
+        for anew, there, renews in (
+            (asked(large, 4), small, False),
+            (asked(large, 6), small, True),  # which was asked for before
+            (asked(large, 4), None, True),
+        ):
+            assert not await tier.keep(where, anew, "", 0, told.append, renews=renews)
+            assert (await tier.find_soon(where, "", 0)).answer == there
+        assert told == [False, True]
 
 
 @pytest.fixture(scope="module")

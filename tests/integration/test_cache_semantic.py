@@ -121,3 +121,18 @@ async def test_a_text_that_the_model_refuses_says_nothing_of_others() -> None:
             assert text_of(await once(gateway.port, asked("odd"))) == "odd"
             assert text_of(await once(gateway.port, asked("first"))) == "first"
             assert text_of(await once(gateway.port, asked("second"))) == "first"
+
+
+async def test_what_is_got_anew_is_found_by_its_meaning() -> None:
+    provider = Provider()
+    async with Upstream(behaviour=provider) as upstream:
+        with running(semantic(upstream.url), workers=1) as gateway:
+            anew, like = asked("two first"), asked("two again")
+            anew.headers["cache-control"] = "no-cache"
+            like.headers["cache-control"] = "only-if-cached"
+            assert state(await once(gateway.port, anew)) == "miss"
+            async with asyncio.timeout(10):  # it is learned once its client has the answer
+                while (found := await once(gateway.port, like)).status != 200:
+                    await asyncio.sleep(0.02)
+            assert (text_of(found), state(found)) == ("two first", "hit")
+            assert (provider.embedded, provider.answered) == (2, 1)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -164,3 +165,92 @@ async def test_whose_limits_nobody_knows_is_refused_alone(upstream: Upstream) ->
                 os.kill(gateway.store_pid, signal.SIGCONT)
         assert first.status == 503
         assert text_of(given) == TEXT
+
+
+async def test_who_leaves_a_kept_stream_at_its_pace_has_left(upstream: Upstream) -> None:
+    with running(cached(upstream.url, cache={"pace": 0.2}), workers=1) as gateway:
+        assert (await once(gateway.port, Ask(exact(stream=True)))).status == 200
+        left = await once(gateway.port, Ask(exact(stream=True), leave_after=1))
+        assert left.failure == "left"
+        _, record = await asyncio.to_thread(gateway.records, 2)
+        assert (record["outcome"], record["status"]) == ("disconnected", 499)
+
+
+@pytest.mark.parametrize("asked", ["no-cache", "max-age=0"])
+async def test_what_one_gets_anew_all_have(asked: str) -> None:
+    """Every worker, also one that has the old answer in its memory."""
+    number = 0
+
+    async def counting(exchange: Exchange) -> None:
+        nonlocal number
+        number += 1
+        await exchange.reply(completion(f"answer {number}", usage(7, 5)))
+
+    async with Upstream(behaviour=counting) as upstream, AsyncExitStack() as stack:
+        gateway = stack.enter_context(running(cached(upstream.url), workers=2))
+        clients = [await stack.enter_async_context(Client(gateway.port)) for _ in range(8)]
+
+        async def said() -> set[str]:
+            return {text_of(await client.ask(Ask(exact()))) for client in clients}
+
+        assert await said() == {"answer 1"}
+        anew = await clients[0].ask(Ask(exact(), headers={"cache-control": asked}))
+        assert (text_of(anew), state(anew)) == ("answer 2", "miss")
+        async with asyncio.timeout(20):
+            while await said() != {"answer 2"}:
+                await asyncio.sleep(0.1)
+        assert number == 2
+
+
+async def test_an_older_call_does_not_replace_what_was_got_anew() -> None:
+    number, going = 0, asyncio.Event()
+
+    async def counting(exchange: Exchange) -> None:
+        nonlocal number
+        number += 1
+        mine = number
+        if mine == 1:
+            await going.wait()
+        await exchange.reply(completion(f"answer {mine}", usage(7, 5)))
+
+    async with Upstream(behaviour=counting) as upstream, AsyncExitStack() as stack:
+        gateway = stack.enter_context(running(cached(upstream.url), workers=2))
+        clients = [await stack.enter_async_context(Client(gateway.port)) for _ in range(8)]
+        slow = asyncio.ensure_future(once(gateway.port, Ask(exact())))
+        async with asyncio.timeout(10):
+            while not number:
+                await asyncio.sleep(0.01)
+        for client in clients:  # on connections to either worker
+            anew = await client.ask(Ask(exact(), headers={"cache-control": "no-cache"}))
+            assert text_of(anew) == f"answer {number}"
+        newest = f"answer {number}"
+        going.set()
+        assert text_of(await slow) == "answer 1"
+        await asyncio.sleep(1.5)  # until all have heard of what was got anew
+        assert {text_of(await client.ask(Ask(exact()))) for client in clients} == {newest}
+        assert newest == f"answer {number}"
+
+
+async def test_what_is_got_anew_and_too_large_leaves_nobody_the_old_one() -> None:
+    number = 0
+
+    async def growing(exchange: Exchange) -> None:
+        nonlocal number
+        number += 1
+        more = os.urandom(3000).hex() if number > 1 else ""
+        await exchange.reply(completion(f"answer {number} {more}", usage(7, 5)))
+
+    async with Upstream(behaviour=growing) as upstream, AsyncExitStack() as stack:
+        text = cached(upstream.url, cache={"max_value_kb": 2})
+        gateway = stack.enter_context(running(text, workers=2))
+        clients = [await stack.enter_async_context(Client(gateway.port)) for _ in range(8)]
+
+        async def said() -> set[str]:
+            found = [text_of(await client.ask(Ask(exact()))) for client in clients]
+            return {" ".join(one.split()[:2]) for one in found}
+
+        assert await said() == {"answer 1"}
+        await clients[0].ask(Ask(exact(), headers={"cache-control": "no-cache"}))
+        async with asyncio.timeout(20):
+            while "answer 1" in await said():
+                await asyncio.sleep(0.1)

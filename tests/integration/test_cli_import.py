@@ -56,12 +56,14 @@ async def test_the_old_proxys_clients_go_on(tmp_path: Path) -> None:
     with UpstreamThread() as upstream:
         done = imported(tmp_path, PROXY.format(model=MODEL, url=upstream.url))
         assert done.returncode == 0, done.stderr
-        note, caution, *summary = done.stderr.splitlines()
+        silent, retries, note, caution, *summary = done.stderr.splitlines()
         place = "router_settings.routing_strategy: not carried over: "
+        assert silent.startswith("config.yaml:10: router_settings.timeout: there is none")
+        assert retries.startswith("config.yaml:10: router_settings.num_retries: there is none")
         assert note.startswith(f"config.yaml:11: {place}")
         assert caution.startswith("config.yaml:15: general_settings.master_key: ")
         assert summary == [
-            "3 models, 2 providers; 2 things to know.",
+            "3 models, 2 providers; 4 things to know.",
             "It takes from the environment: LITELLM_MASTER_KEY, UPSTREAM_KEY",
             "Next: sluice check --config sluice.yaml",
         ]

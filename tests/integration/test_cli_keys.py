@@ -1,5 +1,6 @@
 """`sluice keys` as an operator runs it, beside a gateway that serves."""
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.store import names
 from tests.support.admin import everywhere, until_all, use
 from tests.support.command import failed, run, sluice
 from tests.support.config import KEY, PRICED_MODEL, config, digest
@@ -83,6 +85,14 @@ async def test_a_key_is_printed_for_people_too(gateway: Gateway) -> None:
     assert again["sha256"] == digest(secret)
 
 
+def test_a_key_that_ended_long_ago_is_shown_with_its_end(gateway: Gateway) -> None:
+    key_id = created(gateway)["id"]
+    assert "expires" not in shown(run(gateway, "keys", "show", key_id))
+    with contextlib.closing(gateway.store) as store:  # as the admin API would, `expires: 0`
+        store.hset(names.key(key_id), "expires", 0)
+    assert shown(run(gateway, "keys", "show", key_id))["expires"] == "1970-01-01 00:00:00Z"
+
+
 def test_keys_are_listed_by_tenant_with_their_state(gateway: Gateway) -> None:
     ids = {}
     for state in ("active", "blocked", "revoked", "expired"):
@@ -119,6 +129,8 @@ async def test_a_secret_is_shown_by_create_and_rotate_alone(gateway: Gateway) ->
     key_id, first = record["id"], record["key"]
     second = json.loads(run(gateway, "keys", "rotate", key_id, "--json", "--grace", "10m"))["key"]
     assert await everywhere(gateway, first) | await everywhere(gateway, second) == {200}
+    code, said = failed(gateway, "keys", "rotate", key_id, "--grace", "4000d")
+    assert (code, "at most 3660d" in said) == (2, True)
     third = shown(run(gateway, "keys", "rotate", key_id, "--grace", "0s"))["key"]
     await until_all(gateway, second, 401)
     assert await everywhere(gateway, third) == {200}

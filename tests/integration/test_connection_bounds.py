@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import trustme
 
-from gateway.core.errors import UpstreamError
+from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Deadlines, Origin
 from gateway.pipeline.call import Call
 from gateway.pipeline.flight import Flight
@@ -56,6 +56,55 @@ async def get(
 ) -> Reply:
     until = asyncio.get_running_loop().time() + 30
     return await pool.send(request, sink, Deadlines(2, seconds, seconds, 30), until)
+
+
+class Told:
+    """Whose request it is: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def queued(self, seconds: float) -> None:
+        assert seconds > 0
+        self.words.append("queued")
+
+    def sent(self, waited: float) -> None:
+        self.words.append("sent")
+
+    def unsent(self) -> None:
+        self.words.append("unsent")
+
+
+@pytest.mark.parametrize(
+    ("first_byte", "total", "failure"),
+    [(30, 0.2, Failure.TOTAL_TIMEOUT), (0.2, 30, Failure.BUSY)],
+)
+async def test_who_waits_in_a_full_pool_is_told_which_time_is_up(
+    first_byte: float, total: float, failure: Failure
+) -> None:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        await may_answer.wait()
+        writer.write(WHOLE)
+
+    may_answer, loop = asyncio.Event(), asyncio.get_running_loop()
+    first, late, patient = Told(), Told(), Told()
+    times = Deadlines(2, first_byte, 30, 30)
+    async with pool_to(answer, max_connections=1) as pool:
+        until = loop.time() + 30
+        holding = loop.create_task(pool.send(REQUEST, None, Deadlines(2, 30, 30, 30), until, first))
+        while not first.words:
+            await asyncio.sleep(0)
+        with pytest.raises(UpstreamError) as caught:
+            await pool.send(REQUEST, None, times, loop.time() + total, late)
+        assert caught.value.failure is failure
+        waiting = loop.create_task(
+            pool.send(REQUEST, None, Deadlines(2, 30, 30, 30), until, patient)
+        )
+        await asyncio.sleep(0)
+        may_answer.set()
+        assert [(await one).status for one in (holding, waiting)] == [200, 200]
+    assert (first.words, late.words) == (["sent"], ["queued"]), "opening one is no wait for a place"
+    assert patient.words == ["queued", "sent"]
 
 
 class _Reading:
@@ -152,10 +201,10 @@ async def test_a_place_given_to_one_who_is_gone_goes_to_the_next(
     """In the very turn in which it was given."""
     release = asyncio.Event()
     timeouts: list[Any] = []
-    made = asyncio.timeout
+    made = asyncio.timeout_at
 
-    def timeout(seconds: float) -> asyncio.Timeout:
-        timeouts.append(made(seconds))
+    def timeout(moment: float) -> asyncio.Timeout:
+        timeouts.append(made(moment))
         found: asyncio.Timeout = timeouts[-1]
         return found
 
@@ -166,7 +215,7 @@ async def test_a_place_given_to_one_who_is_gone_goes_to_the_next(
     async with pool_to(answer, max_connections=1) as pool:
         first = asyncio.create_task(get(pool))
         await asyncio.sleep(0.05)
-        monkeypatch.setattr(asyncio, "timeout", timeout)
+        monkeypatch.setattr(asyncio, "timeout_at", timeout)
         second = asyncio.create_task(get(pool))
         await asyncio.sleep(0.05)
         third = asyncio.create_task(get(pool))

@@ -11,7 +11,7 @@ import pytest
 from tests.support.config import KEY, chat, config
 from tests.support.gateway import running
 from tests.support.load import Ask, Client, once
-from tests.support.upstream import Exchange, Upstream, completion, delta, usage
+from tests.support.upstream import Exchange, Upstream, completion, delta, like_openai, usage
 
 
 def text_of(body: bytes) -> str:
@@ -214,6 +214,106 @@ async def test_a_providers_own_total_hands_over() -> None:
         with running(config(providers=providers, models=models)) as gateway:
             outcome = await once(gateway.port, Ask(chat()))
             assert outcome.headers["x-sluice-provider"] == "p1"
+
+
+async def test_who_waits_for_a_connection_until_its_time_is_up_is_told_that() -> None:
+    async def slow_once(exchange: Exchange) -> None:
+        await held.wait()
+        await like_openai(exchange)
+
+    held = asyncio.Event()
+    async with Upstream(behaviour=slow_once) as full, Upstream() as other:
+        text = json.loads(config(full.url, other.url))
+        text["providers"]["p0"]["max_connections"] = 1
+        text["models"]["other"] = {"targets": [{"provider": "p1", "model": "gpt-4o-mini"}]}
+        with running(json.dumps(text)) as gateway:
+            await once(gateway.port, Ask(chat("other")))  # whose connection is idle then
+            first = asyncio.create_task(once(gateway.port, Ask(chat())))
+            while not full.received:
+                await asyncio.sleep(0.01)
+            hasty = Ask(chat(), headers={"x-sluice-timeout": "0.3"})
+            assert (await once(gateway.port, hasty)).status == 504
+            held.set()
+            assert (await first).status == 200
+            assert len(other.received) == 1, "its client had given up"
+
+
+async def test_who_waits_for_a_connection_for_too_long_is_told_that() -> None:
+    async def slow_once(exchange: Exchange) -> None:
+        if len(upstream.received) > 1:
+            await exchange.gone()
+        await asyncio.sleep(0.6)
+        await like_openai(exchange)
+
+    async with Upstream(behaviour=slow_once) as upstream:
+        text = json.loads(config(upstream.url))
+        text["providers"]["p0"] |= {"max_connections": 1, "timeouts": {"total": 1.5}}
+        with running(json.dumps(text)) as gateway:
+            first = asyncio.create_task(once(gateway.port, Ask()))
+            while not upstream.received:
+                await asyncio.sleep(0.01)
+            second = await once(gateway.port, Ask())
+            assert (await first).status == 200
+            assert (second.status, second.json["error"]["code"]) == (503, "overloaded")
+            assert "1.5 s went by without a free connection" in second.json["error"]["message"]
+
+
+def bounded(first: Upstream, second: Upstream, seconds: float) -> str:
+    """Two targets, of which the first has so much time, and may fail once."""
+    text = json.loads(config(first.url, second.url, breaker={"failures": 1, "ejection": 60}))
+    text["providers"]["p0"]["timeouts"] = {"total": seconds}
+    return json.dumps(text)
+
+
+async def test_who_takes_longer_than_it_may_is_left_alone() -> None:
+    async with Upstream(behaviour=hangs) as slow, Upstream() as fast:
+        with running(bounded(slow, fast, 0.3)) as gateway:
+            for _ in range(3):
+                assert (await once(gateway.port, Ask(chat()))).status == 200
+            record, *_ = await asyncio.to_thread(gateway.records, 3)
+            assert [one["failure"] for one in record["tries"]] == ["attempt_timeout", ""]
+            assert len(slow.received) == 1
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_total_has_the_same_name_on_every_way(upstream: Upstream, *, own: bool) -> None:
+    async def drips(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        while True:
+            await exchange.event(delta("word "))
+            await asyncio.sleep(0.05)
+
+    text = json.loads(config(upstream.url))
+    (text["providers"]["p0"] if own else text.setdefault("server", {}))["timeouts"] = {"total": 0.5}
+    passed_on = "/providers/p0/chat/completions"
+    with running(json.dumps(text)) as gateway:
+        upstream.behaviour = hangs
+        assert (await once(gateway.port, Ask(chat()))).status == 504
+        assert (await once(gateway.port, Ask(chat(), passed_on))).status == 504
+        upstream.behaviour = drips
+        for path in ("/v1/chat/completions", passed_on):
+            await once(gateway.port, Ask(chat(stream=True), path))
+        records = await asyncio.to_thread(gateway.records, 4)
+        failures = [one["tries"][0]["failure"] for one in records]
+        assert failures == ["attempt_timeout" if own else "total_timeout"] * 4
+
+
+async def test_a_client_that_takes_nothing_is_not_its_targets_fault() -> None:
+    async def torrent(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        for _ in range(4000):
+            await exchange.event(delta("x" * 16_000))
+
+    async with Upstream(behaviour=torrent) as first, Upstream() as second:
+        with running(bounded(first, second, 1.5)) as gateway:
+            async with Client(gateway.port, limit=65536) as client:
+                await client.send(Ask(chat(stream=True)))
+                (record,) = await asyncio.to_thread(gateway.records, 1)
+            assert record["error"] == "deadline_exceeded"
+            assert [one["failure"] for one in record["tries"]] == ["stalled"]
+            first.behaviour = like_openai
+            outcome = await once(gateway.port, Ask(chat()))
+            assert outcome.headers["x-sluice-provider"] == "p0"
 
 
 @pytest.mark.parametrize("at", ["first_byte", "first_token", "idle", "total"])

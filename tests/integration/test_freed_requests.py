@@ -17,17 +17,28 @@ import uvloop
 from gateway.http.client import ClientWriter
 from gateway.http.protocol import GatewayProtocol
 from gateway.pipeline import serve
+from gateway.pipeline.allowance import Allowance
 from gateway.pipeline.attempt import _Course
 from gateway.pipeline.call import Call
+from gateway.pipeline.flight import Flight, Reader
 from gateway.upstream.relay import Relay
 from tests.integration.conftest import unused_port
 from tests.support.config import KEY, PRICED_MODEL, chat, config, digest
-from tests.support.upstream import Behaviour, Exchange, Upstream, delta, like_openai
+from tests.support.upstream import (
+    Behaviour,
+    Exchange,
+    Upstream,
+    completion,
+    delta,
+    like_openai,
+    usage,
+)
 from tests.support.wire import Wire, chunked, connected, head_of, post
 from tests.support.worker import working
 
-KINDS = (Call, ClientWriter, Relay, _Course, GatewayProtocol)
+KINDS = (Call, ClientWriter, Relay, Allowance, Flight, Reader, _Course, GatewayProtocol)
 POOR = "sk-test-poor"
+BILLS = ("leader", "split", "each")
 TIMES, WAIT_SECONDS = 3, 5.0
 
 
@@ -45,9 +56,19 @@ async def back_to(before: Counter[str]) -> None:
     assert living() <= before
 
 
+async def readers(count: int) -> None:
+    """Wait until so many requests wait for an answer that is shared."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while living()["Reader"] != count:
+            await asyncio.sleep(0.01)
+
+
 @dataclass
 class Worker:
-    """A gateway in this process. Models: `one` (first), `m` (first, then second), `nobody`."""
+    """A gateway in this process. Models: `one` (first), `m` (first, then second), `nobody`.
+
+    `copied` is `one` with a copy to the second; those named as who pays share their answers.
+    """
 
     runner: asyncio.Runner
     first: Upstream
@@ -79,7 +100,7 @@ def worker() -> Iterator[Worker]:
         providers |= {"silent": {**providers["p0"], "timeouts": {"first_byte": 0.1}}}
         providers |= {"drains": {**providers["p0"], "on_disconnect": "drain"}}
         tried = {"one": ["p0"], "m": ["p0", "p1"], "nobody": ["dead"], "silent": ["silent"]}
-        models = {
+        models: dict[str, dict[str, Any]] = {
             name: {
                 "targets": [
                     {"provider": one, "model": PRICED_MODEL, "priority": i + 1}
@@ -88,9 +109,14 @@ def worker() -> Iterator[Worker]:
             }
             for name, names in {**tried, "drains": ["drains"]}.items()
         }
+        shadow = {"provider": "p1", "model": PRICED_MODEL, "percent": 100, "concurrency": 8}
+        models["copied"] = {**models["one"], "shadow": shadow}
+        shared = {"enabled": True, "requests": "all", "coalesce": "all"}
+        models |= {bill: {**models["one"], "cache": {**shared, "bill": bill}} for bill in BILLS}
+        budget = {"usd": 99}
         keys = [
-            {"name": "k", "tenant": "acme", "sha256": digest(KEY), "budget": {"usd": 99}},
-            {"name": "poor", "tenant": "poor", "sha256": digest(POOR), "rpm": 1},
+            {"name": "k", "tenant": "acme", "sha256": digest(KEY), "budget": budget},
+            {"name": "poor", "tenant": "poor", "sha256": digest(POOR), "rpm": 1, "budget": budget},
         ]
         text = config(providers=providers, models=models, auth={"keys": keys})
         return first, second, await stack.enter_async_context(working(directory, text))
@@ -100,8 +126,12 @@ def worker() -> Iterator[Worker]:
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         try:
-            yield Worker(runner, *runner.run(start(Path(directory))))
+            started = Worker(runner, *runner.run(start(Path(directory))))
+            gc.collect()
+            gc.freeze()  # what is there by now need not be looked through each time
+            yield started
         finally:
+            gc.unfreeze()
             runner.run(stack.aclose())
 
 
@@ -124,6 +154,21 @@ def cut_after(words: int) -> Behaviour:
         exchange.keep_alive = False
 
     return behave
+
+
+async def whole(exchange: Exchange) -> None:
+    """Answer a stream with a whole reply."""
+    await exchange.reply(completion("one two", usage(7, 5)))
+
+
+async def at_length(exchange: Exchange) -> None:
+    """Stream several slices of a budget at once."""
+    await exchange.start_stream()
+    for _ in range(20):
+        await exchange.event(delta("word " * 400))
+    await exchange.event(delta(None, "stop"))
+    await exchange.event("[DONE]")
+    await exchange.end_stream()
 
 
 async def fails_in_the_stream(exchange: Exchange) -> None:
@@ -167,6 +212,10 @@ ANSWERED: dict[str, tuple[Behaviour, dict[str, Any], int]] = {
     "failed": (refuses(500), chat("one"), 502),
     "not reached": (like_openai, chat("nobody"), 502),
     "timed out": (silent, chat("silent"), 504),
+    "told whole": (whole, chat("one", stream=True), 200),
+    "of several slices": (at_length, chat("one", stream=True), 200),
+    "copied": (like_openai, chat("copied"), 200),
+    "copied stream": (like_openai, chat("copied", stream=True), 200),
     "another target": (refuses(500), chat("m"), 200),
     "another target's stream": (cut_after(0), chat("m", stream=True), 200),
     "cut before its beginning": (cut_after(0), chat("one", stream=True), 502),
@@ -175,6 +224,7 @@ ANSWERED: dict[str, tuple[Behaviour, dict[str, Any], int]] = {
     "no such model": (like_openai, chat("nosuch"), 404),
     "invalid": (like_openai, chat("one", stream=7), 400),
 }
+SHARED = {"ok": like_openai, "failed": refuses(400)}
 
 
 async def asked_again(worker: Worker, data: bytes, status: int) -> None:
@@ -212,7 +262,9 @@ def test_a_request_from_a_stranger(worker: Worker, lane: Lane) -> None:
 
 
 @LANES
-def test_a_request_over_a_limit(worker: Worker, lane: Lane) -> None:
+@pytest.mark.parametrize("model", ["one", "split"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_request_over_a_limit(worker: Worker, stream: bool, model: str, lane: Lane) -> None:
     worker.first.behaviour = like_openai
 
     async def test() -> None:
@@ -221,7 +273,7 @@ def test_a_request_over_a_limit(worker: Worker, lane: Lane) -> None:
             await wire.send(direct(chat("one"), key=POOR))
             await wire.reply()
         await back_to(before)
-        await asked_again(worker, lane(chat("one"), key=POOR), 429)
+        await asked_again(worker, lane(chat(model, stream=stream), key=POOR), 429)
 
     worker.run(test())
 
@@ -252,6 +304,43 @@ def test_a_request_whose_client_leaves(
                 await asyncio.sleep(0.01)
             await wire.aclose()
         opened.set()
+        await back_to(before)
+
+    worker.run(test())
+
+
+@pytest.mark.parametrize("bill", BILLS)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("leaves", [None, 0, 1], ids=["nobody", "the first", "the last"])
+@pytest.mark.parametrize("how", SHARED)
+def test_requests_that_share_a_call(
+    worker: Worker, how: str, leaves: int | None, stream: bool, bill: str
+) -> None:
+    async def test() -> None:
+        going = asyncio.Event()
+
+        async def slow(exchange: Exchange) -> None:
+            await going.wait()
+            await SHARED[how](exchange)
+
+        worker.first.behaviour = slow
+        before = living()
+        for number in range(TIMES):
+            going.clear()
+            body = chat(bill, stream=stream)
+            body["messages"][0]["content"] = f"{how} {leaves} {stream} {number}"
+            async with connected(worker.port) as one, connected(worker.port) as other:
+                await one.send(direct(body))
+                await readers(1)
+                await other.send(parsed(body))
+                await readers(2)
+                wires = [one, other]
+                if leaves is not None:
+                    await wires.pop(leaves).aclose()
+                    await readers(1)
+                going.set()
+                for wire in wires:
+                    await wire.reply()
         await back_to(before)
 
     worker.run(test())

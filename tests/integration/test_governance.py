@@ -9,7 +9,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.config import bearer, chat, config
+from gateway.pipeline.allowance import SLICE_TOKENS
+from tests.support.admin import ADMIN_KEY, admin, make, until
+from tests.support.config import PRICED_MODEL, bearer, chat, config
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, once
 from tests.support.upstream import Exchange, Upstream, completion, delta, like_openai, usage
@@ -51,6 +53,13 @@ async def read_stream(url: str, **fields: Any) -> tuple[int, list[str]]:
         return response.status, text.strip().split("\n\n")
 
 
+async def until_asked(upstream: Upstream) -> None:
+    """Wait until the provider has a request."""
+    async with asyncio.timeout(10):
+        while not upstream.received:
+            await asyncio.sleep(0.01)
+
+
 def held(gateway: Gateway, name: str) -> dict[str, int]:
     """What Redis has of a limit, by the last part of its name."""
     with contextlib.closing(gateway.store) as store:
@@ -71,7 +80,10 @@ async def test_a_budget_pays_for_what_it_covers_and_no_more(upstream: Upstream) 
     assert [status for status, _, _ in answers] == [200] * 5 + [429] * 2
     _, body, headers = answers[-1]
     assert body["error"]["code"] == "budget_exceeded"
-    assert "$5 per day" in body["error"]["message"]
+    assert (
+        "$5 per day of this key does not cover this request: $0 is left. The period ends in"
+        in (body["error"]["message"])
+    )
     assert headers["x-should-retry"] == "false"
     assert state == {"spent": 5_000_000, "reserved": 0, "capacity": 5_000_000}
 
@@ -162,6 +174,24 @@ async def test_what_one_scope_refuses_no_other_scope_loses(upstream: Upstream) -
     assert model["level"] == 0
 
 
+@pytest.mark.parametrize("cache", [{}, {"enabled": True, "requests": "all"}])
+async def test_a_limit_of_a_providers_models_holds_under_all_their_names(
+    upstream: Upstream, cache: dict[str, Any]
+) -> None:
+    text = json.loads(governed(upstream.url, tenant={"per_model": {"p0/*": {"rpm": 4}}}))
+    text["cache"] = cache
+    own = {"targets": [{"provider": "p0"}]}
+    text["models"] |= {PRICED_MODEL: own, "claude-sonnet[1m]": own}
+    named = [PRICED_MODEL, "gpt-4o", f"p0/{PRICED_MODEL}", "claude-sonnet[1m]"]
+    with running(json.dumps(text)) as gateway:
+        passed = [(await post(gateway.url, model=model))[0] for model in named]
+        refused = [(await post(gateway.url, model=model))[0] for model in named]
+        ask = Ask(chat(PRICED_MODEL), path="/providers/p0/chat/completions")
+        refused.append((await once(gateway.port, ask)).status)
+        elsewhere = (await post(gateway.url))[0]  # the operator's name for it
+    assert (passed, refused, elsewhere) == ([200] * 4, [429] * 5, 200)
+
+
 async def test_a_limit_in_shadow_reports_and_refuses_nobody(upstream: Upstream) -> None:
     limits = {"rpm": 2, "shadow": ["rpm"], "budget": {"usd": 1, "per": "day", "shadow": True}}
     with running(governed(upstream.url, key=limits)) as gateway:
@@ -172,7 +202,24 @@ async def test_a_limit_in_shadow_reports_and_refuses_nobody(upstream: Upstream) 
     assert statuses == [200] * 4
     assert [len(record["shadow"]) for record in records] == [0, 1, 2, 2]
     assert 'sluice_shadow_refusals_total{limit="key:requests"} 2.0' in metrics
-    assert 'sluice_shadow_refusals_total{limit="key:usd"} 3.0' in metrics
+    assert 'sluice_shadow_refusals_total{limit="key:usd:day"} 3.0' in metrics
+
+
+async def test_budgets_in_shadow_report_each_for_itself_what_they_would_have_refused(
+    upstream: Upstream,
+) -> None:
+    budgets = [{"usd": 1, "per": per, "shadow": True} for per in ("day", "30d")]
+    with running(governed(upstream.url, tenant={"budget": budgets})) as gateway:
+        statuses = [(await post(gateway.url, model=name))[0] for name in ("m", "m", "no", "no")]
+        gateway.settled()
+        records = gateway.records(4)
+        metrics = gateway.get("/metrics")[1].decode().splitlines()
+    assert statuses == [200, 200, 404, 404]
+    both = ["tenant:usd:day", "tenant:usd:30d"]
+    assert [record["shadow"] for record in records] == [[], both, [], []]
+    assert {line for line in metrics if line.startswith("sluice_shadow_refusals_total")} == {
+        f'sluice_shadow_refusals_total{{limit="{one}"}} 1.0' for one in both
+    }
 
 
 async def test_a_model_without_a_price_is_refused_under_a_budget(upstream: Upstream) -> None:
@@ -214,7 +261,8 @@ async def test_a_stream_takes_slices_and_ends_when_its_budget_is_spent(
         state = held(gateway, f"{{acme}}:key:k:budget:day:{today()}")
         (record,) = gateway.records(1)
     assert status == 200
-    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "budget_exceeded"
+    error = json.loads(events[-1].removeprefix("data: "))["error"]
+    assert (error["code"], "The period ends in" in error["message"]) == ("budget_exceeded", True)
     assert not any("[DONE]" in event for event in events)
     assert record["outcome"] == "error"
     assert record["error"] == "budget_exceeded"
@@ -332,6 +380,49 @@ async def test_a_price_a_request_is_due_though_no_tokens_are_told_of(upstream: U
     assert [o.status for o in found] == [200] * 4 + [429] * 2
     assert (state["spent"], state["reserved"]) == (2_000_000, 0)
     assert [r["cost_microusd"] for r in records if r["status"] == 200] == [500_000] * 4
+
+
+async def test_a_budget_that_is_lowered_ends_what_streams(upstream: Upstream) -> None:
+    lowered = asyncio.Event()
+
+    async def going_on(exchange: Exchange) -> None:
+        if not exchange.request.json.get("stream"):
+            await exchange.reply(completion("one", usage(7, 1)))
+            return
+        await exchange.start_stream()
+        await exchange.event(delta("word "))
+        await lowered.wait()
+        with contextlib.suppress(ConnectionError):
+            for _ in range(60):
+                await exchange.event(delta("word " * 100))
+            await exchange.event(delta(None, "stop"))
+            await exchange.event("[DONE]")
+            await exchange.end_stream()
+
+    upstream.behaviour = going_on
+    text = json.loads(governed(upstream.url, price=PER_TOKEN))
+    text["auth"]["admin_key"] = ADMIN_KEY
+    with running(json.dumps(text)) as gateway:
+        number, secret = await make(gateway, budget={"usd": 50, "per": "day"})
+        ask = Ask(chat(stream=True, max_tokens=9000), key=secret)
+        streaming = asyncio.create_task(once(gateway.port, ask))
+        await until_asked(upstream)
+        less = {"budget": {"usd": 2, "per": "day"}}
+        assert (await admin(gateway, "PATCH", f"/keys/{number}", less)).status == 200
+        name = f"{{acme}}:key:{number}:budget:day:{today()}"
+
+        async def heard() -> bool:
+            await once(gateway.port, Ask(chat(max_tokens=1), key=secret))
+            return held(gateway, name)["capacity"] == 2_000_000
+
+        await until(heard)
+        lowered.set()
+        outcome = await streaming
+        gateway.settled()
+        state = held(gateway, name)
+    assert json.loads(outcome.events[-1])["error"]["code"] == "budget_exceeded"
+    assert (state["reserved"], state["capacity"]) == (0, 2_000_000)
+    assert state["spent"] <= 2_000_000 + SLICE_TOKENS * 1000
 
 
 async def test_a_stream_of_a_fallback_is_bounded_though_its_first_model_costs_nothing(

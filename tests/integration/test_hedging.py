@@ -154,19 +154,28 @@ async def test_where_both_fail_the_client_is_told(*, stream: bool) -> None:
         assert [tried["status"] for tried in record["tries"]] == [500, 503]
 
 
+LANES = pytest.mark.parametrize(
+    "lines", [{}, {"Connection": "close"}], ids=["direct lane", "aiohttp's lane"]
+)
+
+
+@LANES
 @BOTH
-async def test_a_client_that_leaves_ends_both(*, stream: bool) -> None:
+async def test_a_client_that_leaves_ends_both(lines: dict[str, str], *, stream: bool) -> None:
     gone: list[str] = []
+    long = [{"role": "user", "content": "word " * 5000}]
     async with hedging(left_by(gone, "a"), left_by(gone, "b")) as (gateway, _, two):
         async with Client(gateway.port) as client:
-            await client.send(Ask(chat(stream=stream)))
+            await client.send(Ask(chat(messages=long, stream=stream), headers=lines))
             while not two.received:
                 await asyncio.sleep(0.01)
         await all_gone(gone, 2)
         gateway.settled()
         (record,) = gateway.records(1)
-        assert record["outcome"] == "disconnected"
-        assert {tried["failure"] for tried in record["tries"]} == {"cancelled"}
+        assert (record["outcome"], record["attempts"]) == ("disconnected", 2)
+        assert [tried["failure"] for tried in record["tries"]] == ["cancelled", "cancelled"]
+        assert record["usage"]["prompt_tokens"] >= 5000
+        assert gateway.usage("acme")["cost_microusd"] == record["cost_microusd"] > 0
 
 
 def goes_on_and_on(seconds: float) -> Behaviour:

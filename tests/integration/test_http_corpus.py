@@ -23,6 +23,7 @@ from tests.support.wire import CHAT_PATH, Reply, Wire, ask, connected, post
 FIXTURES = Path(os.environ.get("SLUICE_FIXTURES") or ROOT.parent / "shared" / "fixtures")
 HTTP, JSON_TEXTS = FIXTURES / "http-requests", FIXTURES / "json-parsing" / "test_parsing"
 NAUGHTY = FIXTURES / "naughty-strings" / "blns.json"
+LATE_SECONDS = 10.0
 QUIET_SECONDS = 0.1  # on loopback a reply is there long before; an unfinished request gets none
 
 here = pytest.mark.skipif(not NAUGHTY.is_file(), reason=f"no naughty strings in {FIXTURES}")
@@ -68,12 +69,14 @@ def request_of(path: Path) -> bytes:
     return re.sub(rb"\\(x[0-9A-Fa-f]{2}|[rnt0])", decoded, text)
 
 
-async def told(wire: Wire) -> list[Reply]:
-    """The replies up to a close, or up to a silence."""
+async def told(wire: Wire, count: int = 0) -> list[Reply]:
+    """The replies up to a close, or up to a silence; so many at least are waited for."""
     replies: list[Reply] = []
     with contextlib.suppress(TimeoutError, asyncio.IncompleteReadError, ConnectionError):
         while True:
-            replies.append(await wire.reply(QUIET_SECONDS if not replies else 0.02, "HEAD"))
+            seconds = 0.02 if replies else QUIET_SECONDS
+            seconds = LATE_SECONDS if len(replies) < count else seconds
+            replies.append(await wire.reply(seconds, "HEAD"))
             if length := int(replies[-1].headers.get("content-length", "0")):
                 await wire.reader.readexactly(length)
     return replies
@@ -115,8 +118,11 @@ UNBROKEN = (
 )
 
 
-async def before_a_good_request(gateway: Gateway, path: Path) -> list[int]:
-    """Send a corpus message to a hot route, a good request behind it; return the statuses told."""
+async def before_a_good_request(gateway: Gateway, path: Path, count: int = 0) -> list[int]:
+    """Send a corpus message to a hot route, a good request behind it; return the statuses told.
+
+    So many at least are waited for.
+    """
     if not path.is_file():
         pytest.skip(f"no {path}")
     line, _, rest = request_of(path).partition(b"\r\n")
@@ -129,7 +135,7 @@ async def before_a_good_request(gateway: Gateway, path: Path) -> list[int]:
         await wire.send(head + rest)
         await asyncio.sleep(0.02)  # a segment of its own
         await wire.send(post(chat()))
-        return [reply.status for reply in await told(wire)]
+        return [reply.status for reply in await told(wire, count)]
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -146,7 +152,7 @@ async def test_behind_an_odd_but_valid_message_the_next_is_served(
     served: Gateway, provider: UpstreamThread, name: str
 ) -> None:
     # Their bodies are no requests for a chat, so they are refused themselves.
-    statuses = await before_a_good_request(served, HTTP / "valid" / f"{name}.http")
+    statuses = await before_a_good_request(served, HTTP / "valid" / f"{name}.http", 2)
     assert statuses == [400, 200]
     assert len(provider.received) == 1
 

@@ -8,11 +8,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from gateway.core.errors import STORE_AWAY
 from gateway.policy.pricing import MOST_RESERVED, Price, most_microusd
 from gateway.store.scripts import SETTLE
-from tests.support.config import KEY, chat, config, digest
+from tests.support.config import KEY, PRICED_MODEL, chat, config, digest
 from tests.support.gateway import Gateway, running
-from tests.support.load import Ask, Client, once
+from tests.support.load import CHAT, Ask, Client, once
 from tests.support.store import store_server
 from tests.support.upstream import Exchange, Upstream, completion, delta, like_openai, usage
 
@@ -247,15 +250,21 @@ def reserved(gateway: Gateway) -> list[int]:
         return [int(store.hget(name, "reserved")) for name in budgets]
 
 
-async def test_a_request_that_waited_for_the_store_in_vain_is_no_usage(upstream: Upstream) -> None:
+@pytest.mark.parametrize("path", [CHAT, "/providers/p0/chat/completions"])
+async def test_a_request_that_waited_for_the_store_in_vain_is_no_usage(
+    upstream: Upstream, path: str
+) -> None:
+    body = chat("m" if path == CHAT else PRICED_MODEL)
     text = json.loads(governed(upstream.url, 30, on_store_failure="refuse"))
     text["redis"] = {"timeout": 1}
     with running(json.dumps(text)) as gateway:
-        assert (await once(gateway.port, Ask(chat()))).status == 200
+        assert (await once(gateway.port, Ask(body, path))).status == 200
         pid = gateway.store_pid
         os.kill(pid, signal.SIGSTOP)
-        assert (await once(gateway.port, Ask(chat()))).status == 503
+        told = await once(gateway.port, Ask(body, path))
         os.kill(pid, signal.SIGCONT)
+        assert (told.status, told.json["error"]["message"]) == (503, STORE_AWAY)
+        assert told.headers["retry-after"] == "1"
         await asyncio.to_thread(gateway.settled, 30)
         await until(lambda: leases(gateway) == [])
         assert [record["outcome"] for record in gateway.records(2)] == ["ok", "refused"]
@@ -286,3 +295,31 @@ async def test_what_is_answered_while_the_store_is_late_outlives_its_worker(
 def test_no_reservation_is_more_than_can_be_counted() -> None:
     price = Price.from_rates(20, 20)
     assert most_microusd(price, 10, 2**31 * 128 * 1_200_000) == MOST_RESERVED
+
+
+async def test_a_lost_request_keeps_the_name_of_a_model_that_nobody_configured(
+    upstream: Upstream,
+) -> None:
+    async def begins(exchange: Exchange) -> None:
+        if not exchange.request.json.get("stream"):
+            await like_openai(exchange)
+            return
+        await exchange.start_stream()
+        await exchange.event(delta("word"))
+        await exchange.gone()
+
+    upstream.behaviour = begins
+    key = {"name": "k", "tenant": "acme", "sha256": digest(KEY)}
+    text = config(upstream.url, limits={"lease": 1}, auth={"keys": [key]}, models={})
+    with running(text, workers=1) as gateway:
+        assert (await once(gateway.port, Ask(chat("gpt-4o-mini")))).status == 200
+        lost = asyncio.create_task(once(gateway.port, Ask(chat("gpt-4o-mini", stream=True))))
+        await until(lambda: leases(gateway) and len(upstream.received) == 2)
+        for pid in gateway.worker_pids:
+            os.kill(pid, signal.SIGKILL)
+        await lost
+        await asyncio.to_thread(gateway.settled, 30)
+        (record,) = [one for one in gateway.records(2) if one["outcome"] == "aborted"]
+        used = gateway.usage("acme", part="model:gpt-4o-mini")
+    assert (record["model"], record["stream"]) == ("gpt-4o-mini", True)
+    assert used["requests"] == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.policy.limits import MONEY, REQUESTS, TOKENS, Grant, Limit, grants
+from gateway.policy.limits import CONCURRENCY, MONEY, REQUESTS, TOKENS, Grant, Limit, grants
 from gateway.store.lease import Holding, Return, Verdict, holds
 from tests.support.store import (
     StoreServer,
@@ -95,3 +95,65 @@ async def test_a_lease_of_before_does_not_undo_a_changed_limit(
         found = server.redis.hgetall(new.name)
     assert (int(found["capacity"]), int(found["refill"])) == after
     assert after[0] - 30 <= int(found["level"]) <= after[0]
+
+
+def _budget(tenant: str, capacity: int, period: str) -> Limit:
+    return Limit(
+        f"sluice:limit:{{{tenant}}}:key:k:budget:{period}", MONEY, capacity, 0, "key", period
+    )
+
+
+@pytest.mark.parametrize("period", ["total", "30d"])
+@pytest.mark.parametrize(("before", "after"), [(1000, 300), (300, 1000)])
+async def test_a_budget_that_was_changed_holds_for_what_is_open(
+    server: StoreServer, period: str, before: int, after: int
+) -> None:
+    tenant = new_tenant()
+
+    def held(capacity: int, amount: int) -> tuple[tuple[Grant, ...], Holding]:
+        granted = grants((_budget(tenant, capacity, period),), 0, amount, 0)
+        return granted, msgspec.structs.replace(holding(), holds=holds(granted))
+
+    async with connected(server) as (admission, _):
+        old, first = held(before, 100)
+        key = old[0].key
+        await admission.admit(tenant, "old", first, old)
+        new, dear = held(after, 5000)
+        refused = await admission.admit(tenant, "dear", dear, new)
+        assert refused.refused_by is not None
+        assert server.redis.hmget(key, "capacity", "reserved") == [str(after), "100"]
+        grown = await admission.grow(tenant, "old", held(before, 250)[1], old, 150)
+        assert grown == Verdict()
+        grown = await admission.grow(tenant, "old", held(before, 600)[1], old, 350)
+        assert (grown.refused_by is None) == (after == 1000)
+        assert server.redis.hget(key, "capacity") == str(after)
+        given = msgspec.structs.replace(
+            settlement("old", principal(tenant, old[0].limit)), returns=_returns(old, 40)
+        )
+        assert await settle_all(admission, [given]) == [True]
+        left = server.redis.hmget(key, "spent", "reserved", "capacity")
+        assert left == ["40", "0", str(after)]
+
+
+async def test_slots_that_were_changed_stay_changed_when_one_is_given_back(
+    server: StoreServer,
+) -> None:
+    tenant = new_tenant()
+    name = f"sluice:limit:{{{tenant}}}:tenant:concurrency"
+
+    def slots(capacity: int) -> tuple[tuple[Grant, ...], Holding]:
+        granted = grants((Limit(name, CONCURRENCY, capacity, 0, "tenant"),), 0, 0, 0)
+        return granted, msgspec.structs.replace(holding(), holds=holds(granted))
+
+    async with connected(server) as (admission, _):
+        old, first = slots(3)
+        await admission.admit(tenant, "old", first, old)
+        fewer, second = slots(1)
+        refused = await admission.admit(tenant, "new", second, fewer)
+        assert refused.refused_by is not None
+        assert server.redis.hmget(name, "in_use", "capacity") == ["1", "1"]
+        given = msgspec.structs.replace(
+            settlement("old", principal(tenant, old[0].limit)), returns=_returns(old, 0)
+        )
+        assert await settle_all(admission, [given]) == [True]
+        assert server.redis.hmget(name, "in_use", "capacity") == ["0", "1"]

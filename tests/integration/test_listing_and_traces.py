@@ -9,6 +9,7 @@ import pytest
 from gateway.config.schema import Tracing
 from gateway.core.record import RequestRecord
 from gateway.core.usage import Usage
+from gateway.observe import traces
 from gateway.observe.traces import TraceExporter
 from tests.integration.conftest import unused_port
 from tests.support.config import bearer, chat, config
@@ -162,6 +163,45 @@ async def test_spans_that_cannot_be_written_are_counted_and_gone() -> None:
     exporter.emit(record("half a \ud800"))
     await exporter.aclose()
     assert exporter.dropped == 1
+
+
+async def test_whole_batches_do_not_wait_for_a_collector_that_takes_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(traces, "PAUSE_SECONDS", 3600.0)
+    collector = Collector()
+    async with Upstream(behaviour=collector) as server:
+        exporter = TraceExporter(Tracing(endpoint=f"http://127.0.0.1:{server.port}"))
+        exporter.start()
+        for _ in range(4):  # more than the queue holds
+            for _ in range(3 * traces.MAX_BATCH):
+                exporter.emit(record("m"))
+            async with asyncio.timeout(30):
+                while len(exporter._queue) >= traces.MAX_BATCH:
+                    await asyncio.sleep(0.01)
+        exporter.emit(record("m"))
+        await exporter.aclose()
+    assert (len(collector.spans), exporter.dropped) == (12 * traces.MAX_BATCH + 1, 0)
+    assert len(collector.posts) == 13
+
+
+@pytest.mark.parametrize("status", [400, 503])
+async def test_a_collector_that_takes_nothing_has_its_pause(status: int) -> None:
+    async def refuses(exchange: Exchange) -> None:
+        await exchange.reply({}, status=status)
+
+    async with Upstream(behaviour=refuses) as server:
+        exporter = TraceExporter(Tracing(endpoint=f"http://127.0.0.1:{server.port}"))
+        exporter.start()
+        for _ in range(4 * traces.MAX_BATCH):
+            exporter.emit(record("m"))
+        async with asyncio.timeout(30):
+            while not server.received:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)  # in which there is time for many
+        assert len(server.received) == 1
+        exporter._queue.clear()
+        await exporter.aclose()
 
 
 async def test_a_collectors_password_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:

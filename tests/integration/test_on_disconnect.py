@@ -12,6 +12,7 @@ from tests.support.config import KEY, chat, config
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Client, once
 from tests.support.upstream import Behaviour, Exchange, Upstream, delta, like_openai, usage
+from tests.support.wire import chunked, connected, head_of, post
 
 WORDS = 40
 
@@ -81,6 +82,33 @@ async def test_a_cancelled_provider_is_cut_off_at_once(upstream: Upstream, leave
     assert 0 < record["usage"]["completion_tokens"] < WORDS
 
 
+@pytest.mark.parametrize("lane", ["direct", "aiohttp"])
+async def test_a_client_that_was_behind_holds_nothing_up(upstream: Upstream, lane: str) -> None:
+    async def at_length(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        for _ in range(200):
+            await exchange.event(delta("x" * 60_000))
+        await exchange.event(delta(None, "stop"))
+        await exchange.event({**delta(None), "choices": [], "usage": usage(7, WORDS)})
+        await exchange.event("[DONE]")
+        await exchange.end_stream()
+
+    upstream.behaviour = at_length
+    body = json.dumps(chat(stream=True)).encode()
+    asked = {
+        "direct": post(body),
+        "aiohttp": head_of("Transfer-Encoding: chunked") + chunked(body),
+    }
+    with running(leaving(upstream.url, "drain")) as gateway:
+        async with connected(gateway.port) as wire:  # it reads no further than a buffer
+            await wire.send(asked[lane])
+            await wire.reader.readuntil(b"xxxx")
+            await asyncio.sleep(1)  # until all buffers are full
+        record = await asyncio.to_thread(only_record, gateway)
+    assert (record["outcome"], record["usage_source"]) == ("disconnected", "provider")
+    assert record["usage"]["completion_tokens"] == WORDS
+
+
 async def test_a_gateway_that_stops_waits_for_what_it_drains(upstream: Upstream) -> None:
     upstream.behaviour = words
     with running(leaving(upstream.url, "drain")) as gateway:
@@ -88,6 +116,27 @@ async def test_a_gateway_that_stops_waits_for_what_it_drains(upstream: Upstream)
         assert await asyncio.to_thread(gateway.stop) == 0
         (record,) = gateway.records(1)
     assert record["usage"]["completion_tokens"] == WORDS
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("cache", [False, True], ids=["alone", "in a flight"])
+async def test_a_race_that_is_not_decided_is_drained_as_well(
+    upstream: Upstream, *, cache: bool, stream: bool
+) -> None:
+    left = asyncio.Event()
+
+    async def answers(exchange: Exchange) -> None:
+        await left.wait()
+        await (words if stream else like_openai)(exchange)
+
+    upstream.behaviour = answers
+    text = json.loads(config(upstream.url, upstream.url, cache={"enabled": cache}))
+    text["providers"]["p0"]["on_disconnect"] = "drain"
+    text["models"]["m"]["hedge"] = {"after": 30}
+    with running(json.dumps(text)) as gateway:
+        record = await ask_and_leave(gateway, upstream, left, stream=stream)
+    assert (record["outcome"], record["usage_source"]) == ("disconnected", "provider")
+    assert [one["failure"] for one in record["tries"]] == [""]
 
 
 TOO_LONG = {"message": "too long", "code": "context_length_exceeded"}
@@ -120,10 +169,12 @@ async def drained(*behaviours: Behaviour, **sections: Any) -> AsyncIterator[tupl
         yield stack.enter_context(running(json.dumps(text), workers=1)), *upstreams
 
 
-async def ask_and_leave(gateway: Gateway, waiting: Upstream, left: asyncio.Event) -> dict[str, Any]:
+async def ask_and_leave(
+    gateway: Gateway, waiting: Upstream, left: asyncio.Event, *, stream: bool = False
+) -> dict[str, Any]:
     """Leave as soon as this provider has been asked; return the record."""
     async with Client(gateway.port) as client:
-        await client.send(Ask(chat(temperature=0)))
+        await client.send(Ask(chat(temperature=0, stream=stream)))
         while not waiting.received:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.5)  # for the gateway to see it

@@ -160,6 +160,30 @@ async def test_a_whole_stream_is_not_charged_by_figures_of_its_beginning(
     assert used["prompt_tokens"] == 30
 
 
+GENERATE = "/providers/gemini/v1beta/models/gemini-2.0-flash:generateContent"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", GENERATE])
+async def test_a_whole_reply_is_not_charged_by_figures_of_its_prompt(
+    gateway: tuple[Gateway, UpstreamThread], path: str
+) -> None:
+    running, provider = gateway
+
+    async def replies(exchange: Exchange) -> None:
+        await exchange.reply(GEMINI[0])
+
+    provider.reset(replies)
+    before = len(running.records())
+    content = {"model": "gemini/gemini-2.0-flash", "messages": [{"role": "user", "content": "x"}]}
+    body = {"contents": []} if path == GENERATE else content
+    reply = await ask(running.port, post(body, "Content-Type: application/json", path=path))
+    assert reply.status == 200
+    (record,) = await logged(running, before)
+    used = record["usage"]
+    assert WORDS <= used["completion_tokens"] <= WORDS * 1.1
+    assert (used["prompt_tokens"], record["usage_source"]) == (30, "partial")
+
+
 async def logged(gateway: Gateway, known: int) -> list[dict[str, Any]]:
     """The records after so many."""
     return await asyncio.to_thread(lambda: gateway.records(known + 1)[known:])

@@ -30,6 +30,7 @@ from tests.support.upstream import Behaviour, Exchange, Received, completion, de
 from tests.support.wire import Reply, Wire, ask, chunked, connected, head_of
 
 OWN = "sk-upstream-secret"
+DATED = {"Anthropic-Version": "2024-01-01", "user-agent": "me"}
 HASTY = {"connect": 1, "first_byte": 0.5, "idle": 0.5, "total": 1.5}
 MOST_JSON, MOST_UPLOAD = 256 * 1024, 2 * 1024 * 1024
 REQUEST_SECONDS = 1.5
@@ -185,6 +186,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Passing]:
             },
             "far": {"base_url": "http://far.test/v1", "proxy": host.replace("//", "//me:pw@")},
             "ours": {"base_url": provider.url, "headers": {"X-Team": "ours", "X-Auth": OWN}},
+            "dated": {"kind": "anthropic", "base_url": provider.url, "headers": DATED},
         }
         for row in rows.values():
             row |= {"kind": row.get("kind", "openai-compatible"), "api_key": OWN}
@@ -596,10 +598,12 @@ async def test_the_operators_headers_come_before_the_clients(passing: Passing) -
     await passing.ask("GET", "ours/files", *lines)
     await passing.ask("GET", "claude/files", *lines)
     await passing.ask("GET", "claude/files")
-    ours, claude, default = passing.received
+    await passing.ask("GET", "dated/files", *lines)
+    ours, claude, default, dated = passing.received
     assert (ours.headers["x-team"], ours.headers["x-auth"]) == ("ours", OWN)
     assert claude.headers["anthropic-version"] == "2099-01-01"
     assert default.headers["anthropic-version"] == "2023-06-01"
+    assert (dated.headers["anthropic-version"], dated.headers["user-agent"]) == ("2024-01-01", "me")
 
 
 INJECTED = [
@@ -1226,6 +1230,7 @@ async def test_a_budget_of_any_model_covers_what_names_none(passing: Passing) ->
         "POST", CHAT, "Content-Type: text/plain", body=body, key=METERED_MODEL
     )
     assert (reply.status, reply.error["code"]) == (403, "price_unknown")
+    assert "Content-Type: application/json" in reply.error["message"]
     assert (await passing.post(CHAT, {"model": "no-such-model"}, key=METERED_MODEL)).status == 200
 
 
@@ -1500,8 +1505,10 @@ async def test_an_answer_that_breaks_off_is_seen_to(
         await wire.send(passing.head(path=f"{provider}/x", method="GET"))
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await wire.reply(5)
-    record = await passing.record()
+    record = await passing.logged()
     assert (record["outcome"], record["error"]) == ("error", "stream_interrupted")
+    failure = "idle_timeout" if how == "silent" else "reset"
+    assert [(one["failure"], one["status"]) for one in record["tries"]] == [(failure, 200)]
 
 
 async def test_a_body_that_loses_its_framing_is_seen_to(passing: Passing) -> None:
@@ -1544,8 +1551,39 @@ async def test_a_provider_that_hangs(passing: Passing, path: str) -> None:
     reply = await passing.ask("POST", path, body=b"abc")
     assert (reply.status, reply.error["code"]) == (504, "deadline_exceeded")
     assert time.monotonic() - started < 3
-    record = await passing.record()
+    record = await passing.logged()
     assert (record["outcome"], record["status"]) == ("error", 504)
+    (tried,) = record["tries"]
+    assert (tried["failure"], tried["first_byte_us"]) == ("first_byte_timeout", 0)
+    assert 0 < tried["duration_us"] <= record["duration_us"]
+
+
+@pytest.mark.parametrize(("status", "failure"), [(200, ""), (404, "status"), (503, "status")])
+async def test_the_attempt_is_in_the_record(passing: Passing, status: int, failure: str) -> None:
+    async def answers(exchange: Exchange) -> None:
+        await exchange.reply({}, status)
+
+    passing.provider.reset(answers)
+    assert (await passing.ask("POST", "openai/x", body=b"{}")).status == status
+    record = await passing.logged()
+    (tried,) = record["tries"]
+    assert (tried["provider"], tried["status"], tried["failure"]) == ("openai", status, failure)
+    assert record["attempts"] == 1
+
+
+async def test_an_attempt_whose_client_left_is_in_the_record(passing: Passing) -> None:
+    async def hangs(exchange: Exchange) -> None:
+        await exchange.gone()
+
+    passing.provider.reset(hangs)
+    async with connected(passing.gateway.port) as wire:
+        await wire.send(passing.head(path="openai/x", method="GET"))
+        async with asyncio.timeout(5):
+            while not passing.received:
+                await asyncio.sleep(0.01)
+    record = await passing.logged()
+    assert (record["outcome"], record["attempts"]) == ("disconnected", 1)
+    assert [one["failure"] for one in record["tries"]] == ["cancelled"]
 
 
 async def test_an_answer_may_be_slower_than_its_first_byte_may(passing: Passing) -> None:
@@ -1952,11 +1990,12 @@ def draining(passing: Passing, grace: float) -> Any:
     return running(config(passing.provider.url, server=server, pricing={"unknown": "refuse"}))
 
 
-async def begun(wire: Wire) -> None:
+async def begun(wire: Wire, version: str = "1.1") -> None:
     """Ask for a stream and read its first words."""
     body = json.dumps(ASKED).encode()
     lines = (JSON, f"Content-Length: {len(body)}")
-    await wire.send(head_of(*lines, path="/providers/p0/chat/completions") + body)
+    head = head_of(*lines, path="/providers/p0/chat/completions", version=version)
+    await wire.send(head + body)
     await wire.reader.readuntil(b"one")
 
 
@@ -1987,7 +2026,10 @@ async def test_a_worker_that_stops_finishes_a_download(passing: Passing) -> None
         assert (record["outcome"], record["usage"]["prompt_tokens"]) == ("ok", 7)
 
 
-async def test_a_worker_that_may_wait_no_longer_settles(passing: Passing) -> None:
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_a_worker_that_may_wait_no_longer_settles(passing: Passing, version: str) -> None:
+    """And breaks off: in HTTP/1.0 a close would be the end of the answer."""
+
     async def stays(exchange: Exchange) -> None:
         await exchange.start_stream()
         await exchange.event(delta("one"))
@@ -1996,12 +2038,35 @@ async def test_a_worker_that_may_wait_no_longer_settles(passing: Passing) -> Non
     passing.provider.reset(stays)
     with draining(passing, grace=0.3) as gateway:
         async with connected(gateway.port) as wire:
-            await begun(wire)
+            await begun(wire, version)
             gateway.process.terminate()
-            with contextlib.suppress(ConnectionError):
-                assert not (await asyncio.wait_for(wire.reader.read(), 10)).endswith(b"0\r\n\r\n")
+            with pytest.raises(ConnectionError):
+                await asyncio.wait_for(wire.reader.read(), 10)
         assert await asyncio.to_thread(gateway.process.wait, 10) == 0
         (record,) = gateway.records(1)
-        assert (record["outcome"], record["status"]) == ("disconnected", 499)
+        assert (record["outcome"], record["status"]) == ("error", 503)
         assert (record["usage"]["completion_tokens"], record["usage_source"]) == (1, "partial")
         assert "exception" not in gateway.log_file.read_text()
+
+
+async def test_a_worker_that_may_wait_no_longer_says_so_where_nothing_was_answered(
+    passing: Passing,
+) -> None:
+    async def hangs(exchange: Exchange) -> None:
+        await exchange.gone()
+
+    passing.provider.reset(hangs)
+    with draining(passing, grace=0.3) as gateway:
+        async with connected(gateway.port) as wire:
+            body = json.dumps(ASKED).encode()
+            lines = (JSON, f"Content-Length: {len(body)}")
+            await wire.send(head_of(*lines, path="/providers/p0/chat/completions") + body)
+            while not passing.received:
+                await asyncio.sleep(0.01)
+            gateway.process.terminate()
+            told = await wire.reply()
+        assert (told.status, told.error["code"]) == (503, "overloaded")
+        assert await asyncio.to_thread(gateway.process.wait, 10) == 0
+        (record,) = gateway.records(1)
+        assert (record["outcome"], record["status"]) == ("error", 503)
+        assert record["usage"]["prompt_tokens"] > 0

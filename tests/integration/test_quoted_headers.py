@@ -52,6 +52,28 @@ async def test_a_provider_that_quotes_headers_tells_nobody(
     provider.reset(like_openai)
 
 
+@pytest.mark.parametrize("path", [CHAT_PATH, "/providers/p0/v1/chat/completions"])
+@pytest.mark.parametrize("spelling", ["\\/", "\\u002f", "\\u002F"])
+async def test_nor_does_one_that_escapes_what_it_quotes(
+    provider: UpstreamThread, path: str, spelling: str
+) -> None:
+    async def quotes(exchange: Exchange) -> None:
+        error = {"message": f"no {exchange.request.headers['authorization']}", "type": "x"}
+        told = json.dumps({"error": error}).replace("/", spelling).encode()
+        await exchange.reply(told, status=400, headers={"X-Seen": told.decode()})
+
+    provider.reset(quotes)
+    row = {"kind": "openai-compatible", "base_url": provider.url, "api_key": "team/SECRET/1"}
+    with untroubled(config(providers={"p0": row}, models={})) as gateway:
+        data = post(chat(f"p0/{PRICED_MODEL}"), "Content-Type: application/json", path=path)
+        reply = await ask(gateway.port, data)
+        logged = gateway.log_file.read_text()
+    assert reply.status == 400
+    assert reply.json["error"]["message"].startswith("no Bearer ")
+    assert "SECRET" not in str(reply) + logged
+    provider.reset(like_openai)
+
+
 @pytest.mark.parametrize("path", [CHAT_PATH, "/providers/local/v1/chat/completions"])
 async def test_a_word_that_stands_for_a_key_is_none(
     served: Gateway, provider: UpstreamThread, path: str

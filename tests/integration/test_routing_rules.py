@@ -213,6 +213,15 @@ async def test_a_target_is_given_no_more_than_its_limit_by_all_workers_together(
         assert gateway.store.zcard("sluice:leases:{~targets}") == 0
 
 
+async def test_a_smaller_limit_of_another_model_leaves_the_larger_alone() -> None:
+    models = {"small": {"targets": [target(0, rpm=1)]}}
+    async with serving([target(0, rpm=120)], models=models) as (gateway, _):
+        await asked(gateway, *[Ask() for _ in range(3)])
+        small = [await once(gateway.port, Ask(chat(model="small"))) for _ in range(2)]
+        assert [one.status for one in small] == [200, 429]
+        await asked(gateway, *[Ask() for _ in range(10)])
+
+
 async def test_a_targets_slots_are_free_again_whatever_became_of_the_attempt() -> None:
     together, most = 0, 0
 

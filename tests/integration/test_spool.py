@@ -1,6 +1,9 @@
 """Files of lines on disk: how much there may be of them, and who may read which."""
 
+import asyncio
 import contextlib
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -103,3 +106,25 @@ async def test_a_small_file_grows_on_until_it_is_large(
     spool.leave()
     assert await remaining(spool) == [b"%09d\n" % n for n in range(10)]
     await spool.aclose()
+
+
+async def test_a_sync_under_way_keeps_nobody_from_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncing, synced, fsync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(fd: int) -> None:
+        syncing.set()
+        synced.wait(30)
+        fsync(fd)
+
+    monkeypatch.setattr("gateway.spool.os.fsync", slow)
+    spool = Spool(tmp_path, "w", 10_000)
+    spool.write(b"1\n")
+    await asyncio.to_thread(syncing.wait, 30)
+    spool.leave()
+    try:
+        assert await remaining(spool) == [b"1\n"]
+    finally:
+        synced.set()
+        await spool.aclose()

@@ -335,7 +335,7 @@ async def test_a_budget_in_shadow_reports_a_stream_that_it_would_have_ended() ->
             outcome = await once(gateway.port, Ask(chat(stream=True), key=POOR))
             (record,) = gateway.records(1)
     assert outcome.events[-1] == "[DONE]"
-    assert record["shadow"] == ["key:usd"]
+    assert record["shadow"] == ["key:usd:total"]
 
 
 @pytest.mark.parametrize("away", [False, True], ids=["with Redis", "without"])

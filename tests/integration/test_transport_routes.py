@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import json
 import ssl
 import tempfile
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from tests.integration.conftest import TIMEOUTS
 from tests.support.config import PRICED_MODEL, chat, config
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Outcome, flood, once
-from tests.support.upstream import Upstream
+from tests.support.upstream import Exchange, Upstream, completion, usage
 
 
 def routed(*providers: dict[str, Any]) -> str:
@@ -76,10 +77,12 @@ async def test_tls_upstreams_are_verified(tmp_path: Path) -> None:
 
 
 class Proxy:
-    """A forward proxy: tunnels and absolute-form requests, all heads kept."""
+    """A forward proxy: tunnels, while it may, and absolute-form requests, all heads kept."""
 
     def __init__(self, answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> None:
         self.heads: list[str] = []
+        self.may_tunnel = asyncio.Event()
+        self.may_tunnel.set()
         self.port = 0
         self._answer = answer
         self._tasks: set[asyncio.Task[None]] = set()
@@ -106,6 +109,7 @@ class Proxy:
             self.heads.append(head.decode())
             method, place, _ = head.decode().split(" ", 2)
             if method == "CONNECT":
+                await self.may_tunnel.wait()
                 for i in range(len(self._answer)):  # in pieces: the gateway must wait for all
                     writer.write(self._answer[i : i + 1])
                     await writer.drain()
@@ -174,6 +178,52 @@ async def test_forward_proxies(tmp_path: Path) -> None:
             outcome = await ask(gateway, 2)
             assert outcome.status == 502
             assert len(secure.received) == 3
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["a slow way", "a full pool as well"])
+async def test_a_wait_in_a_pool_is_told_from_a_slow_way_to_its_target(
+    tmp_path: Path, *, full: bool
+) -> None:
+    authority = trustme.CA()
+    ca_file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(ca_file)
+
+    async def last_words(exchange: Exchange) -> None:
+        if not full:
+            await exchange.gone()
+            return
+        await asyncio.sleep(1)
+        await exchange.reply(completion("yes", usage(7, 5)), headers={"Connection": "close"})
+        exchange.keep_alive = False
+
+    async with (
+        Upstream(last_words, tls=server_side(authority, "127.0.0.1")) as slow,
+        Proxy().serving() as proxy,
+    ):
+        text = json.loads(config(slow.url, breaker={"failures": 1, "ejection": 60}))
+        text["providers"]["p0"] |= {
+            "proxy": f"http://127.0.0.1:{proxy.port}",
+            "ca_file": str(ca_file),
+            "max_connections": 1,
+            "timeouts": {"connect": 20, "total": 2},
+        }
+        with running(json.dumps(text)) as gateway:
+            if full:  # the second one waits for the first, and then for the way
+                first = asyncio.create_task(once(gateway.port, Ask()))
+                while not slow.received:
+                    await asyncio.sleep(0.01)
+                proxy.may_tunnel.clear()
+                outcome = await once(gateway.port, Ask())
+                assert (await first).status == 200
+                told = 503, "overloaded", "busy"
+            else:
+                proxy.may_tunnel.clear()
+                asyncio.get_running_loop().call_later(1, proxy.may_tunnel.set)
+                outcome = await once(gateway.port, Ask())
+                told = 504, "deadline_exceeded", "attempt_timeout"
+            *_, record = await asyncio.to_thread(gateway.records, 1 + full)
+            failures = record["tries"][-1]["failure"]
+            assert (outcome.status, outcome.json["error"]["code"], failures) == told
 
 
 async def test_a_plain_request_gives_the_proxy_its_credentials() -> None:

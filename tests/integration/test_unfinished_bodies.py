@@ -1,6 +1,7 @@
 """Bodies that never end: what a worker holds of all of them is bounded, whoever sends them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from aiohttp import web
 
 from gateway.config.schema import Server
 from gateway.core.errors import ApiError
+from gateway.core.record import RequestRecord
 from gateway.http import body
 from gateway.http.client import ClientWriter
 from gateway.http.hot import HotRoutes
@@ -18,6 +20,7 @@ from gateway.http.protocol import GatewayProtocol
 from gateway.http.request_head import RequestHead
 from gateway.http.server import GatewayServer
 from gateway.pipeline.services import Services
+from gateway.policy.access import Principal
 from tests.support.inside import serving
 from tests.support.wire import CHAT_PATH, Wire, chunked, connected, head_of, post
 
@@ -37,11 +40,11 @@ LANES = {
 class Keys:
     """A keyring that knows everybody."""
 
-    def find(self, secret: str | None) -> object:
-        return object()
+    def find(self, secret: str | None) -> Principal:
+        return Principal("k", "acme", ("*",), ())
 
-    async def authenticate(self, secret: str | None) -> object:
-        return object()
+    async def authenticate(self, secret: str | None) -> Principal:
+        return self.find(secret)
 
 
 class Hot(HotRoutes):
@@ -52,10 +55,25 @@ class Hot(HotRoutes):
 
 
 @pytest.fixture
-async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[GatewayServer, int]]:
+def records() -> list[RequestRecord]:
+    """What was recorded."""
+    return []
+
+
+@pytest.fixture
+async def served(
+    monkeypatch: pytest.MonkeyPatch, records: list[RequestRecord]
+) -> AsyncIterator[tuple[GatewayServer, int]]:
     monkeypatch.setattr(body, "LEAST_ROOM_BYTES", ROOM)
     config = SimpleNamespace(server=Server(max_request_size=MOST))
-    services: Any = SimpleNamespace(config=config, keyring=Keys())
+    admission = SimpleNamespace(now=time.time, after_settled=lambda deliver: deliver())
+    services: Any = SimpleNamespace(
+        config=config,
+        keyring=Keys(),
+        admission=admission,
+        append=lambda record: None,
+        emit=records.append,
+    )
     async with serving(web.Application(), Hot(cast(Services, services))) as (server, address):
         yield server, address[1]
 
@@ -76,7 +94,7 @@ async def taken(server: GatewayServer, least: int, most: int) -> None:
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_more_than_there_is_room_for_is_refused(
-    served: tuple[GatewayServer, int], lane: str
+    served: tuple[GatewayServer, int], records: list[RequestRecord], lane: str
 ) -> None:
     server, port = served
     async with AsyncExitStack() as stack:
@@ -92,6 +110,7 @@ async def test_more_than_there_is_room_for_is_refused(
             assert reply.json["error"]["type"] == kind
         small = await held(stack, port, post(b"{}"))  # which takes no room
         assert (await small.reply()).body == b"2"
+    assert [(one.key, one.status, one.error) for one in records] == [("k", 503, "overloaded")] * 2
     await taken(server, 0, 0)
 
 

@@ -1,12 +1,16 @@
 """Virtual keys that change, rotate, expire and end; every worker knows of it soon."""
 
+import contextlib
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from gateway.store import names
 from tests.support.admin import ADMIN_KEY, admin, everywhere, make, until_all, use
+from tests.support.command import failed, run
 from tests.support.config import KEY, config, digest
 from tests.support.gateway import Gateway, running
 from tests.support.threaded import UpstreamThread
@@ -232,3 +236,18 @@ async def test_a_limit_above_the_tenants_is_refused(
         reply = await admin(gateway, method, path, sent)
         assert (reply.status, reply.error["code"]) == (400, "invalid_value")
         assert reply.error["param"] == field
+
+
+async def test_a_key_that_is_above_its_tenant_can_be_restricted(gateway: Gateway) -> None:
+    key_id, _ = await make(gateway, tenant="bounded", rpm=1000)
+    with contextlib.closing(gateway.store) as store:  # as of when the tenant had more
+        store.hset(names.key(key_id), "rpm", 5000)
+    shown = await changed(gateway, key_id, models=["m"], tenant="bounded", concurrency=100)
+    assert (shown["models"], shown["rpm"]) == (["m"], 5000)
+    words = ("--label", "team=x", "--expires", "1h", "--json")
+    assert json.loads(run(gateway, "keys", "update", key_id, *words))["labels"] == {"team": "x"}
+    for more in (4999, 5001):
+        reply = await admin(gateway, "PATCH", f"/keys/{key_id}", {"rpm": more})
+        assert (reply.status, reply.error["param"]) == (400, "rpm")
+        assert failed(gateway, "keys", "update", key_id, "--rpm", str(more))[0] == 2
+    assert (await changed(gateway, key_id, rpm=1000))["rpm"] == 1000

@@ -11,14 +11,16 @@ from gateway.config.schema import Auth, Config, KeySettings
 from gateway.core.errors import ApiError, StoreError
 from gateway.pipeline.keyring import Keyring
 from gateway.store import names
+from gateway.store.connection import Callback
 from gateway.store.keys import MAX_TRIES, VirtualKey, VirtualKeys
 from gateway.store.link import Link
 from gateway.store.location import Location
+from gateway.store.scripts import Script
 from tests.support.store import store_server
 
 
 class Cut:
-    """A connection that loses one command, so many times."""
+    """A connection that loses one command, or the replies to a Lua function, so many times."""
 
     def __init__(self, link: Link) -> None:
         self._link, self.command, self.times = link, "", 0
@@ -31,6 +33,21 @@ class Cut:
             self.times -= 1
             raise StoreError("the connection to Redis was lost")
         return self._link.call(*command)
+
+    def run(
+        self,
+        script: Script,
+        keys: list[str],
+        args: tuple[bytes, ...],
+        done: Callback,
+        command: bytes = b"",
+    ) -> None:
+        if script.name == self.command and self.times:
+            self.times -= 1
+            late = StoreError("no answer in 2 s")
+            self._link.run(script, keys, args, lambda _: done(late), command)
+        else:
+            self._link.run(script, keys, args, done, command)
 
     def lose(self, command: str, times: int) -> None:
         self.command, self.times = command, times
@@ -67,6 +84,19 @@ async def test_a_rotation_that_is_done_tells_its_secret(cut: Cut, command: str, 
     assert await opens(keys, second)
     if times < MAX_TRIES:
         assert await keys.version() > version
+
+
+@pytest.mark.parametrize("times", [1, MAX_TRIES - 1])
+async def test_a_rotation_whose_reply_is_lost_is_done_once(cut: Cut, times: int) -> None:
+    keys = VirtualKeys(cut)
+    record, first = await keys.create(KeySettings(name="a"))
+    cut.lose("rotate", times)
+    rotated, second = await keys.rotate(record.id, 3600)
+    assert cut.times == 0
+    assert rotated.previous_sha256 == record.sha256
+    assert await opens(keys, first)
+    assert await opens(keys, second)
+    assert await cut.call("HLEN", names.KEYS) == 2
 
 
 async def test_a_change_that_was_half_done_is_told_when_it_is_asked_for_again(cut: Cut) -> None:

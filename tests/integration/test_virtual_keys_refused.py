@@ -58,6 +58,20 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"budget": [{"usd": 5}, {"usd": 6}]}, "budget"),
     ({"budget": {"usd": 5, "currency": "EUR"}}, "currency"),
 ]
+# What is wrong, the parameter, and what it may be.
+_A_NAME = "expected up to 64 letters, digits and . _ -, of which the first is a letter or digit"
+_A_LABEL = "expected 1 to 64 letters, digits and . _ -"
+_COUNT = "expected a whole number, at least 1"
+WORDS: list[tuple[dict[str, Any], str, str]] = [
+    ({"name": "a b"}, "name", _A_NAME),
+    ({"rpm": 0}, "rpm", _COUNT),
+    ({"per_model": {"m": {"rpm": 1}, "p/x.1*": {"rpm": 0}}}, "per_model.p/x.1*.rpm", _COUNT),
+    ({"labels": {"team": "y z"}}, "labels.team", _A_LABEL),
+    ({"labels": {"a b": "x"}}, "labels.a b", _A_LABEL),
+    ({"shadow": ["usd"]}, "shadow[0]", "expected concurrency, rpm or tpm, got 'usd'"),
+    ({"cache": {"bill": "each"}}, "cache.bill", "unknown field"),
+    ({"models": [""]}, "models[0]", "expected a length of at least 1"),
+]
 BODIES: list[tuple[bytes, int, str]] = [
     (b"", 400, "invalid_json"),
     (b"not", 400, "invalid_json"),
@@ -112,6 +126,16 @@ async def test_a_wrong_value_is_refused_by_its_name(
         assert reply.error["code"] in ("invalid_value", "missing_required_parameter")
         assert reply.error["param"] == field
         assert await count(gateway) == before
+
+
+@pytest.mark.parametrize(("wrong", "field", "said"), WORDS)
+async def test_a_wrong_value_is_explained_in_words(
+    gateway: Gateway, made: dict[str, str], wrong: dict[str, Any], field: str, said: str
+) -> None:
+    for method, path in await each_way(gateway, made):
+        reply = await admin(gateway, method, path, {**NAMED, **wrong})
+        assert (reply.status, reply.error["param"]) == (400, field)
+        assert reply.error["message"] == f"Invalid value for '{field}': {said}."
 
 
 @pytest.mark.parametrize(("wrong", "said"), MESSAGES)

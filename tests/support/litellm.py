@@ -44,7 +44,7 @@ def noted(found: Translation, field: str) -> str:
 
 
 def settled(**sections: Any) -> Translation:
-    """Translate settings without models."""
+    """Translate settings, without models but for a `model_list` of its own."""
     found = translate({"model_list": [], **sections})
     verify(found.config)
     return found

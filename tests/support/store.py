@@ -20,7 +20,7 @@ from gateway.store.lease import COUNTED, Holding, Return, Settlement, Verdict
 from gateway.store.link import Link
 from gateway.store.location import Location
 from gateway.store.requests import FIELDS
-from workers.store_server import SETTINGS, find_server
+from workers.store_server import find_server, server_settings
 
 START_SECONDS = 30.0
 KEPT_FOR_EVER = {"sluice:tenants", "sluice:requests"}
@@ -50,7 +50,7 @@ class StoreServer:
 
     def start(self) -> None:
         """Start and wait until it answers."""
-        text = SETTINGS.format(socket=self.socket, directory=self._directory, memory_mb=64)
+        text = server_settings(self.socket, self._directory, 64)
         self._process = subprocess.Popen(
             [find_server(), "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
         )

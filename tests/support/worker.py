@@ -10,6 +10,7 @@ from gateway.app import Gateway, Resources
 from gateway.config.load import load
 from gateway.observe.log import LineWriter
 from gateway.observe.scoreboard import Scoreboard
+from gateway.store.levels import shared_memory
 from gateway.store.location import Location
 from tests.support.store import store_server
 from workers.prices import load_prices
@@ -35,6 +36,7 @@ async def working(directory: Path, config: str) -> AsyncIterator[int]:
             demo_socket=str(directory / "demo.sock"),
             name="sluice-0",
             state=directory,
+            levels=shared_memory(2),
         )
         gateway = Gateway(load(str(file), {}).config, resources)
         try:

@@ -9,6 +9,7 @@ from gateway.config.load import load_text
 from gateway.core.errors import ApiError
 from gateway.pipeline.keyring import Keyring
 from gateway.policy.access import Principal, may_use
+from gateway.policy.limits import Rates, limits
 
 KEYS = """
 auth:
@@ -44,6 +45,35 @@ def test_allowlists_have_wildcards(
     holder = Principal("k", "t", patterns, ())
     assert [model for model in allowed if not may_use(holder, model)] == []
     assert [model for model in refused if may_use(holder, model)] == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "model", "full_names", "limited"),
+    [
+        ("gpt-*", "gpt-5", (), True),
+        ("gpt-*", "p/gpt-5", (), True),
+        ("gpt-*", "o3", ("p/o3",), False),
+        ("p/*", "p/gpt-5", (), True),
+        ("p/*", "gpt-5", ("p/gpt-5",), True),
+        ("p/gpt-5", "gpt-5", ("q/gpt-5", "p/gpt-5"), True),
+        ("p/*", "gpt-5", ("q/gpt-5",), False),
+        ("p/*", "gpt-5", (), False),
+        ("p/*", "org/llama", ("p/org/llama",), True),
+        ("claude-sonnet[1m]", "claude-sonnet[1m]", (), True),
+        ("claude-sonnet[1m]", "p/claude-sonnet[1m]", (), True),
+        ("claude-sonnet[1m]", "claude-sonnetm", (), True),
+        ("claude-sonnet[1m]", "claude-sonnet", (), False),
+        ("*", "a/b", ("c/b",), True),
+    ],
+)
+def test_a_limit_of_a_model_holds_for_all_its_names(
+    pattern: str, model: str, full_names: tuple[str, ...], limited: bool
+) -> None:
+    (one,) = limits("key", "x", Rates(rpm=1))
+    holder = Principal("k", "t", ("*",), (), ((pattern, (one,), ()),))
+    applied = (one,) if limited else ()
+    assert holder.limits_for(model, full_names) == applied
+    assert [grant.limit for grant in holder.counts(model, full_names, 0.0)] == [*applied]
 
 
 def holder(ring: Keyring, secret: str | None) -> Principal:
@@ -108,6 +138,6 @@ def test_no_secret_is_held() -> None:
 def test_limits_of_one_request_count_as_those_of_a_key_do() -> None:
     ci = holder(keyring(), ENVIRON["CI"])
     (rpm, tpm, *_) = ci.limits
-    found = msgspec.structs.replace(ci, by_model=(("*", ()),)).limited_to((tpm, rpm))
+    found = msgspec.structs.replace(ci, by_model=(("*", (), ()),)).limited_to((tpm, rpm))
     assert (found.limits_for("any"), found.key) == ((tpm, rpm), "ci")
-    assert [grant.limit for grant in found.counts("any", 0.0)] == [rpm]
+    assert [grant.limit for grant in found.counts("any", (), 0.0)] == [rpm]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.core.errors import ApiError
-from gateway.core.messages import Fit
+from gateway.core.messages import Fit, mark
 from gateway.formats import DIALECTS
 from gateway.formats.body import decode
 from gateway.providers import PROVIDERS
@@ -42,3 +42,14 @@ def test_a_turn_that_only_its_provider_can_hear_is_refused_or_named() -> None:
     sent, dropped = put("gemini", "gemini-2.5-pro", CHAT, told)
     assert [len(turn["parts"]) for turn in sent["contents"]] == [1, 1, 1]
     assert dropped == ()
+
+
+@pytest.mark.parametrize("secret", [mark("gemini", "x"), ""])
+def test_mistral_hears_something_where_only_another_has_thought(secret: str) -> None:
+    thought = {"type": "reasoning.encrypted", "data": secret or "RED=="}
+    silent: Json = {"role": "assistant", "content": None, "reasoning_details": [thought]}
+    sent, _ = put("mistral", "mistral-large-latest", CHAT, {"messages": [HI, silent, HI]})
+    assert sent["messages"] == [HI, {"role": "assistant", "content": "."}, HI]
+    called = silent | {"tool_calls": [CALLED]}
+    sent, _ = put("mistral", "mistral-large-latest", CHAT, {"messages": [HI, called]})
+    assert sent["messages"][1] == {"role": "assistant", "tool_calls": [CALLED]}

@@ -147,3 +147,15 @@ def test_a_probe_that_tells_nothing_makes_room_for_the_next() -> None:
     one.let_go()  # its client has left, or nothing was sent
     assert one.allows(now + 1)
     assert not one.closed(now + 1)
+
+
+def test_it_knows_when_what_went_well_was_begun() -> None:
+    one = breaker()
+    one.succeeded(5.0, 3.0)
+    one.succeeded(6.0, 2.0)
+    assert (one.well_at, one.closed_at) == (3.0, float("-inf"))
+    one.eject(7.0)
+    one.succeeded(8.0, 6.5)  # begun before the ejection
+    assert not one.closed(8.0)
+    one.succeeded(13.0, 12.0)
+    assert (one.well_at, one.closed_at) == (12.0, 12.0)

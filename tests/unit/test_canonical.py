@@ -38,12 +38,12 @@ def tool(schema: Any) -> list[Any]:
 
 
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"b":1, "a":2}'}}
-ASKED = [
+ASKED: list[Any] = [
     *SAID,
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "tool", "tool_call_id": "c", "content": "done"},
 ]
-SAME_ASKED = [
+SAME_ASKED: list[Any] = [
     *SAID,
     {
         "role": "assistant",
@@ -53,6 +53,18 @@ SAME_ASKED = [
         "role": "user",
         "content": [{"type": "tool_result", "tool_use_id": "c", "content": "done"}],
     },
+]
+
+
+SIGNED = {
+    "role": "assistant",
+    "content": "a",
+    "tool_calls": [CALL | {"extra_content": {"google": {"thought_signature": ""}}}],
+}
+SAME_SIGNED = [
+    *SAID,
+    {"role": "assistant", "content": [{"type": "text", "text": "a"}, *SAME_ASKED[1]["content"]]},
+    SAME_ASKED[2],
 ]
 
 
@@ -95,6 +107,7 @@ SAME_ASKED = [
             messages(tools=[{"name": "f", "input_schema": dict(reversed(SCHEMA.items()))}]),
         ),
         (chat(messages=ASKED), messages(messages=SAME_ASKED)),
+        (chat(messages=[*SAID, SIGNED, ASKED[2]]), messages(messages=SAME_SIGNED)),
         (chat(stop="x"), messages(stop_sequences=["x"])),
         (chat(stop=["x"]), chat(stop="x")),
         (chat(tool_choice="required"), messages(tool_choice={"type": "any"})),
@@ -149,8 +162,43 @@ def thought(**fields: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": "a", "reasoning_details": details, **fields}
 
 
+def heard(**sound: Any) -> list[Any]:
+    return [*SAID, {"role": "assistant", "content": "a", **sound}, *SAID]
+
+
+def beside(extra: Any) -> list[Any]:
+    return [*SAID, {**ASKED[1], "tool_calls": [{**CALL, "extra_content": extra}]}, ASKED[2]]
+
+
+def part(**more: Any) -> list[Any]:
+    return [{"role": "user", "content": [{"type": "text", "text": "hello", **more}]}]
+
+
+def item_part(**more: Any) -> list[Any]:
+    return [{"role": "user", "content": [{"type": "input_text", "text": "hello", **more}]}]
+
+
 DIFFERENT = [
     chat(),
+    chat(messages=heard()),
+    chat(messages=heard(audio={"id": "audio_1"})),
+    chat(messages=heard(audio={"id": "audio_2"})),
+    chat(messages=heard(reasoning_content="x", reasoning="y")),
+    chat(messages=heard(reasoning_content="x", reasoning="z")),
+    chat(messages=heard(tool_call_id="c")),
+    chat(messages=beside({"x": 1})),
+    chat(messages=beside({"x": 2})),
+    chat(messages=beside({"google": {"thought_signature": "s", "x": 1}})),
+    chat(messages=beside({"google": {"thought_signature": "s"}})),
+    chat(messages=part(image_url=A_PICTURE["image_url"])),
+    chat(messages=part(refusal="x")),
+    chat(max_completion_tokens=8),
+    chat(top_logprobs=2),
+    responses(reasoning={"generate_summary": "concise"}),
+    responses(reasoning={"generate_summary": "detailed"}),
+    responses(input=item_part(image_url="https://example.com/a.png")),
+    messages(messages=part(thinking="x")),
+    messages(thinking={"type": "enabled", "budget_tokens": 1024, "display": "summarized"}),
     chat(temperature=0),
     chat(temperature=1),
     chat(seed=1),

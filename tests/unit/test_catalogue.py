@@ -86,6 +86,33 @@ def test_a_name_that_two_providers_claim_means_neither() -> None:
     assert reached(two, "b/gpt-5") == [("b", "gpt-5")]
 
 
+@pytest.mark.parametrize(
+    ("model", "full_names"),
+    [
+        ("gpt-4o-mini", ("openai/gpt-4o-mini",)),
+        ("my-7b", ("local/my-7b",)),
+        ("openai/gpt-4o", ()),
+        ("smart", ()),  # at openai it is gpt-5
+        ("gpt-4o", ()),  # at no provider
+        ("both", ()),  # nobody knows yet who will answer
+        ("twice", ("local/twice",)),
+    ],
+)
+def test_a_model_has_its_full_name_where_one_provider_alone_calls_it_so(
+    model: str, full_names: tuple[str, ...]
+) -> None:
+    both = "  both: {targets: [{provider: openai}, {provider: local}, {provider: local}]}\n"
+    both += "  twice: {targets: [{provider: local}, {provider: local}]}\n"
+    served = catalogue(CONFIG + both).resolve(model)
+    assert served is not None
+    assert served.full_names == full_names
+
+
+def test_a_provider_can_have_a_model_whose_name_looks_like_a_pattern() -> None:
+    text = CONFIG.replace('"my-*"', '"claude-sonnet[1m]", "my-*"')
+    assert reached(catalogue(text), "claude-sonnet[1m]") == [("local", "claude-sonnet[1m]")]
+
+
 def test_only_what_the_operator_named_is_safe_as_a_label() -> None:
     names = catalogue()
     smart, dynamic = names.resolve("smart"), names.resolve("openai/x")
@@ -139,6 +166,38 @@ def test_a_route_has_its_request_head_ready() -> None:
     assert "sk-1" not in repr(route(CONFIG, "gpt-5").target)
 
 
+def headers_of(head: bytes) -> list[tuple[str, str]]:
+    lines = [line.partition(": ") for line in head.decode().split("\r\n")[1:] if line]
+    return [(name.lower(), value) for name, _, value in lines if name != "Content-Length"]
+
+
+OWN = "{user-agent: me, ACCEPT: text/plain, Anthropic-Version: '2024-01-01', anthropic-beta: b}"
+
+
+def test_the_operators_headers_stand_in_the_place_of_the_gateways() -> None:
+    text = (
+        "providers:\n"
+        f"  a: {{kind: anthropic, api_key: k, headers: {OWN}}}\n"
+        "  o: {kind: vllm, headers: {authorization: Basic x}}\n"
+    )
+    operators = {
+        ("user-agent", "me"),
+        ("accept", "text/plain"),
+        ("anthropic-version", "2024-01-01"),
+        ("anthropic-beta", "b"),
+    }
+    for operation in (Operation.CHAT, Operation.MESSAGES):
+        way = route(text, "a/claude").ways[operation]
+        for head in (way.head, way.stream_head):
+            found = headers_of(head)
+            assert len({name for name, _ in found}) == len(found)
+            assert operators < {*found}
+            assert ("x-api-key", "k") in found
+    # A client's own betas are further ones; its version is not.
+    assert route(text, "a/claude").ways[Operation.MESSAGES].passed_on == (("anthropic-beta", ""),)
+    assert ("authorization", "Basic x") in headers_of(route(text, "o/x").ways[Operation.CHAT].head)
+
+
 @pytest.mark.parametrize(
     ("url", "scheme", "authority", "unix_path", "base_path"),
     [
@@ -184,6 +243,49 @@ def test_prices_come_from_the_target_the_model_or_the_data_set() -> None:
     assert route(CONFIG, "openai/gpt-nobody-knows").price_now() is None
 
 
+def test_a_model_that_is_billed_in_units_nobody_counts_has_no_price() -> None:
+    assert route(CONFIG, "openai/tts-1").price_now() is None
+    default = CONFIG + "pricing: {default: {input: 7, output: 8}}\n"
+    found = route(default, "openai/tts-1").price_now()
+    assert found is not None
+    assert found.input == 7 * 10**9
+
+
+# --- Limits of targets ---------------------------------------------------------------------------
+
+LIMITED = (
+    CONFIG
+    + """
+  a: {targets: [{provider: local, model: x, rpm: 60, tpm: 1000, concurrency: 4}]}
+  x: {targets: [{provider: local, rpm: 60, tpm: 5000}]}
+  c: {targets: [{provider: demo, model: x, rpm: 20}, {provider: local, model: x}]}
+  x:rpm: {targets: [{provider: local, rpm: 60}]}
+"""
+)
+
+
+def limit_names(model: str) -> list[list[str]]:
+    served = catalogue(LIMITED).resolve(model)
+    assert served is not None
+    prefix = "sluice:limit:{~targets}:"
+    return [[one.name.removeprefix(prefix) for one in route.limits] for route in served.routes]
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("a", [["local/x:rpm", "local/x:tpm:1000", "local/x:concurrency"]]),
+        ("x", [["local/x:rpm", "local/x:tpm:5000"]]),
+        ("c", [["demo/x:rpm"], []]),
+        ("x:rpm", [["local/x:rpm:rpm"]]),
+    ],
+)
+def test_targets_of_one_model_share_the_limits_that_are_alike(
+    model: str, names: list[list[str]]
+) -> None:
+    assert limit_names(model) == names
+
+
 # --- Errors --------------------------------------------------------------------------------------
 
 ERRORS = {
@@ -214,6 +316,11 @@ ERRORS = {
         "{kind: demo, headers: {Content-Length: '5'}}",
         "providers.p.headers.Content-Length",
     ),
+    "coding by header": (
+        "{kind: demo, headers: {accept-encoding: gzip}}",
+        "providers.p.headers.accept-encoding",
+    ),
+    "header twice": ("{kind: demo, headers: {X-A: a, x-a: b}}", "providers.p.headers.x-a"),
 }
 
 

@@ -11,7 +11,7 @@ from gateway.config.schema import MAX_WORKERS
 from gateway.core.errors import ConfigError
 from workers import settings
 from workers.prices import load_prices
-from workers.settings import Flags, read, verify
+from workers.settings import Flags, read, refuse_what_cannot_change, verify
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,7 @@ REFUSED = {
         "ledger.directory",
     ),
     "a ledger with a NUL": ('ledger:\n  directory: "/tmp/a\\0b"\n', 2, "ledger.directory"),
+    "a ledger where no file can be": ("ledger:\n  directory: /proc/nope\n", 2, "ledger.directory"),
     "a ledger in a file": ("ledger:\n  directory: /dev/null/x\n", 2, "ledger.directory"),
     "a state without a home": ('server:\n  state_dir: "/a\\0"\n', 2, "server.state_dir"),
     "half an address of a collector": (
@@ -231,14 +232,51 @@ def test_a_flag_is_blamed_and_not_the_environment(flags: Flags, place: str) -> N
 
 
 def test_a_key_that_ends_with_a_line_is_the_key() -> None:
-    config = read(Flags(), {"SLUICE_ADMIN_KEY": "0123456789abcdefgh\n"}).config
-    assert config.auth.admin_key == "0123456789abcdefgh"
+    config = read(Flags(), {"SLUICE_ADMIN_KEY": "9c41f07ab35de682\n"}).config
+    assert config.auth.admin_key == "9c41f07ab35de682"
 
 
 def test_a_check_makes_no_file(tmp_path: Path, directory: Path) -> None:
     for ledger in (tmp_path / "new" / "ledger", tmp_path):
         checked(tmp_path, directory, f"ledger: {{directory: {ledger}}}")
     assert list(tmp_path.iterdir()) == [tmp_path / "sluice.yaml"]
+
+
+RESTARTS = {
+    "redis.url": "redis: {url: redis://other}",
+    "redis.timeout": "redis:\n  url: redis://r\n  timeout: 5",
+    "server.state_dir": "server:\n  state_dir: /elsewhere",
+}
+
+
+@pytest.mark.parametrize("field", RESTARTS)
+def test_what_a_reload_cannot_change_is_named(tmp_path: Path, field: str) -> None:
+    file = tmp_path / "sluice.yaml"
+    file.write_text("redis: {url: redis://r}")
+    old = read(Flags(str(file)), {}).config
+    redis = "" if RESTARTS[field].startswith("redis") else "redis: {url: redis://r}\n"
+    file.write_text(f"{redis}{RESTARTS[field]}\n")
+    line = 1 if field == "redis.url" else 3
+    with pytest.raises(ConfigError) as caught:
+        refuse_what_cannot_change(old, read(Flags(str(file)), {}))
+    assert str(caught.value) == f"{file}:{line}: {field}: a change needs a restart"
+    with pytest.raises(ConfigError, match=r"^environment REDIS_URL: redis\.url: a change"):
+        refuse_what_cannot_change(old, read(Flags(), {"REDIS_URL": "redis://other"}))
+    refuse_what_cannot_change(old, read(Flags(), {"REDIS_URL": "redis://r"}))
+
+
+def test_an_address_is_blamed_on_who_said_it(tmp_path: Path) -> None:
+    file = tmp_path / "sluice.yaml"
+    file.write_text("server:\n  address: 127.0.0.1:1\n")
+    error = ConfigError("cannot listen", field="server.address")
+    placed = {
+        f"{file}:2": read(Flags(str(file)), {}),
+        "environment SERVER_ADDRESS": read(Flags(str(file)), {"SERVER_ADDRESS": "127.0.0.1:2"}),
+        "--port": read(Flags(port=2), {}),
+        "--host": read(Flags(str(file), host="::1", port=2), {}),
+    }
+    for place, loaded in placed.items():
+        assert str(loaded.locate(error)) == f"{place}: server.address: cannot listen"
 
 
 def test_a_failure_that_nobody_foresaw_is_refused_too(

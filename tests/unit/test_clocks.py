@@ -12,6 +12,7 @@ import workers
 ROOT = Path(gateway.__file__).parents[1]
 # Where the time of day is what is meant, and for what.
 OF_THE_DAY = {
+    "gateway/cli/doctor.py": "how far Redis's clock is from this machine's",
     "gateway/cli/keys.py": "when a key expires",
     "gateway/http/demo.py": "`created` of an answer",
     "gateway/http/head.py": "the Date header",

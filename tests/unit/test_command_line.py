@@ -1,5 +1,6 @@
 """The command line: what its parser takes."""
 
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -56,12 +57,25 @@ def test_a_variable_that_no_command_can_use_is_named(
     assert capsys.readouterr().err.startswith(f"sluice: environment {variable}: {said}")
 
 
+def test_a_check_names_the_providers_that_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLUICE_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "k")
+    monkeypatch.delenv("AZURE_OPENAI_ENDPOINT", raising=False)
+    assert main(["check"]) == 0
+    shown = capfd.readouterr()
+    assert shown.out == "the environment: valid\n"
+    assert "sluice: azure is left out: AZURE_OPENAI_API_KEY is set" in shown.err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--name", "a b"], "--name: expected up to 64 letters"),
         (["--name", "a", "--label", "team=b c"], "--label: expected 1 to 64 letters"),
-        (["--name", "a", "--rpm", "0"], "--rpm: Expected `int` >= 1"),
+        (["--name", "a", "--model", ""], "--model: expected a length of at least 1"),
+        (["--name", "a", "--rpm", "0"], "--rpm: expected a whole number, at least 1"),
     ],
 )
 def test_a_bad_setting_of_a_key_is_blamed_on_its_option(words: list[str], said: str) -> None:

@@ -38,6 +38,12 @@ PLACED = {
     "no workers": ("server:\n  workers: 0\n", 2, "server.workers"),
     "wrong choice": ("log:\n  level: loud\n", 2, "log.level"),
     "little memory": ("redis:\n  memory_mb: 1\n", 2, "redis.memory_mb"),
+    "much memory": ("redis:\n  memory_mb: 1000001\n", 2, "redis.memory_mb"),
+    "a large worker": (
+        "server:\n  recycle:\n    rss_mb: 1000001\n",
+        3,
+        "server.recycle.rss_mb",
+    ),
     "null where a value must be": ("server:\n  workers: null\n", 2, "server.workers"),
     "no target": ("models:\n  m:\n    targets: []\n", 3, "models.m.targets"),
     "targets missing": ("log: {}\nmodels:\n  m: {}\n", 3, "models.m"),
@@ -114,8 +120,35 @@ PLACED = {
     ),
     "short admin key": ("auth:\n  admin_key: changeme\n", 2, "auth.admin_key"),
     "plain admin key": ("auth:\n  admin_key: aaaaaaaaaaaaaaaaaaaaaaa\n", 2, "auth.admin_key"),
+    "placeholder as admin key": ("auth:\n  admin_key: changeme-changeme\n", 2, "auth.admin_key"),
+    "placeholder as key": (
+        "auth:\n  keys:\n    - name: a\n      key: your-api-key\n",
+        4,
+        "auth.keys[0].key",
+    ),
     "empty admin key": ("auth:\n  admin_key: ''\n", 2, "auth.admin_key"),
     "keys not a list": ("auth:\n  keys: 5\n", 2, "auth.keys"),
+    "a condition that nothing meets": (
+        "providers: {p: {kind: demo}}\nmodels:\n  m:\n    targets:\n      - provider: p\n"
+        "        when:\n          max_tokens: 5\n          min_tokens: 6\n",
+        8,
+        "models.m.targets[0].when.min_tokens",
+    ),
+    "a limit of no model": (
+        "tenants:\n  acme:\n    per_model:\n      '': {rpm: 1}\n",
+        3,
+        "tenants.acme.per_model",
+    ),
+    "a limit of no model, of a key": (
+        f"auth:\n  keys:\n    - name: a\n      sha256: {SHA}\n      per_model: {{'': {{}}}}\n",
+        5,
+        "auth.keys[0].per_model",
+    ),
+    "answers kept for longer than they may be": (
+        "cache:\n  max_ttl: 60\n  ttl: 61\n",
+        3,
+        "cache.ttl",
+    ),
     "burst alone": ("tenants:\n  acme:\n    burst: 5\n", 3, "tenants.acme.burst"),
     "burst alone in the default": (
         "limits:\n  default:\n    burst: 5\n",
@@ -182,6 +215,7 @@ NOT_YAML = {
     "a tab": ("server:\n\tworkers: 1\n", 2),
     "no mapping": ("- a\n- b\n", 1),
     "a word": ("hello", 1),
+    "no character": ('log: {}\nserver: "\\UFFFFFFFF"\n', 2),
     "unknown alias": ("log: {}\nserver: *nowhere\n", 2),
     "two documents": ("log: {}\n---\nlog: {}\n", 2),
     "a list as a name": ("log: {}\n? [a]\n: b\n", 2),
@@ -208,6 +242,20 @@ def test_a_document_past_the_cap_is_refused() -> None:
 def test_a_secret_is_not_quoted() -> None:
     error = refused("auth:\n  keys:\n    - name: a\n      key: env:SHORT\n")
     assert "1234567" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("!SECRET", "!SECRET x", "!!SECRET x", "!<SECRET> x", "!SECRET!y x", "!a !SECRET"),
+        *("*SECRET", "*SECRET x", "&a *SECRET", "{a: *SECRET}", "[!SECRET x]"),
+    ],
+)
+def test_a_secret_that_yaml_takes_for_a_tag_or_an_alias_is_not_quoted(value: str) -> None:
+    error = refused(f"log: {{}}\nauth:\n  admin_key: {value}\n")
+    assert str(error).startswith("sluice.yaml:3: ")
+    assert error.message == "not YAML: quote values that begin with ! or *"
+    assert "SECRET" not in str(error)
 
 
 @pytest.mark.parametrize("field", ["a.b[c.d", "a[b", "[", "a.[", "models.x[0.y", "]", "a]b"])

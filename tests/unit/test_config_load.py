@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config.address import is_loopback, parse_address
+from gateway.config.environment import NEVER_EMPTY
 from gateway.config.load import load, load_text, state_directory
 from gateway.config.schema import Config, Provider, Target
 from gateway.core.errors import ConfigError
@@ -48,6 +49,82 @@ def test_a_key_variable_brings_its_provider() -> None:
     }
     file = "providers: {mine: {kind: demo}}"
     assert read(file, OPENAI_API_KEY="sk-1").providers == {"mine": Provider(kind="demo")}
+
+
+AWS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s"}
+AZURE = {"AZURE_OPENAI_API_KEY": "k"}
+REGION = "AWS_REGION or AWS_DEFAULT_REGION is not"
+
+
+@pytest.mark.parametrize(
+    ("environ", "found", "skipped"),
+    [
+        ({}, ["demo"], []),
+        ({**AWS, "AWS_REGION": "r"}, ["bedrock"], []),
+        ({"AWS_REGION": "r"}, ["demo"], []),
+        (
+            {**AWS, "AWS_ACCESS_KEY_ID": "", "AWS_REGION": "r"},
+            ["demo"],
+            ["bedrock is left out: AWS_SECRET_ACCESS_KEY is set, AWS_ACCESS_KEY_ID is not"],
+        ),
+        (
+            {"AWS_ACCESS_KEY_ID": "a", "AWS_REGION": "r"},
+            ["demo"],
+            ["bedrock is left out: AWS_ACCESS_KEY_ID is set, AWS_SECRET_ACCESS_KEY is not"],
+        ),
+        (
+            {"AZURE_OPENAI_ENDPOINT": "https://a.example"},
+            ["demo"],
+            ["azure is left out: AZURE_OPENAI_ENDPOINT is set, AZURE_OPENAI_API_KEY is not"],
+        ),
+        (
+            {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"},
+            ["demo"],
+            [
+                "openai is left out: OPENAI_BASE_URL is set, OPENAI_API_KEY is not "
+                "(any word will do where the server asks for none)"
+            ],
+        ),
+        (AWS, ["demo"], [f"bedrock is left out: AWS_ACCESS_KEY_ID is set, {REGION}"]),
+        (
+            {"AWS_BEARER_TOKEN_BEDROCK": "k"},
+            ["demo"],
+            [f"bedrock is left out: AWS_BEARER_TOKEN_BEDROCK is set, {REGION}"],
+        ),
+        (
+            {**AZURE, "GROQ_API_KEY": "k"},
+            ["groq"],
+            ["azure is left out: AZURE_OPENAI_API_KEY is set, AZURE_OPENAI_ENDPOINT is not"],
+        ),
+        ({**AZURE, "AZURE_OPENAI_ENDPOINT": "https://a.example"}, ["azure"], []),
+    ],
+)
+def test_a_provider_that_the_environment_has_by_half_is_named(
+    environ: dict[str, str], found: list[str], skipped: list[str]
+) -> None:
+    loaded = load(None, environ)
+    assert (list(loaded.config.providers), list(loaded.skipped)) == (found, skipped)
+
+
+def test_a_file_that_names_providers_lacks_none(tmp_path: Path) -> None:
+    file = tmp_path / "sluice.yaml"
+    file.write_text("providers: {d: {kind: demo}}")
+    assert load(str(file), {**AWS, **AZURE}).skipped == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "environ", "source", "field"),
+    [
+        ("bedrock", {"AWS_REGION": "a b", **AWS}, "environment AWS_REGION", "region"),
+        ("bedrock, region: a b", {"AWS_REGION": "r", **AWS}, "sluice.yaml", "region"),
+        ("vertex", {"GOOGLE_CLOUD_PROJECT": "/"}, "environment GOOGLE_CLOUD_PROJECT", "project"),
+    ],
+)
+def test_what_a_cloud_has_of_the_environment_is_blamed_on_it(
+    entry: str, environ: dict[str, str], source: str, field: str
+) -> None:
+    error = refused(f"providers:\n  p: {{kind: {entry}}}\n", environ)
+    assert (error.source, error.field) == (source, f"providers.p.{field}")
 
 
 def test_a_file_is_read_into_frozen_values() -> None:
@@ -146,7 +223,8 @@ def test_a_variable_overrides_the_file(variable: str, text: str, field: str, val
     changed = read(file, **{variable: text})
     assert at(changed) == value
     assert changed.server.timeouts.connect == 1
-    assert at(read(file, **{variable: ""})) == at(read(file))
+    if variable not in NEVER_EMPTY:
+        assert at(read(file, **{variable: ""})) == at(read(file))
 
 
 @pytest.mark.parametrize("text", ["", "false", "0"])
@@ -211,11 +289,26 @@ def test_a_variable_hides_no_bad_section(file: str, variable: str, text: str, fi
 
 def test_keys_of_the_environment_are_as_long_as_the_files() -> None:
     error = refused("", {"API_KEYS": f"{KEY},sk-1234"})
-    assert str(error) == "environment API_KEYS: a key has at least 8 characters"
+    assert str(error) == "environment API_KEYS: auth.keys[1].key: a key has at least 8 characters"
+
+
+def test_placeholders_are_no_keys_of_the_environment() -> None:
+    error = refused("", {"API_KEYS": f"{KEY},REPLACE_ME"})
+    assert error.source == "environment API_KEYS"
+    assert error.message.startswith("anybody would try that first")
+    assert refused("", {"SLUICE_ADMIN_KEY": "REPLACE_ME_REPLACE_ME"}).field == "auth.admin_key"
+
+
+def test_an_admin_key_that_is_set_is_not_empty() -> None:
+    error = refused("", {"SLUICE_ADMIN_KEY": ""})
+    assert (error.source, error.field) == ("environment SLUICE_ADMIN_KEY", "auth.admin_key")
+    assert read("", API_KEYS="").auth.keys == ()
 
 
 def test_api_keys_given_twice_are_blamed_on_the_variable() -> None:
-    assert "API_KEYS" in refused("", {"API_KEYS": f"{KEY},{KEY}"}).source
+    error = refused("", {"API_KEYS": f"{KEY},{KEY}"})
+    assert error.source == "environment API_KEYS"
+    assert error.message == "this key stands here twice"
 
 
 # --- Addresses -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The manifests pass the schemas of Kubernetes, and agree with each other and with the drain."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 DIRECTORY = Path(__file__).parents[2] / "deploy" / "kubernetes"
+CONTAINERFILE = DIRECTORY.parent / "container" / "Containerfile"
 KUSTOMIZATION = DIRECTORY / "kustomization.yaml"
 MANIFESTS = sorted(path for path in DIRECTORY.glob("*.yaml") if path != KUSTOMIZATION)
 # What one slow Redis answer and the exit of the embedded store may take after the drain.
@@ -134,13 +136,33 @@ def test_the_lame_duck_outlasts_the_readiness_probe() -> None:
     assert probe["periodSeconds"] * probe["failureThreshold"] <= lame_duck
 
 
+def secrets(real: str) -> dict[str, str]:
+    """The Secret's variables, filled in."""
+    secret: dict[str, str] = manifest("Secret")["stringData"]
+    return {name: value.replace("REPLACE_ME", real) for name, value in secret.items()}
+
+
+@pytest.mark.parametrize("left", sorted(manifest("Secret")["stringData"]))
+def test_what_is_left_of_the_template_is_refused(left: str, tmp_path: Path) -> None:
+    from gateway.core.errors import ConfigError
+    from workers.prices import load_prices
+    from workers.settings import Flags, read, verify
+
+    file, environment = tmp_path / "sluice.yaml", secrets("9c41f07ab35de682" * 4)
+    file.write_text(configuration())
+    verify(read(Flags(str(file)), environment), load_prices(tmp_path))
+    environment[left] = manifest("Secret")["stringData"][left]
+    with pytest.raises(ConfigError) as caught:
+        verify(read(Flags(str(file)), environment), load_prices(tmp_path))
+    named = {"OPENAI_API_KEY": "api_key", "SLUICE_ADMIN_KEY": "admin_key"}
+    assert named.get(left, left) in str(caught.value)
+    assert "REPLACE" not in str(caught.value)
+
+
 def test_the_gateway_accepts_the_configuration() -> None:
     from gateway.config.load import load_text
 
-    secret: dict[str, str] = manifest("Secret")["stringData"]
-    real = "0123456789abcdef" * 4
-    environment = {name: value.replace("REPLACE_ME", real) for name, value in secret.items()}
-    config = load_text(configuration(), "configmap.yaml", environment)
+    config = load_text(configuration(), "configmap.yaml", secrets("9c41f07ab35de682" * 4))
     assert (config.server.drain.lame_duck, config.server.drain.grace) == (5, 30)
 
 
@@ -159,7 +181,8 @@ def test_three_probes_ask_the_right_questions() -> None:
 def test_the_port_is_the_same_everywhere() -> None:
     (port,) = container()["ports"]
     (service_port,) = manifest("Service")["spec"]["ports"]
-    address = yaml.safe_load(configuration())["server"]["address"]
+    (address,) = re.findall(r"\bSERVER_ADDRESS=(\S+)", CONTAINERFILE.read_text())
+    assert "address" not in yaml.safe_load(configuration())["server"]  # the image's is above it
     annotations = manifest("Deployment")["spec"]["template"]["metadata"]["annotations"]
     assert address.rpartition(":")[2] == str(port["containerPort"])
     assert annotations["prometheus.io/port"] == str(port["containerPort"])
@@ -221,10 +244,9 @@ def test_the_pod_can_write_where_the_gateway_does_and_reads_what_exists() -> Non
 
 
 def test_the_user_is_that_of_the_image() -> None:
-    containerfile = DIRECTORY.parent / "container" / "Containerfile"
     security = pod()["securityContext"]
     user = f"USER {security['runAsUser']}:{security['runAsGroup']}"
-    assert user in containerfile.read_text().splitlines()
+    assert user in CONTAINERFILE.read_text().splitlines()
 
 
 def test_secrets_are_placeholders_and_name_the_redis_beside_them() -> None:

@@ -98,6 +98,7 @@ IMAGES = {
         "total_tokens": 4210,
     },
 }
+PICTURED = Usage(50, completion_tokens=4160, image_prompt_tokens=40)
 TRANSCRIPT = {
     "text": "hello",
     "usage": {
@@ -131,7 +132,7 @@ AWS = {"output": {}, "usage": {"inputTokens": 30, "outputTokens": 6, "totalToken
 SHAPES = [
     (completion("hello", usage(7, 5, cached=3, reasoning=2)), Usage(7, 3, 0, 5, 2)),
     (EMBEDDED, Usage(8)),
-    (IMAGES, Usage(50, completion_tokens=4160)),
+    (IMAGES, PICTURED),
     (TRANSCRIPT, Usage(14, completion_tokens=45)),
     (ANTHROPIC, Usage(10, 3, 2, 4)),
     (GOOGLE, Usage(9, 3, 0, 6, 2)),
@@ -159,6 +160,36 @@ LASTING = {
         "output_tokens": 1,
     }
 }
+DRAWN = {
+    "output": [{"type": "image_generation_call", "result": "AAAA"}],
+    "tool_usage": {
+        "image_gen": {
+            "input_tokens": 50,
+            "input_tokens_details": {"image_tokens": 40, "text_tokens": 10},
+            "output_tokens": 4160,
+            "output_tokens_details": {"image_tokens": 4160, "text_tokens": 0},
+        },
+        "web_search": {"num_requests": 0},
+    },
+    "usage": {"input_tokens": 9, "output_tokens": 4},
+}
+DRAWN_USED = Usage(59, 0, 0, 4164, image_prompt_tokens=40, image_completion_tokens=4160)
+ITERATED = {
+    "usage": {
+        "input_tokens": 0,
+        "output_tokens": 0,
+        "iterations": [
+            {"type": "compaction", "input_tokens": 180, "output_tokens": 35},
+            {"type": "message", "input_tokens": 2, "output_tokens": 3},
+            {
+                "type": "advisor_message",
+                "input_tokens": 7,
+                "output_tokens": 8,
+                "cache_read_input_tokens": 9,
+            },
+        ],
+    }
+}
 AWS_LASTING = {
     "usage": {
         "inputTokens": 5,
@@ -171,6 +202,9 @@ CHARGED = [
     (SEARCHED, Usage(9, completion_tokens=4, web_searches=2)),
     ({"type": "response.completed", "response": SEARCHED}, Usage(9, 0, 0, 4, web_searches=2)),
     (LASTING, Usage(11, 0, 6, 1, cache_write_1h_tokens=4, web_searches=3)),
+    (DRAWN, DRAWN_USED),
+    ({"type": "response.completed", "response": DRAWN}, DRAWN_USED),
+    (ITERATED, Usage(196, 9, 0, 43, beside_prompt_tokens=196)),
     (AWS_LASTING, Usage(11, 0, 6, 1, cache_write_1h_tokens=4)),
 ]
 
@@ -308,9 +342,82 @@ def test_a_whole_answer_that_tells_no_figures_has_its_text(content: Any) -> None
     assert written(whole(told)) == ""
 
 
+HALVES: list[tuple[Any, Any, Usage | None]] = [
+    (delta("Hej"), {"choices": [], "usage": {"prompt_tokens": 7}}, None),
+    (
+        {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "Hej"}},
+        {"type": "message_delta", "delta": {}, "usage": {"input_tokens": 7}},
+        None,
+    ),
+    (
+        {"type": "content-delta", "delta": {"message": {"content": {"text": "Hej"}}}},
+        {"type": "message-end", "delta": {"usage": {"billed_units": {"input_tokens": 7}}}},
+        None,
+    ),
+    (
+        {"contentBlockIndex": 1, "delta": {"text": "Hej"}},
+        {"metrics": {}, "usage": {"inputTokens": 7}},
+        None,
+    ),
+    (
+        {"event_type": "content.delta", "delta": {"text": "Hej"}},
+        {"interaction": {"usage": {"total_input_tokens": 7}}},
+        None,
+    ),
+    (
+        {"candidates": [{"content": {"parts": [{"text": "Hej"}]}}]},
+        {"candidates": [], "usageMetadata": {"promptTokenCount": 7, "totalTokenCount": 7}},
+        Usage(7),
+    ),
+]
+
+
+@pytest.mark.parametrize(("said", "half", "used"), HALVES)
+def test_figures_of_the_prompt_alone_leave_the_text_to_be_counted(
+    said: Any, half: Any, used: Usage | None
+) -> None:
+    seen = ForeignUsage()
+    seen.feed(sse(said) + sse(half))
+    assert (seen.result(), seen.text(), seen.outdated) == (used, "Hej", used is not None)
+    assert counted(sse(half)) == Usage(7)  # as embeddings tell it
+
+
+@pytest.mark.parametrize(
+    ("content", "used"),
+    [
+        (completion("Hej", {"prompt_tokens": 7}), None),
+        ({**UNTOLD[1], "usageMetadata": {"promptTokenCount": 7}}, Usage(7)),
+        ([{**UNTOLD[1], "usageMetadata": {"promptTokenCount": 7}}], Usage(7)),
+        ({**UNTOLD[2], "usage": {"input_tokens": 7}}, None),
+        ({**UNTOLD[5], "meta": {"billed_units": {"input_tokens": 7}}}, None),
+    ],
+)
+def test_a_whole_answer_that_tells_half_its_figures_has_its_text(
+    content: Any, used: Usage | None
+) -> None:
+    assert counted(whole(content)) == used
+    assert written(whole(content)) == "Hej"
+
+
+def test_what_is_billed_in_other_units_than_tokens_has_no_text_to_be_counted() -> None:
+    found: Any = {"results": [{"index": 0, "document": {"text": "Hej"}}]}
+    found["meta"] = {"billed_units": {"search_units": 1}}
+    assert (counted(whole(found)), written(whole(found))) == (Usage(), "")
+
+
 TOLD = [
     ({"meta": {"billed_units": {"input_tokens": 5}}, "embeddings": []}, Usage(5)),
     ({"meta": {"tokens": {"input_tokens": 5, "output_tokens": 2}}}, Usage(5, completion_tokens=2)),
+    (
+        {
+            "usage": {
+                "billed_units": {"input_tokens": 5, "output_tokens": 2},
+                "tokens": {"input_tokens": 500, "output_tokens": 4},
+                "cached_tokens": 480,
+            }
+        },
+        Usage(5, completion_tokens=2),
+    ),
     ({"generation": "x", "prompt_token_count": 9, "generation_token_count": 4}, Usage(9, 0, 0, 4)),
     ({"inputTextTokenCount": 9, "results": [{"tokenCount": 4}]}, Usage(9, completion_tokens=4)),
     (
@@ -356,9 +463,48 @@ def test_figures_behind_a_picture_that_is_too_large_for_an_event(piece: int, nes
     assert counted(*pieces) == Usage(50, completion_tokens=4160)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_a_tool_drew_is_found_behind_a_picture_that_is_too_large(streamed: bool) -> None:
+    drawn = [{"type": "image_generation_call", "result": "A" * (MAX_SEEN_BYTES + 10**6)}]
+    response = {**DRAWN, "output": drawn}
+    if streamed:
+        data = sse({"type": "response.created"}) + sse({"response": response})
+        assert counted(data[: 10**6], data[10**6 :]) == DRAWN_USED
+    else:
+        assert counted(whole(response)) == DRAWN_USED
+
+
 def test_figures_at_the_end_of_a_list_that_is_too_large() -> None:
     picture = {"candidates": [{"content": {"parts": [{"inlineData": "A" * (MAX_SEEN_BYTES * 2)}]}}]}
     assert counted(whole([picture, GOOGLE])) == Usage(9, 3, 0, 6, 2)
+
+
+COHERE_V1 = [
+    {"is_finished": False, "event_type": "stream-start", "generation_id": "x"},
+    {"is_finished": False, "event_type": "text-generation", "text": "He"},
+    {"is_finished": False, "event_type": "text-generation", "text": "j"},
+    {
+        "is_finished": True,
+        "event_type": "stream-end",
+        "response": {
+            "text": "Hej",
+            "meta": {
+                "billed_units": {"input_tokens": 7, "output_tokens": 2},
+                "tokens": {"input_tokens": 70, "output_tokens": 4},
+            },
+        },
+    },
+]
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_chat_stream_of_coheres_first_version(lines: bool) -> None:
+    parts = [whole(one) + b"\n" if lines else sse(one) for one in COHERE_V1]
+    for piece in (parts, [b"".join(parts)]):
+        assert (counted(*piece), written(*piece)) == (Usage(7, completion_tokens=2), "Hej")
+    assert (counted(*parts[:-1]), written(*parts[:-1])) == (None, "Hej")
+    called = {"response": {"meta": {"billed_units": {"input_tokens": 7, "output_tokens": 2}}}}
+    assert counted(*parts[:1], sse(called) if not lines else whole(called)) == Usage(7, 0, 0, 2)
 
 
 # -- Bedrock's invocations of a model's own API ----------------------------------------------------
@@ -521,7 +667,7 @@ def test_a_body_of_50_megabytes_is_not_held_and_its_usage_found_at_the_end() -> 
             seen.feed(PICTURE)
         for i in range(0, len(ending), 7):
             seen.feed(ending[i : i + 7])
-        assert seen.result() == Usage(50, completion_tokens=4160)
+        assert seen.result() == PICTURED
         assert tracemalloc.get_traced_memory()[1] < 4 * MAX_SEEN_BYTES
     finally:
         tracemalloc.stop()
@@ -580,7 +726,7 @@ def test_an_event_that_is_too_large_does_not_hide_the_next(over: int, end: bytes
     data = image + last.replace(b"\n\n", end)
     for step in (65_536, 100_003):
         pieces = [data[i : i + step] for i in range(0, len(data), step)]
-        assert counted(*pieces) == Usage(50, completion_tokens=4160)
+        assert counted(*pieces) == PICTURED
 
 
 @pytest.mark.parametrize("over", range(-8, 4))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from gateway.config.schema import Config, KeySettings, Limit
 from gateway.core.errors import ConfigError
 from gateway.pipeline.limiting import LimitBook, rates
-from gateway.policy.limits import Budget, check_period, period, window_seconds
+from gateway.pipeline.refusal import limit_error
+from gateway.policy.limits import Budget, Rates, check_period, limits, period, window_seconds
 
 
 def book(**sections: Any) -> LimitBook:
@@ -74,9 +75,43 @@ def test_a_default_holds_for_each_kind_that_a_key_does_not_set() -> None:
     assert applied(found, key(tpm=1, concurrency=1)) == named(
         **{**whole, "tpm": 1, "concurrency": 1}
     )
-    own = applied(found, key(budget={"usd": 3, "per": "week"}, per_model={"m": {"tpm": 8}}))
-    kept = {name: whole[name] for name in ("rpm", "tpm", "concurrency")}
-    assert own == named(**kept, **{"budget:week": 3_000_000, "model:m:tpm": 8})
+    own = applied(found, key(budget={"usd": 3, "per": "week"}))
+    kept = {name: whole[name] for name in ("rpm", "tpm", "concurrency", "model:m:rpm")}
+    assert own == named(**kept, **{"budget:week": 3_000_000})
+
+
+def test_a_default_holds_for_each_model_and_kind_that_a_key_does_not_set() -> None:
+    default = {
+        "m": {"rpm": 2, "tpm": 9, "budget": {"usd": 1}, "shadow": ["rpm"]},
+        "x*": {"rpm": 1},
+    }
+    found = book(limits={"default": {"per_model": default}})
+    m = {f"{KEY}:model:m:rpm": 2, f"{KEY}:model:m:tpm": 9}
+    m |= {f"{KEY}:model:m:budget:month": 1_000_000}
+    assert applied(found, key(per_model={"other": {"rpm": 9}})) == m
+    assert applied(found, key(per_model={"other": {"rpm": 9}}), "other") == {
+        f"{KEY}:model:other:rpm": 9
+    }
+    holder = key(per_model={"m": {"rpm": 7, "budget": {"usd": 3, "per": "day"}}})
+    own = found.principal(holder, "key_0")
+    assert {one.name: (one.capacity, one.shadow) for one in own.limits_for("m")} == {
+        f"{KEY}:model:m:rpm": (7, False),
+        f"{KEY}:model:m:tpm": (9, False),
+        f"{KEY}:model:m:budget:day": (3_000_000, False),
+    }
+    assert [one.name for one in own.limits_for("x1")] == [f"{KEY}:model:x*:rpm"]
+
+
+def test_a_key_s_own_limit_of_a_model_lifts_a_wider_default() -> None:
+    found = book(limits={"default": {"per_model": {"*": {"rpm": 2, "tpm": 9}}}})
+    holder = found.principal(key(per_model={"gpt-*": {"rpm": 1000}, "o3": {"tpm": 5}}), "key_0")
+    of = {
+        model: {one.name.rpartition(":model:")[2] for one in holder.limits_for(model)}
+        for model in ("gpt-5", "p/gpt-5", "o3", "claude")
+    }
+    assert of["gpt-5"] == of["p/gpt-5"] == {"gpt-*:rpm", "*:tpm"}
+    assert of["o3"] == {"*:rpm", "o3:tpm"}
+    assert of["claude"] == {"*:rpm", "*:tpm"}
 
 
 def test_where_limits_are_off_none_applies() -> None:
@@ -181,6 +216,57 @@ def test_limits_up_to_the_tenants_pass(settings: dict[str, Any]) -> None:
 def test_a_limit_above_the_tenants_is_named(settings: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError) as raised:
         BOUNDED.check(key(**settings))
+    assert raised.value.field == field
+
+
+ABOVE = {
+    "rpm": 500,
+    "burst": 800,
+    "concurrency": 10,
+    "budget": [{"usd": 9, "per": "day"}, {"usd": 1, "per": "30d"}],
+    "per_model": {"m*": {"rpm": 99}, "x": {"rpm": 1}},
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models": ["m"], "expires": 0, "labels": {"a": "b"}},
+        {"rpm": 100},
+        {"rpm": 50, "burst": 60, "tpm": 1000},
+        {"rpm": None, "burst": None},
+        {"concurrency": None},
+        {"budget": [{"usd": 9, "per": "day"}, {"usd": 50, "per": "30d"}]},
+        {"budget": {"usd": 5, "per": "day"}},
+        {"per_model": {"m*": {"rpm": 99, "tpm": 100}}},
+    ],
+)
+def test_a_key_that_is_above_its_tenant_can_be_restricted(changes: dict[str, Any]) -> None:
+    for tenant in ("acme", "models"):
+        before = {**ABOVE, "tenant": tenant}
+        BOUNDED.check(key(**{**before, **changes}), key(**before))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"rpm": 501}, "rpm"),
+        ({"rpm": 499}, "rpm"),
+        ({"rpm": 100, "burst": 799}, "burst"),
+        ({"concurrency": 11}, "concurrency"),
+        ({"tpm": 1001}, "tpm"),
+        ({"budget": {"usd": 10, "per": "day"}}, "budget"),
+        ({"budget": {"usd": 51, "per": "30d"}}, "budget"),
+        ({"budget": {"usd": 51, "per": "720h"}}, "budget"),
+        ({"tenant": "slow"}, "rpm"),
+        ({"tenant": "models"}, "per_model.m*.rpm"),
+    ],
+)
+def test_a_key_that_is_above_its_tenant_is_given_no_more(
+    changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        BOUNDED.check(key(**{**ABOVE, **changes}), key(**ABOVE))
     assert raised.value.field == field
 
 
@@ -299,3 +385,22 @@ def test_a_calendars_period_is_no_window() -> None:
         check_period(per)
         with pytest.raises(ValueError, match="expected"):
             window_seconds(per)
+
+
+@pytest.mark.parametrize(
+    ("per", "wait", "left", "said"),
+    [
+        ("day", 59.7, 4_100, "per day of this key does not cover this request: $0.0041 is left."),
+        ("day", 59.7, 4_100, "$0.0041 is left. The period ends in 60 s."),
+        ("30d", 59.7, -7, ": $0 is left. The first of it returns in 60 s."),
+        ("total", None, 12_345_678, "in total of this key does not cover this request: $12.345678"),
+        ("day", None, None, "per day of this key does not cover this request."),
+    ],
+)
+def test_a_refusal_says_what_is_left_of_a_budget(
+    per: str, wait: float | None, left: int | None, said: str
+) -> None:
+    (budget,) = limits("key", "x", Rates(budgets=(Budget(20_500_000, per),)))
+    message = limit_error(budget, wait, left=left).message
+    assert message.startswith("The budget of $20.5 ")
+    assert said in message

@@ -227,7 +227,7 @@ def test_a_teams_settings_are_carried_over() -> None:
     assert models["claude-thinking"]["max_output_tokens"] == 8000
     key = "env:LITELLM_MASTER_KEY"
     assert found == {
-        "server": {"timeouts": {"first_byte": 300, "first_token": 300}},
+        "server": {"timeouts": {"first_byte": 300, "first_token": 300, "idle": 300, "total": 1800}},
         "redis": {"url": "redis://:not-a-secret@redis.internal:6379"},
         "auth": {"admin_key": key, "keys": [{"name": "master", "key": key}]},
         "cache": {"enabled": True, "requests": "all", "ttl": 3600},
@@ -336,7 +336,9 @@ NAMES = st.sampled_from(
         *("redis_host", "redis_url", "master_key", "model_group_alias", "default_fallbacks"),
         *("input_cost_per_token", "output_cost_per_token", "vertex_credentials", "api_version"),
         *("rpm", "max_parallel_requests", "tags", "enable_pre_call_checks", "max_input_tokens"),
-        *("context_window_fallbacks", "content_policy_fallbacks"),
+        *("context_window_fallbacks", "content_policy_fallbacks", "max_fallbacks", "num_retries"),
+        *("VERTEXAI_LOCATION", "AWS_REGION", "AZURE_API_VERSION", "OPENAI_BASE_URL"),
+        *("vertex_location", "vertex_ai_credentials", "cache", "cache_params", "ttl", "type"),
     )
 )
 KEYS = NAMES | st.text(max_size=4) | st.integers() | st.booleans() | st.none()

@@ -1,14 +1,11 @@
-"""LiteLLM's model groups become models: ranks, shares, fallbacks, aliases, wildcards."""
+"""LiteLLM's model groups become models: ranks, shares, fallbacks, aliases."""
 
 from typing import Any
 
 import pytest
 
-from gateway.cli.import_litellm import verify, written
+from gateway.cli.import_litellm import verify
 from gateway.config.litellm import translate
-from gateway.config.load import load_text
-from gateway.pipeline.catalogue import Catalogue
-from gateway.policy.pricing import PriceTable, Table
 from tests.support.litellm import deployed, imported, noted, targets
 
 
@@ -39,13 +36,17 @@ def test_deployments_of_one_name_are_targets_in_their_order() -> None:
         (({"rpm": 1, "weight": 1}, {"rpm": 300, "weight": 1}), [(1, 1), (1, 1)]),
         (({"tpm": 100}, {"tpm": "250"}), [(1, 2), (1, 5)]),
         (({"weight": 0}, {"weight": 0}), [(1, 1), (1, 1)]),
+        (  # of each order by its own first
+            ({"order": 2, "weight": 3}, {"order": 1}, {"order": 2, "weight": 1}),
+            [(1, 1), (2, 3), (2, 1)],
+        ),
     ],
 )
 def test_requests_are_shared_by_weight_or_by_limits(
     shares: tuple[dict[str, Any], ...], weights: list[tuple[int, int]]
 ) -> None:
-    models = ("openai/x", "groq/x")
-    deployments = [{"model": m, **share} for m, share in zip(models, shares, strict=True)]
+    models = ("openai/x", "groq/x", "xai/x")
+    deployments = [{"model": m, **share} for m, share in zip(models, shares, strict=False)]
     found = targets(deployed(*deployments))
     assert [(one.get("priority", 1), one.get("weight", 1)) for one in found] == weights
 
@@ -90,15 +91,17 @@ def test_keys_of_one_provider_take_turns() -> None:
 
 def test_what_fits_no_provider_may_be_dropped() -> None:
     plain, drops = {"model": "openai/x"}, {"model": "groq/x", "drop_params": True}
-    assert deployed(drops).config["models"]["m"]["unsupported"] == "drop"
     everywhere = deployed(plain, litellm_settings={"drop_params": True}).config
     assert everywhere["unsupported"] == "drop"
-    assert "unsupported" not in everywhere["models"]["m"]
+    assert "unsupported" not in everywhere["providers"]["openai"]
     refuses = deployed({**plain, "drop_params": False}, litellm_settings={"drop_params": "true"})
-    assert refuses.config["models"]["m"]["unsupported"] == "refuse"
-    mixed = deployed(plain, drops)
-    assert "unsupported" not in mixed.config["models"]["m"]
-    assert "for all targets" in noted(mixed, "model_list[0].litellm_params.drop_params")
+    assert refuses.config["providers"]["openai"]["unsupported"] == "refuse"
+    mixed = deployed(plain, drops, {**plain, "drop_params": True}).config
+    assert {name: one.get("unsupported") for name, one in mixed["providers"].items()} == {
+        "openai": None,
+        "groq": "drop",
+        "openai-drop": "drop",
+    }
 
 
 def test_defaults_of_requests_are_noted() -> None:
@@ -139,17 +142,60 @@ def test_limits_and_tags_of_a_deployment_are_its_targets() -> None:
 
 
 def test_limits_of_one_providers_keys_are_added() -> None:
-    keys: list[dict[str, Any]] = [
-        {"model": "openai/x", "api_key": f"os.environ/K{i}", "rpm": 10 * i} for i in (1, 2)
-    ]
+    one: dict[str, Any] = {"model": "openai/x", "weight": 1}
+    keys = [{**one, "api_key": f"os.environ/K{i}", "rpm": 10 * i} for i in (1, 2)]
     (target,) = targets(found := deployed(*keys))
     assert target["rpm"] == 30
-    assert "the sum" in noted(found, "model_list[0].litellm_params.rpm")
-    (target,) = targets(found := deployed(*keys, {"model": "openai/x", "api_key": "os.environ/K"}))
+    for i in range(2):
+        said = noted(found, f"model_list[{i}].litellm_params.rpm")
+        assert said.startswith("carried over")
+        assert "the sum" in said
+    (target,) = targets(found := deployed(*keys, {**one, "api_key": "os.environ/K"}))
     assert "rpm" not in target
-    assert "keys without one" in noted(found, "model_list[0].litellm_params.rpm")
+    for i in range(2):
+        said = noted(found, f"model_list[{i}].litellm_params.rpm")
+        assert said.startswith("not carried over: its provider has keys without one")
     tagged = deployed(keys[0], {**keys[1], "tags": ["a"]})
     assert [one.get("tags") for one in targets(tagged)] == [None, ["a"]]
+
+
+@pytest.mark.parametrize("share", [{"weight": 0}, {}])
+def test_a_key_without_a_share_stands_by(share: dict[str, int]) -> None:
+    keys = [{"model": "openai/x", "api_key": f"os.environ/K{i}"} for i in range(3)]
+    found = deployed({**keys[0], "weight": 5}, {**keys[1], **share}, {**keys[2], "weight": 10})
+    assert targets(found) == [
+        {"provider": "openai", "model": "x"},
+        {"provider": "openai-k1", "model": "x", "priority": 2},
+    ]
+    assert found.config["providers"] == {
+        "openai": {
+            "kind": "openai",
+            "api_keys": [{"key": "env:K0", "weight": 1}, {"key": "env:K2", "weight": 2}],
+        },
+        "openai-k1": {"kind": "openai", "api_key": "env:K1"},
+    }
+
+
+def test_a_key_that_has_a_share_elsewhere_does_not_stand_by() -> None:
+    key = {"model": "openai/x", "api_key": "os.environ/K"}
+    assert targets(deployed({**key, "weight": 5}, {**key, "weight": 0})) == [
+        {"provider": "openai", "model": "x"}
+    ]
+
+
+def test_the_longest_answer_is_that_of_a_models_first_deployment() -> None:
+    found = deployed(
+        {"model": "openai/x", "max_tokens": 100},
+        {"model": "groq/x", "max_completion_tokens": 100},
+        {"model": "xai/x", "max_tokens": 200},
+    )
+    assert found.config["models"]["m"]["max_output_tokens"] == 100
+    names = ("max_tokens", "max_completion_tokens", "max_tokens")
+    said = [noted(found, f"model_list[{i}].litellm_params.{n}") for i, n in enumerate(names)]
+    assert [one.split(":")[0] for one in said] == [
+        *["carried over as max_output_tokens"] * 2,
+        "not carried over",
+    ]
 
 
 def test_a_deployment_gets_the_prompts_that_it_takes() -> None:
@@ -202,85 +248,6 @@ def test_other_models_stand_in_where_a_provider_refuses_a_prompt() -> None:
     assert "is above it" in noted(found, "litellm_settings.content_policy_fallbacks")
 
 
-WILD = """
-    model_list:
-      - {model_name: "openai/*", litellm_params: {model: "openai/*"}}
-      - model_name: "house/*"
-        litellm_params: {model: "openai/*", api_base: "http://h:1/v1", api_key: a}
-      - model_name: "bedrock-eu/*"
-        litellm_params: {model: "bedrock/*", aws_region_name: eu-west-1}
-      - {model_name: "gpt-4*", litellm_params: {model: "openai/gpt-4*", api_key: os.environ/OTHER}}
-      - {model_name: "wide/gpt-5*", litellm_params: {model: "azure/gpt-5*"}}
-      - {model_name: "fo::*:x", litellm_params: {model: "openai/*"}}
-      - {model_name: "*", litellm_params: {model: "*"}}
-      - {model_name: named, litellm_params: {model: openai/gpt-4o}}
-    """
-
-
-def test_a_wildcard_is_a_provider_that_clients_can_name() -> None:
-    found = imported(WILD)
-    assert {name: entry["kind"] for name, entry in found.config["providers"].items()} == {
-        "openai": "openai",
-        "house": "openai-compatible",
-        "bedrock-eu": "bedrock",
-        "openai-other": "openai",
-        "wide": "azure",
-    }
-    assert targets(found, "named") == [{"provider": "openai", "model": "gpt-4o"}]
-    assert "wider here" in noted(found, "model_list[4]")
-    assert "cannot change" in noted(found, "model_list[5]")
-    assert "provider/model" in noted(found, "model_list[6]")
-    environ = {
-        "OPENAI_API_KEY": "k",
-        "OTHER": "o",
-        "AZURE_API_KEY": "z",
-        "AZURE_API_BASE": "https://z.example",
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "s",
-    }
-    config = load_text(written(found.config, "config.yaml"), "result", environ)
-    catalogue = Catalogue(config, PriceTable(Table("", ())), "")
-    for asked, provider_name, model in (
-        ("openai/gpt-4o", "openai", "gpt-4o"),
-        ("house/org/llama", "house", "org/llama"),
-        ("bedrock-eu/meta.llama3", "bedrock-eu", "meta.llama3"),
-    ):
-        served = catalogue.resolve(asked)
-        assert served is not None
-        target = served.routes[0].target
-        assert (target.provider, target.model) == (provider_name, model)
-
-
-def test_a_bare_name_goes_to_the_wildcard_of_its_prefix() -> None:
-    found = imported("""
-        model_list:
-          - {model_name: own, litellm_params: {model: openai/gpt-4o, api_key: os.environ/A}}
-          - {model_name: "openai/*", litellm_params: {model: "openai/*", api_key: os.environ/B}}
-          - {model_name: "team/*", litellm_params: {model: "openai/*", api_key: os.environ/C}}
-          - {model_name: claude, litellm_params: {model: anthropic/claude-sonnet-4-5}}
-        """)
-    config = load_text(
-        written(found.config, "config.yaml"),
-        "result",
-        dict.fromkeys(("A", "B", "C", "ANTHROPIC_API_KEY"), "key"),
-    )
-    served = Catalogue(config, PriceTable(Table("", ())), "").resolve("gpt-4o-mini")
-    assert served is not None
-    assert served.routes[0].target.provider == "openai"
-
-
-def test_one_provider_may_take_every_name() -> None:
-    found = imported("""
-        model_list:
-          - {model_name: "*", litellm_params: {model: "openai/*"}}
-          - {model_name: "*", litellm_params: {model: "groq/*", input_cost_per_token: 1}}
-          - {model_name: claude, litellm_params: {model: anthropic/claude-sonnet-4-5}}
-        """)
-    providers = found.config["providers"]
-    assert (providers["openai"]["models"], providers["anthropic"]["models"]) == (["*"], [])
-    assert "alone answers" in noted(found, "model_list[1]")
-
-
 def test_fallbacks_come_behind_a_models_own_targets() -> None:
     found = imported("""
         model_list:
@@ -311,13 +278,13 @@ def test_fallbacks_come_behind_a_models_own_targets() -> None:
         ]
 
     own = [("openai", "a", 1), ("azure", "a", 2)]
-    behind = [("xai", "b", 3), ("groq", "b", 4), ("openai", "gpt-5", 5)]
+    behind = [("xai", "b", 3), ("groq", "b", 4), ("openai", "c", 5), ("openai", "gpt-5", 6)]
     assert reached("a") == own + behind
     assert reached("old") == own + behind
     assert reached("b") == [("xai", "b", 1), ("groq", "b", 2), ("openai", "c", 3)]
     assert reached("c") == [("openai", "c", 1), ("groq", "b", 2)]
     assert reached("also") == [("openai", "c", 1), ("groq", "b", 2)]
-    assert reached("openai/o3") == [("openai", "o3", 1), ("openai", "c", 2)]
+    assert reached("openai/o3") == [("openai", "o3", 1), ("openai", "c", 2), ("groq", "b", 3)]
     place = "router_settings."
     assert "no model" in noted(found, f"{place}fallbacks[0].a[3]")
     assert "only the model" in noted(found, f"{place}fallbacks[2].b[0]")
@@ -329,6 +296,86 @@ def test_fallbacks_come_behind_a_models_own_targets() -> None:
     assert "no model" in noted(found, f"{place}model_group_alias.lost")
     assert "one model" in noted(found, f"{place}model_group_alias.many")
     assert "is above it" in noted(found, "litellm_settings.fallbacks")
+
+
+def test_a_fallback_keeps_what_is_its_own() -> None:
+    found = imported("""
+        model_list:
+          - {model_name: a, litellm_params: {model: openai/x, rpm: 5}}
+          - {model_name: limited, litellm_params: {model: openai/x, rpm: 9}}
+          - model_name: priced
+            litellm_params: {model: openai/x, rpm: 5, input_cost_per_token: 1e-6}
+          - {model_name: same, litellm_params: {model: openai/x, rpm: 5}}
+          - model_name: short
+            litellm_params: {model: anthropic/y, max_tokens: 500, drop_params: true}
+            model_info: {id: the-short}
+          - {model_name: short2, litellm_params: {model: anthropic/z, max_tokens: 500}}
+        router_settings:
+          fallbacks: [{a: [limited, priced, same, short]}, {short: [short2, a]}]
+          default_fallbacks: [the-short]
+          max_fallbacks: 1
+        """)
+    price = {"input": 1, "output": 0}
+    assert targets(found, "a") == [
+        {"provider": "openai", "model": "x", "rpm": 5},
+        {"provider": "openai", "model": "x", "rpm": 9, "priority": 2},
+        {"provider": "openai", "model": "x", "rpm": 5, "priority": 3, "price": price},
+        {"provider": "anthropic", "model": "y", "priority": 4},
+    ]
+    assert found.config["providers"]["anthropic"]["unsupported"] == "drop"
+    said = {note.field for note in found.notes if "not its own" in note.text}
+    assert said == {
+        *("router_settings.fallbacks[0].a[3]", "router_settings.fallbacks[1].short[1]"),
+        "router_settings.default_fallbacks[0]",
+    }
+
+
+def chained(fallbacks: dict[str, list[str]], default: str = "[]", **router: Any) -> dict[str, str]:
+    """What each of the models a to g asks, in order."""
+    listed = "".join(
+        f"  - {{model_name: {name}, litellm_params: {{model: openai/{name}}}}}\n"
+        for name in "abcdefg"
+    )
+    found = imported(
+        f"model_list:\n{listed}"
+        f"router_settings: {{fallbacks: {[{n: o} for n, o in fallbacks.items()]}, "
+        f"model_group_alias: {{also: b}}, {''.join(f'{n}: {v}, ' for n, v in router.items())}}}\n"
+        f"litellm_settings: {{default_fallbacks: {default}}}\n"
+    )
+    assert not [note for note in found.notes if "fallbacks" in note.field]
+    each = found.config["models"]
+    assert all(
+        [target.get("priority", 1) for target in model["targets"]]
+        == list(range(1, len(model["targets"]) + 1))
+        for model in each.values()
+    )
+    return {
+        name: "".join(target.get("model", name) for target in model["targets"])
+        for name, model in each.items()
+    }
+
+
+def test_the_fallbacks_of_a_fallback_follow_it() -> None:
+    found = chained({"a": ["b", "d"], "b": ["c"], "d": ["e", "a"]})
+    assert [found[name] for name in "abcde"] == ["abcde", "bc", "c", "deabc", "e"]
+    assert found["also"] == "bc"
+    assert chained({"a": ["also"], "b": ["c"]})["a"] == "abc"
+    assert chained({"a": ["b"], "b": ["c"]}, default="[d]")["a"] == "abcd"
+    assert chained({"a": ["a", "b"], "b": ["b", "a", "c"]})["a"] == "abc"
+
+
+@pytest.mark.parametrize(
+    ("router", "reached"),
+    [({}, "abcdef"), ({"max_fallbacks": 2}, "abc"), ({"max_fallbacks": "0"}, "a")],
+)
+def test_fallbacks_are_followed_as_deep_as_litellm_follows_them(
+    router: dict[str, Any], reached: str
+) -> None:
+    chain = {name: [after] for name, after in zip("abcdef", "bcdefg", strict=True)}
+    assert chained(chain, **router)["a"] == reached
+    # Its place in a list counts, too.
+    assert chained({"a": ["b", "c", "d"], "d": ["e"]}, max_fallbacks=3)["a"] == "abcd"
+    assert chained({"a": ["b", "c", "d"], "c": ["e"]}, max_fallbacks=3)["a"] == "abced"
 
 
 def test_an_alias_goes_before_a_model_of_its_name() -> None:

@@ -115,7 +115,8 @@ def test_an_address_is_written_as_sluice_has_it(
 def test_openai_with_an_address_is_any_server_that_speaks_its_dialect() -> None:
     base = "http://127.0.0.1:8000/v1"
     entry, name = provider(model="openai/org/llama", api_base=base, api_key="none")
-    assert entry == {"kind": "openai-compatible", "api_key": "none", "base_url": base}
+    server = {"kind": "openai-compatible", "api_key": "none", "base_url": base}
+    assert entry == {**server, "prices": "openai"}
     assert name == "org/llama"
     own, _ = provider(model="openai/gpt-4o", api_base="https://api.openai.com/v1", **KEY)
     assert own == {"kind": "openai", **TAKEN}
@@ -123,6 +124,12 @@ def test_openai_with_an_address_is_any_server_that_speaks_its_dialect() -> None:
     assert known == {"kind": "groq", **TAKEN}
     said, _ = provider(model="llama-3.3", custom_llm_provider="groq", **KEY)
     assert said == {"kind": "groq", **TAKEN}
+
+
+def test_a_model_of_openais_at_another_address_has_its_price() -> None:
+    base = "https://eu.api.openai.com/v1"
+    assert provider(model="openai/gpt-4o-mini", api_base=base, **KEY)[0]["prices"] == "openai"
+    assert "prices" not in provider(model="openai_like/gpt-4o-mini", api_base=base, **KEY)[0]
 
 
 def test_azure_has_a_resource_a_version_and_a_key_or_an_application() -> None:
@@ -189,26 +196,32 @@ def test_vertex_has_a_project_and_a_location() -> None:
     expected = {"kind": "vertex", "project": "p", "location": "europe-west1"}
     assert (entry, name) == ({**expected, "credentials": "env:GOOGLE_JSON"}, "gemini-2.5-pro")
     bare, name = provider(model="vertex_ai/claude-sonnet-4@20250514")
-    assert (bare["project"], bare["location"]) == ("env:VERTEXAI_PROJECT", "us-central1")
+    assert (bare["project"], bare["location"]) == ("env:VERTEXAI_PROJECT", "env:VERTEXAI_LOCATION")
     written_out = {"type": "authorized_user", "client_id": "c"}
     entry, _ = provider(model="vertex_ai/gemini-pro", vertex_credentials=written_out)
     assert entry["credentials"] == '{"type": "authorized_user", "client_id": "c"}'
 
 
 def test_headers_organization_and_deadline_belong_to_the_provider() -> None:
-    headers = {"X-Team": "a", "Host": "b", "Authorization": "os.environ/H", "X-N": 5}
+    headers = {"X-Team": "a", "Host": "b", "X-Auth": "os.environ/H", "X-N": 5, "x-n": 6}
+    headers |= {"Authorization": "os.environ/H", "Accept-Encoding": "gzip"}
     params = {"model": "openai/x", "organization": "org-1", "timeout": "120", **KEY}
     found = deployed({**params, "extra_headers": headers, "stream_timeout": 30})
     entry = found.config["providers"]["openai"]
     assert entry["headers"] == {
         "OpenAI-Organization": "org-1",
         "X-Team": "a",
-        "Authorization": "env:H",
-        "X-N": "5",
+        "X-Auth": "env:H",
+        "x-n": "6",
     }
-    assert entry["timeouts"] == {"first_byte": 120, "first_token": 30}
+    assert entry["timeouts"] == {"first_byte": 120, "first_token": 30, "idle": 120}
     place = "model_list[0].litellm_params."
-    assert "cannot be set" in noted(found, f"{place}extra_headers.Host")
+    for name in ("Host", "Accept-Encoding"):
+        assert "cannot be set" in noted(found, f"{place}extra_headers.{name}")
+    assert "credential goes there" in noted(found, f"{place}extra_headers.Authorization")
+    keyless = {"model": "hosted_vllm/x", "api_base": "http://h/v1"}
+    entry, _ = provider(**keyless, extra_headers={"authorization": "os.environ/H"})
+    assert entry["headers"] == {"authorization": "env:H"}
     listed = deployed({"model": "openai/x", "organization": ["a", "b"]})
     assert "a provider for each" in noted(listed, f"{place}organization")
 
@@ -310,7 +323,8 @@ def test_a_secret_that_stands_in_clear_is_said_but_never_shown() -> None:
     assert found.config["providers"]["openai"]["api_key"] == "sk-very-secret"
     assert "in clear" in noted(found, "model_list[0].litellm_params.api_key")
     assert "sk-very-secret" not in str(found.notes)
-    assert not deployed({"model": "ollama/x", "api_key": "none"}).notes[1:]
+    none = deployed({"model": "ollama/x", "api_key": "none", "timeout": 9})
+    assert "in clear" not in str(none.notes)
 
 
 def test_what_looks_like_a_reference_of_ours_is_not_taken_for_one() -> None:
@@ -334,9 +348,9 @@ def test_yaml_is_read_as_people_mean_it() -> None:
     entry = found.config["providers"]["azure"]
     assert (entry["api_version"], entry["api_key"]) == ("2024-10-21", "env:K")
     assert found.config["models"]["4.5"] == {
-        "targets": [{"provider": "azure", "model": "x", "price": {"input": 1, "output": 2.5}}],
-        "unsupported": "drop",
+        "targets": [{"provider": "azure", "model": "x", "price": {"input": 1, "output": 2.5}}]
     }
+    assert entry["unsupported"] == "drop"
 
 
 @pytest.mark.parametrize(
@@ -386,6 +400,6 @@ def test_a_price_may_stand_in_model_info_and_be_half_known() -> None:
     assert targets(found, "half")[0]["price"] == {"input": 0, "output": 3}
     assert targets(found, "vectors")[0]["price"] == {"input": 0.02, "output": 0}
     assert "0 is taken" in noted(found, "model_list[1].model_info.input_cost_per_token")
-    assert "not carried over" in noted(found, "model_list[1].model_info.input_cost_per_second")
+    assert "prices are by" in noted(found, "model_list[1].model_info.input_cost_per_second")
     assert not noted(found, "model_list[2].litellm_params.output_cost_per_token")
     assert "give the model a price" in noted(found, "model_list[3].model_info.base_model")

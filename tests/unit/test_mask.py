@@ -1,7 +1,11 @@
 """Credentials are covered however an answer is split, and nothing else is changed."""
 
+import json
 import re
+from collections.abc import Callable
+from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +33,71 @@ def test_secrets_are_covered_wherever_parts_end(pieces: list[str], data: st.Data
     assert changed <= covered
 
 
+SLASHED = ("team/se+cret", 'q"/é')
+SPELLINGS: list[Callable[[str], str]] = [
+    lambda c: c,
+    lambda c: f"\\u{ord(c):04x}",
+    lambda c: f"\\u{ord(c):04X}",
+    lambda c: f"\\{c}" if c in '"\\/' else c,
+    lambda c: json.dumps(f"\\u{ord(c):04x}")[1:-1],  # of JSON in a string of JSON
+    lambda c: json.dumps(f"\\{c}" if c in '"\\/' else c, ensure_ascii=False)[1:-1],
+]
+
+
+@given(st.data())
+def test_secrets_are_covered_however_they_are_spelled(data: st.DataObject) -> None:
+    secret = data.draw(st.sampled_from(SLASHED))
+    one_way = st.sampled_from(SPELLINGS)
+    ways = data.draw(st.lists(one_way, min_size=len(secret), max_size=len(secret)))
+    spelling = "".join([way(c) for way, c in zip(ways, secret, strict=True)]).encode()
+    before = data.draw(st.sampled_from([b"", b"a/", b"te", b"\\n", b'{"key": "\\u00e9']))
+    after = data.draw(st.sampled_from([b"", b'"}', b"\\n\n", b" ret"]))
+    whole = before + spelling + after
+    mask = Mask((secret,))
+    assert mask.feed(whole) + mask.rest() == before + b"*" * len(spelling) + after
+    mask, covered = Mask((secret,)), b""
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(whole)), max_size=8)))
+    for start, end in pairwise([0, *cuts, len(whole)]):
+        covered += mask.feed(whole[start:end])
+    assert covered + mask.rest() == before + b"*" * len(spelling) + after
+
+
+@pytest.mark.parametrize(
+    "text", [b"a\\n", b'say \\"', b"tea\\/x", b"\\u00e9", b"\\u0074x", b"\\\\/", b"t\\u006"]
+)
+def test_other_escapes_stay_as_they_are(text: bytes) -> None:
+    mask = Mask(("team/secret",))
+    assert mask.feed(text) + mask.feed(b"\n\n") + mask.rest() == text + b"\n\n"
+
+
+@pytest.mark.parametrize("first", ["0", "/"])
+@pytest.mark.parametrize("way", SPELLINGS[1:5])
+def test_a_backslash_before_a_secret_stays_whole(way: Callable[[str], str], first: str) -> None:
+    spelling = "".join(map(way, f"{first}secret"))
+    for before in ("", "\\\\", "\\\\\\\\", "x\\\\", "\\n\\\\"):
+        whole = f'"{before}{spelling}"'.encode()
+        expected = f'"{before}{"*" * len(spelling)}"'.encode()
+        for size in (1, 2, 3, 4, len(whole)):
+            mask = Mask((f"{first}secret",))
+            parts = [mask.feed(whole[at : at + size]) for at in range(0, len(whole), size)]
+            shown = b"".join(parts) + mask.rest()
+            assert (shown, json.loads(shown)) == (expected, json.loads(expected))
+
+
+def test_a_backslash_before_a_secret_stays_whole_in_a_string_of_json() -> None:
+    whole = json.dumps(json.dumps("\\/secret")).encode()
+    shown = Mask(("/secret",)).feed(whole)
+    assert json.loads(json.loads(shown)) == "\\*******"
+
+
+def test_an_escape_that_is_not_finished_is_held_back() -> None:
+    mask = Mask(("team/secret",))
+    assert mask.feed(b'data: "\\u00') == b'data: "'
+    assert mask.feed(b"74eam") == b""
+    assert mask.feed(b"\\") == b""
+    assert mask.feed(b"/secret\\n") == b"*" * 17 + b"\\n"
+
+
 def test_what_cannot_be_a_secret_is_shown_at_once() -> None:
     mask = Mask(("sk-secret",))
     assert mask.feed(b"data: {}\n\n") == b"data: {}\n\n"
@@ -47,3 +116,4 @@ def test_without_secrets_nothing_is_held() -> None:
 
 def test_a_header_is_covered() -> None:
     assert Mask(("sk-secret",)).text("key sk-secret!") == "key *********!"
+    assert Mask(("a/secret",)).text('{"\udce9": "a\\/secret"}') == '{"\udce9": "*********"}'

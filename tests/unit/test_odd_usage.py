@@ -129,6 +129,75 @@ def test_what_is_not_whole_is_none(operation: Operation, usage: Any) -> None:
     assert read(operation, usage) == [None] * 4
 
 
+def chatted(prompt: int, completion: int, total: int, **more: Any) -> Json:
+    told = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total}
+    return {**told, **more}
+
+
+@pytest.mark.parametrize(
+    ("told", "used"),
+    [
+        # Gemini at its OpenAI address: thoughts are in the total alone
+        (chatted(20, 151, 553), Usage(20, 0, 0, 533, 382)),
+        (chatted(20, 0, 553), Usage(20, 0, 0, 533, 533)),
+        # xAI tells them beside the completion, OpenAI within it
+        (
+            chatted(20, 1, 311, completion_tokens_details={"reasoning_tokens": 290}),
+            Usage(20, 0, 0, 291, 290),
+        ),
+        (
+            chatted(20, 300, 320, completion_tokens_details={"reasoning_tokens": 290}),
+            Usage(20, 0, 0, 300, 290),
+        ),
+        # what else the rest may be is not thoughts
+        (
+            chatted(20, 300, 999, completion_tokens_details={"reasoning_tokens": 290}),
+            Usage(20, 0, 0, 300, 290),
+        ),
+        (
+            chatted(20, 5, 1025, prompt_tokens_details={"cached_tokens": 1000}),
+            Usage(20, 1000, 0, 5),
+        ),
+        (chatted(20, 5, 10**6), Usage(20, 0, 0, 5)),
+        (chatted(20, 5, 7), Usage(20, 0, 0, 5)),
+        (chatted(20, 5, -7), Usage(20, 0, 0, 5)),
+        # Perplexity's deep research has them beside both
+        (
+            chatted(108, 3256, 3364, citation_tokens=7299, reasoning_tokens=73_248),
+            Usage(7407, 0, 0, 76_504, 73_248),
+        ),
+        (chatted(108, 3256, 3364, reasoning_tokens=3000), Usage(108, 0, 0, 3256)),
+    ],
+)
+def test_thoughts_beside_a_completion_are_part_of_it(told: Json, used: Usage) -> None:
+    assert read(Operation.CHAT, told) == [used] * 4
+
+
+@pytest.mark.parametrize(
+    ("told", "more"),
+    [
+        ({"image_gen": {"input_tokens": 50, "output_tokens": 4160}}, (50, 4160)),
+        ({"image_gen": None, "web_search": {}}, (0, 0)),
+        ({"image_gen": "much"}, (0, 0)),
+        ("none", (0, 0)),
+        (None, (0, 0)),
+    ],
+)
+def test_pictures_of_a_tool_are_counted_beside_a_response(
+    told: Any, more: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply, stream = responses_reply(None), responses_stream(None)
+    for one in (reply, stream[-1]["response"]):
+        one["usage"] = {"input_tokens": 7, "output_tokens": 5}
+        one["tool_usage"] = told
+    native, conversation, *_ = WAYS[Operation.RESPONSES]
+    monkeypatch.setitem(
+        WAYS, Operation.RESPONSES, (native, conversation, lambda _: reply, lambda _: stream)
+    )
+    used = Usage(7 + more[0], completion_tokens=5 + more[1])
+    assert read(Operation.RESPONSES, {}) == [used] * 4
+
+
 @EVERY_WAY
 @pytest.mark.parametrize(("prompt", "completion"), [(7, 5), (7.0, 5.0), ("7", "5"), (7, "5.0")])
 def test_numbers_may_be_written_in_any_way(
@@ -213,6 +282,106 @@ def test_odd_figures_cost_no_text_where_all_is_translated(
     assert (noted.take_text(), noted.usage) == ("Hello", expected)
 
 
+def read_translated(kind: str, usage: Any) -> list[Usage | None]:
+    """Return what a whole reply and a stream make of a usage, each of which must see the text.
+
+    What a stream has told before its text is nothing that tells of it.
+    """
+    whole, stream, _ = TRANSLATED[kind]
+    conversation = PROVIDERS[kind].adapter.conversation
+    assert conversation is not None
+    reply = conversation.parse(json.dumps(whole(usage)).encode())
+    noted = Noted()
+    noted.note(conversation.decoder().feed(stream(usage)))
+    assert (reply.parts, noted.take_text()) == ((Text("Hello"),), "Hello")
+    return [reply.usage, noted.usage if noted.told_bytes else None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "usage"),
+    [
+        ("gemini", {}),
+        ("gemini", {"promptTokenCount": 7}),
+        ("gemini", {"promptTokenCount": 7, "thoughtsTokenCount": 5}),
+        ("gemini", {"candidatesTokenCount": 5}),
+        ("bedrock", {}),
+        ("bedrock", {"inputTokens": 7}),
+        ("bedrock", {"outputTokens": 5}),
+        ("cohere", {}),
+        ("cohere", {"tokens": {}}),
+        ("cohere", {"tokens": {"input_tokens": 7}, "billed_units": {"output_tokens": 5}}),
+    ],
+    ids=json.dumps,
+)
+def test_what_is_not_whole_is_none_where_all_is_translated(kind: str, usage: Any) -> None:
+    assert read_translated(kind, usage) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("parts", "usage", "expected"),
+    [
+        ([], {"promptTokenCount": 7}, Usage(7)),
+        ([{"text": "hm", "thought": True}], {"promptTokenCount": 7}, None),
+        (
+            [{"text": "hm", "thought": True}],
+            {"promptTokenCount": 7, "thoughtsTokenCount": 5},
+            Usage(7, completion_tokens=5, reasoning_tokens=5),
+        ),
+        ([{"functionCall": {"name": "f"}}], {"promptTokenCount": 7}, None),
+    ],
+)
+def test_google_leaves_out_a_count_of_nothing(
+    parts: Any, usage: Any, expected: Usage | None
+) -> None:
+    told = {"candidates": [{"content": {"parts": parts}}], "usageMetadata": usage}
+    body = json.dumps(told).encode()
+    conversation = PROVIDERS["gemini"].adapter.conversation
+    assert conversation is not None
+    assert conversation.parse(body).usage == expected
+    noted = Noted()
+    noted.note(conversation.decoder().feed(b"data: %b\n\n" % body))
+    assert (noted.usage if noted.told_bytes == noted.text_bytes else None) == expected
+
+
+def test_figures_of_a_prompt_alone_are_not_those_of_what_is_written() -> None:
+    conversation = PROVIDERS["gemini"].adapter.conversation
+    assert conversation is not None
+    reply = conversation.parse(json.dumps(gemini_reply({"promptTokenCount": 7})).encode())
+    assert (reply.usage, reply.half) == (None, Usage(7))
+    decoder, noted = conversation.decoder(), Noted()
+    noted.note(decoder.feed(gemini_stream({"promptTokenCount": 7})))
+    assert (noted.usage, noted.told_bytes, noted.text_bytes) == (Usage(7), 0, 5)
+    empty = {"candidates": [{"finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": 9}}
+    noted.note(decoder.feed(b"data: %b\n\n" % json.dumps(empty).encode()))
+    assert (noted.usage, noted.told_bytes) == (Usage(7), 0)
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ({"billed_units": {"input_tokens": 7, "output_tokens": 5}}, COUNTED),
+        (
+            {
+                "billed_units": {"input_tokens": 7.0, "output_tokens": 5.0},
+                "tokens": {"input_tokens": 507, "output_tokens": 10},
+                "cached_tokens": 448,
+            },
+            COUNTED,
+        ),
+        (
+            {
+                "billed_units": {"search_units": 1},
+                "tokens": {"input_tokens": 507, "output_tokens": 10},
+                "cached_tokens": 448,
+            },
+            Usage(507, 448, 0, 10),
+        ),
+    ],
+)
+def test_of_coheres_figures_what_is_paid_for_counts(usage: Any, expected: Usage) -> None:
+    assert read_translated("cohere", usage) == [expected, expected]
+
+
 def test_odd_figures_of_probabilities_cost_no_text() -> None:
     """Google writes what is impossible as a text; the least that OpenAI writes is -9999."""
     likely = [{"token": "Hello", "logProbability": -0.5}]
@@ -250,7 +419,9 @@ EMBEDDED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(7.0, Usage(7)), ("7", Usage(7)), ("inf", None)])
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(7.0, Usage(7)), ("7", Usage(7)), ("inf", None), (None, None)]
+)
 @pytest.mark.parametrize("kind", EMBEDDED)
 def test_odd_figures_cost_no_vectors(kind: str, tokens: Any, expected: Usage | None) -> None:
     embedding = PROVIDERS[kind].adapter.embedding

@@ -10,7 +10,8 @@ from gateway.core.operations import Operation
 from gateway.core.target import Deadlines, Origin, Target
 from gateway.core.usage import Usage
 from gateway.formats.body import decode
-from gateway.providers.openai import ADAPTER
+from gateway.providers.openai import ADAPTER, OpenAI
+from gateway.providers.quirks import OLD_MAX, Quirks
 
 NATIVE = ADAPTER.natives[Operation.CHAT]
 
@@ -95,6 +96,26 @@ def test_building_leaves_the_request_as_it_was() -> None:
     first = NATIVE.build(request, target("a"), Fit())
     assert NATIVE.build(request, target("b"), Fit()) == first.replace(b'"a"', b'"b"')
     assert list(request.fields) == ["model", "messages", "stream"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({"max_completion_tokens": 5}, 5),
+        ({"max_tokens": None, "max_completion_tokens": 5}, 5),
+        ({"max_completion_tokens": 5, "max_tokens": None}, 5),
+        ({"max_tokens": 7, "max_completion_tokens": None}, 7),
+        ({"max_tokens": 7, "max_completion_tokens": 5}, 7),
+        ({"max_tokens": None, "max_completion_tokens": None}, None),
+    ],
+)
+def test_a_maximum_has_the_name_that_its_server_knows(
+    asked: dict[str, int | None], sent: int | None
+) -> None:
+    body = json.dumps({"model": "m", "messages": [1], **asked}).encode()
+    native = OpenAI(Quirks(renames=OLD_MAX)).natives[Operation.CHAT]
+    fields = json.loads(native.build(decode(Operation.CHAT, body), target(), Fit()))
+    assert fields == {"model": "m", "messages": [1], "max_tokens": sent}
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.core.errors import ApiError
 from gateway.core.operations import Operation
-from gateway.formats.body import decode, estimate_prompt
+from gateway.formats.body import (
+    INLINE_DATA_TOKENS,
+    SHORTEST_FILE_BYTES,
+    decode,
+    estimate_prompt,
+)
 from gateway.formats.openai import error_body, error_event
 
 FIXTURES = Path(
@@ -19,6 +26,7 @@ FIXTURES = Path(
 )
 JSON_SUITE = sorted((FIXTURES / "json-parsing" / "test_parsing").glob("*.json"))
 CHAT = b'{"model":"m","messages":[{"role":"user","content":"hi"}]'
+RESPONSE = b'{"model":"m","input":"hi"'
 
 
 def chat(rest: bytes = b"") -> bytes:
@@ -70,11 +78,9 @@ def test_streams_and_whether_they_want_usage(rest: bytes, stream: bool, wants_us
     ("rest", "max_output"),
     [
         (b"", None),
-        (b',"max_tokens":0', 0),
         (b',"max_tokens":5', 5),
         (b',"max_completion_tokens":6', 6),
         (b',"max_tokens":5,"max_completion_tokens":6', 6),
-        (b',"max_tokens":5,"max_completion_tokens":0', 5),
         (b',"max_tokens":5,"max_completion_tokens":null', 5),
     ],
 )
@@ -154,6 +160,19 @@ def test_a_missing_field_is_named(body: bytes, param: str) -> None:
             "stream_options.include_usage",
         ),
         (Operation.CHAT, chat(b',"max_tokens":-1'), "max_tokens"),
+        (Operation.CHAT, chat(b',"max_tokens":0'), "max_tokens"),
+        (
+            Operation.CHAT,
+            chat(b',"max_tokens":5,"max_completion_tokens":0'),
+            "max_completion_tokens",
+        ),
+        (
+            Operation.RESPONSES,
+            b'{"model":"m","input":"x","max_output_tokens":0}',
+            "max_output_tokens",
+        ),
+        (Operation.MESSAGES, b'{"model":"m","messages":[1],"max_tokens":0}', "max_tokens"),
+        (Operation.COMPLETIONS, b'{"model":"m","prompt":"x","max_tokens":-1}', "max_tokens"),
         (Operation.CHAT, chat(b',"max_tokens":1.5'), "max_tokens"),
         (Operation.CHAT, chat(b',"max_tokens":99999999999999999999999'), "max_tokens"),
         (Operation.CHAT, chat(b',"max_completion_tokens":"9"'), "max_completion_tokens"),
@@ -226,9 +245,31 @@ def test_files_inside_a_prompt_count_flat_whatever_their_size() -> None:
     assert estimate_prompt(b'"data:x;base64,","data:y;base64,AAAA') == 1000 + 36 // 4 + 1
 
 
+@given(st.integers(0, 3000), st.integers(0, 100), st.sampled_from(["data", "bytes", "result"]))
+def test_a_file_is_found_wherever_it_stands(before: int, longer: int, name: str) -> None:
+    words = b'"text":"' + (b"and so on " * 300)[:before] + b'",'
+    file = b'"%b":"' % name.encode() + b"A" * (SHORTEST_FILE_BYTES + longer) + b'"'
+    body = b"{" + words + file + b"}"
+    assert estimate_prompt(body) >= INLINE_DATA_TOKENS + before // 4
+    assert estimate_prompt(body) < INLINE_DATA_TOKENS + before // 4 + 20
+
+
+def test_a_file_with_two_marks_is_one_file_and_what_stands_beside_it_counts() -> None:
+    file = b'"bytes":"data:x;base64,' + b"A" * 600_000 + b'"'
+    words = b'"text":"' + b"and so on " * 1000 + b'"'
+    assert 3500 < estimate_prompt(b"{" + file + b"," + words + b"}") < 3550
+    assert 4500 < estimate_prompt(b"[{" + file + b"}," + words + b",{" + file + b"}]") < 4550
+
+
 @pytest.mark.parametrize("words", ["and so on ", "\u4f60\u597d", "line\\n\\n- "])
 @pytest.mark.parametrize("times", [1000, 100_000])
-@pytest.mark.parametrize("mark", ['"content":"data:text/plain;base64,', '"data":"', '";base64,'])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *('"content":"data:text/plain;base64,', '"data":"', '";base64,'),
+        *('"bytes":"', '"result": "', '"file_data":"', '"b64_json":"', '"bytesBase64Encoded":"'),
+    ],
+)
 def test_text_that_looks_like_a_file_is_text(mark: str, times: int, words: str) -> None:
     body = f'{{{mark}{words * times}"}}'.encode()
     if mark != '";base64,' and "\\n" in words:
@@ -278,11 +319,24 @@ def test_a_file_in_any_dialect_counts_at_a_flat_figure(spaced: bool) -> None:
         '{"source":{"type":"base64","media_type":"image/png","data' + colon + data + '"}}',
         '{"input_audio":{"data' + colon + data + '","format":"wav"}}',
         '{"image_url":{"url' + colon + "data:image/png;base64," + data + '"}}',
+        '{"image":{"format":"png","source":{"bytes' + colon + data + '"}}}',
+        '{"type":"image_generation_call","result' + colon + data + '"}',
+        '{"type":"file","file":{"file_data' + colon + data + '"}}',
+        '{"type":"file","file":{"file_data' + colon + "data:a/b;base64," + data + '"}}',
+        '{"instances":[{"image":{"bytesBase64Encoded' + colon + data + '"}}]}',
+        '{"data":[{"b64_json' + colon + data + '"}]}',
     ]
     for body in bodies:
         assert 1000 <= estimate_prompt(body.encode()) < 1100
     assert estimate_prompt(b'{"data":"short","data":' + b"[1]" * 1000) > 700
     assert estimate_prompt(b'{"data":"' + b"never ends" * 1000) > 2000
+
+
+@pytest.mark.parametrize("size", [4000, 400_000, 4_000_000])
+@pytest.mark.parametrize("url", ["data:;base64,", "data:audio/wav;base64,", "DATA:x;base64,"])
+def test_a_file_that_is_a_url_under_data_is_one_file(size: int, url: str) -> None:
+    body = b'{"input_audio":{"data":"%b%b"}}' % (url.encode(), b"A" * size)
+    assert 1000 < estimate_prompt(body) < 1050
 
 
 @pytest.mark.parametrize("text", [";base64,", "data:;base64,", '"data":"'])

@@ -36,7 +36,7 @@ class Sides:
     async def pay_on(self) -> None:
         """Need no more."""
 
-    def end(self, status: int, outcome: str, error: str = "") -> None:
+    def end(self, status: int, outcome: str, error: str = "", failure: str = "") -> None:
         if "end" not in self.happened:
             self.happened.append("end")
 

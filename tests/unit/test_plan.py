@@ -19,6 +19,21 @@ def plan(host: str = "127.0.0.1", port: int = 0, workers: int = 2) -> Plan:
     return Plan.first(loaded)
 
 
+@pytest.mark.parametrize(
+    ("host", "key", "guard"),
+    [
+        ("127.0.0.1", "", "no keys: this machine only"),
+        ("::1", "", "no keys: this machine only"),
+        ("0.0.0.0", "", "no keys asked for: OPEN to other machines"),
+        ("::", "", "no keys asked for: OPEN to other machines"),
+        ("0.0.0.0", "sk-3fd1a0c75b29e846", "keys required"),
+    ],
+)
+def test_it_says_who_may_call(host: str, key: str, guard: str) -> None:
+    environ = {"API_KEYS": key} if key else {"AUTH_ENABLED": "false"}
+    assert Plan.first(read(Flags(host=host, port=0, workers="1"), environ)).guard == guard
+
+
 @pytest.fixture
 def served() -> Iterator[Plan]:
     made = plan(port=unused_port()).ready()

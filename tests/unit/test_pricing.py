@@ -67,6 +67,9 @@ def library_microusd(price: library.ModelPrice, usage: Usage) -> int:
         cache_audio_read_tokens=0,
         cache_write_1h_tokens=usage.cache_write_1h_tokens,
         web_searches=usage.web_searches,
+        input_image_tokens=usage.image_prompt_tokens,
+        output_image_tokens=usage.image_completion_tokens,
+        cache_image_read_tokens=0,
     )
     usd = price.calc_price(counted)["total_price"]
     return int((usd * 10**6).to_integral_value(ROUND_HALF_UP))
@@ -91,6 +94,7 @@ def boundary_usages(price: Price) -> list[Usage]:
             Usage(prompt, cached_tokens=prompt),
             Usage(prompt, cache_write_tokens=prompt),
             Usage(prompt, 0, prompt // 2, 777, cache_write_1h_tokens=prompt // 3, web_searches=3),
+            Usage(prompt, prompt // 3, 0, 777, 33, prompt // 4, 40, 0, 0, prompt // 5, 700),
         )
     ]
 
@@ -119,7 +123,12 @@ def test_any_usage_costs_what_the_library_says(data: st.DataObject, index: int) 
     heard = data.draw(st.integers(0, prompt - cached - written))
     spoken = data.draw(st.integers(0, completion - thought))
     lasting, searches = data.draw(st.integers(0, written)), data.draw(st.integers(0, 50))
-    usage = Usage(prompt, cached, written, completion, thought, heard, spoken, lasting, searches)
+    seen = data.draw(st.integers(0, prompt - cached - written - heard))
+    drawn = data.draw(st.integers(0, completion - thought - spoken))
+    usage = Usage(
+        *(prompt, cached, written, completion, thought, heard, spoken, lasting, searches),
+        *(seen, drawn),
+    )
     assert cost_microusd(price, usage) == library_microusd(reference, usage)
 
 
@@ -128,13 +137,17 @@ def test_few_rates_are_finer_than_a_nano_dollar() -> None:
 
 
 def test_a_tier_applies_to_the_whole_request_beyond_its_threshold() -> None:
-    tier = Tier(6 * 10**9, 6 * 10**8, 75 * 10**8, 225 * 10**8, 225 * 10**8, 0, 0, 0, above=200_000)
-    price = Price(3 * 10**9, 3 * 10**8, 375 * 10**7, 15 * 10**9, 15 * 10**9, 0, 0, 0, tiers=(tier,))
+    long = (6 * 10**9, 6 * 10**8, 75 * 10**8, 225 * 10**8, 225 * 10**8, 0, 0, 0, 0, 0)
+    short = (3 * 10**9, 3 * 10**8, 375 * 10**7, 15 * 10**9, 15 * 10**9, 0, 0, 0, 0, 0)
+    price = Price(*short, tiers=(Tier(*long, 200_000),))
     assert cost_microusd(price, Usage(200_000, completion_tokens=100)) == 600_000 + 1_500
     assert cost_microusd(price, Usage(200_001, completion_tokens=100)) == 1_200_006 + 2_250
     # Cached tokens count towards the threshold, completion tokens do not.
     assert cost_microusd(price, Usage(200_001, cached_tokens=200_000)) == 6 + 120_000
     assert cost_microusd(price, Usage(1, completion_tokens=200_001)) == 3 + 3_000_015
+    # Rounds are requests of their own: none of these is beyond it, one of those is.
+    assert cost_microusd(price, Usage(203_000, beside_prompt_tokens=180_000)) == 609_000
+    assert cost_microusd(price, Usage(203_000, beside_prompt_tokens=201_000)) == 1_218_000
 
 
 def test_tokens_without_a_cache_price_pay_the_input_price() -> None:
@@ -145,6 +158,24 @@ def test_tokens_without_a_cache_price_pay_the_input_price() -> None:
 def test_the_units_that_are_not_counted_are_named() -> None:
     source = library.ModelPrice(input_mtok=Decimal(1), audio_hours=Decimal(3))
     assert compile_price(source).unmetered == ("audio_hours",)
+    assert not compile_price(source).uncounted
+
+
+@pytest.mark.parametrize(
+    ("source", "uncounted"),
+    [
+        (library.ModelPrice(input_mchars=Decimal(15)), True),
+        (library.ModelPrice(audio_hours=Decimal(1), input_mtok=Decimal(0)), True),
+        (library.ModelPrice(audio_hours=Decimal(1), requests_kcount=Decimal(5)), False),
+        (library.ModelPrice(audio_hours=Decimal(1), output_image_mtok=Decimal(5)), False),
+        (library.ModelPrice(input_mtok=Decimal(0)), False),
+        (library.ModelPrice(), False),
+    ],
+)
+def test_a_price_in_units_that_are_not_counted_is_not_free(
+    source: library.ModelPrice, uncounted: bool
+) -> None:
+    assert compile_price(source).uncounted is uncounted
 
 
 def test_the_sum_is_rounded_once_and_half_up() -> None:
@@ -203,10 +234,13 @@ def test_what_is_written_for_an_hour_and_searches_have_their_price() -> None:
         (Usage(10, 0, 0, 4, 0, -9, -9), Usage(10, 0, 0, 4)),
         (Usage(10, 0, 4, 0, 0, 0, 0, 9, -9), Usage(10, 0, 4, 0, 0, 0, 0, 4)),
         (Usage(10, 0, 4, 0, 0, 0, 0, -9), Usage(10, 0, 4)),
+        (Usage(10, 2, 1, 9, 3, 4, 2, 0, 0, 9, 9), Usage(10, 2, 1, 9, 3, 4, 2, 0, 0, 3, 4)),
+        (Usage(10, 0, 0, 4, 0, 0, 0, 0, 0, -9, -9), Usage(10, 0, 0, 4)),
     ],
 )
 def test_impossible_counts_are_clamped(impossible: Usage, clamped: Usage) -> None:
-    price = Price(10**9, 10**8, 2 * 10**9, 4 * 10**9, 3 * 10**9, 5 * 10**9, 6 * 10**9, 7 * 10**9)
+    rates = (10**9, 10**8, 2 * 10**9, 4 * 10**9, 3 * 10**9, 5 * 10**9, 6 * 10**9, 7 * 10**9)
+    price = Price(*rates, image_input=8 * 10**9, image_output=9 * 10**9)
     assert cost_components(price, impossible) == cost_components(price, clamped)
 
 
@@ -224,6 +258,8 @@ def test_configured_rates() -> None:
         audio_input=150_000_000,
         audio_output=600_000_000,
         cache_write_1h=150_000_000,
+        image_input=150_000_000,
+        image_output=600_000_000,
         version="config",
     )
     free = Price.from_rates(0, 0, 0, 0)
@@ -284,13 +320,24 @@ def test_what_is_reserved_covers_the_dearest_kind_of_token() -> None:
     assert most_microusd(Price.from_rates(0, 0, per_request="0.0000015"), 0, 0) == 2
 
 
-@given(*[st.integers(0, 10**6)] * 6, st.booleans())
+@given(*[st.integers(0, 10**6)] * 7, st.booleans())
 def test_no_usage_within_a_reservation_costs_more(
-    prompt: int, cached: int, written: int, output: int, thought: int, spoken: int, sound: bool
+    prompt: int,
+    cached: int,
+    written: int,
+    output: int,
+    thought: int,
+    spoken: int,
+    drawn: int,
+    sound: bool,
 ) -> None:
     price = msgspec.structs.replace(
-        Price.from_rates(3, 15, "0.3", "3.75"), audio_input=40 * 10**9, audio_output=80 * 10**9
+        Price.from_rates(3, 15, "0.3", "3.75"),
+        audio_input=40 * 10**9,
+        audio_output=80 * 10**9,
+        image_input=8 * 10**9,
+        image_output=32 * 10**9,
     )
     heard = spoken if sound else 0
-    used = Usage(prompt, cached, written, output, thought, heard, heard)
+    used = Usage(prompt, cached, written, output, thought, heard, heard, 0, 0, drawn, drawn)
     assert cost_microusd(price, used) <= most_microusd(price, prompt, output, sound=sound)

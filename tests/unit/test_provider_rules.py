@@ -216,6 +216,20 @@ def test_who_does_not_know_thoughts_in_details_is_sent_none(kind: str, kept: lis
     assert kept or "reasoning_details" not in sent["messages"][0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "kept"),
+    [("openai", False), ("groq", False), ("openai-compatible", True), ("openrouter", True)],
+)
+@pytest.mark.parametrize("extra", [{"google": {"thought_signature": "SIG"}}, {"x": 1}])
+def test_who_does_not_know_what_stands_beside_calls_is_sent_none(
+    kind: str, extra: Json, *, kept: bool
+) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call | {"extra_content": extra}]}
+    sent, _ = put(kind, "m", CHAT, {"messages": [turn]})
+    assert sent["messages"] == [turn if kept else turn | {"tool_calls": [call]}]
+
+
 @pytest.mark.parametrize("kind", ["moonshot", "deepseek"])
 @pytest.mark.parametrize("thought", ["hm", "", None])
 def test_a_call_has_a_thought_where_one_must_be(kind: str, thought: str | None) -> None:
@@ -533,6 +547,27 @@ def test_several_answers_are_not_asked_for_where_one_comes_back() -> None:
     assert ("n" in sent, dropped) == (False, ("n",))
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}},
+        {"type": "custom", "custom": {"name": "f"}},
+    ],
+)
+def test_a_choice_of_tools_that_only_openai_has_is_refused_or_named(choice: Json) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    asked = HELLO | {"tools": tools, "tool_choice": choice}
+    with pytest.raises(ApiError) as refused:
+        put("anthropic", "claude-haiku-4-5", CHAT, asked)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tool_choice")
+    sent, dropped = put("anthropic", "claude-haiku-4-5", CHAT, asked, drop=True)
+    assert ("tool_choice" in sent, dropped) == (False, ("tool_choice",))
+    for wrong in ("any", {"type": "function"}):
+        with pytest.raises(ApiError) as refused:
+            put("anthropic", "claude-haiku-4-5", CHAT, asked | {"tool_choice": wrong}, drop=True)
+        assert (refused.value.code, refused.value.param) == ("invalid_value", "tool_choice")
+
+
 def test_what_codex_says_besides_is_left_out_and_defaults_say_nothing() -> None:
     codex = {"input": "hello", "client_metadata": {"x": "y"}, "background": False}
     _, dropped = put("anthropic", "claude-opus-4-7", RESPONSES, codex)
@@ -579,8 +614,46 @@ def test_gemini_thinks_within_its_models_range(
     assert dropped == (("thinking",) if sent is None else ())
 
 
+@pytest.mark.parametrize(
+    ("provider", "model", "effort", "most", "budget"),
+    [
+        ("gemini", "gemini-2.5-flash", "high", 2000, 1500),
+        ("gemini", "gemini-2.5-flash", "low", 2000, 1024),
+        ("gemini", "gemini-2.5-flash", "high", None, 24_576),
+        ("gemini", "gemini-2.5-pro", "high", 100, 128),
+        ("cohere", "command-a-reasoning-08-2025", "high", 2000, 1500),
+        ("cohere", "command-a-reasoning-08-2025", "low", 20_000, 2048),
+    ],
+)
+def test_an_effort_leaves_room_for_the_answer(
+    provider: str, model: str, effort: str, most: int | None, budget: int
+) -> None:
+    asked = {"reasoning_effort": effort} | ({} if most is None else {"max_tokens": most})
+    body = {"messages": [{"role": "user", "content": "Hello"}], **asked}
+    sent, _ = put(provider, model, CHAT, body)
+    if provider == "gemini":
+        assert sent["generationConfig"]["thinkingConfig"]["thinkingBudget"] == budget
+    else:
+        assert sent["thinking"]["token_budget"] == budget
+
+
 def test_gemini_is_asked_something_where_there_is_only_a_system_prompt() -> None:
     found, _ = put(
         "gemini", "gemini-3-flash", CHAT, {"messages": [{"role": "system", "content": "x"}]}
     )
     assert [turn["role"] for turn in found["contents"]] == ["user"]
+
+
+def test_gemini_is_given_back_signatures_that_follow_each_other() -> None:
+    secrets = [{"type": "redacted_thinking", "data": mark("gemini", one)} for one in "ab"]
+    alone = {"text": "", "thoughtSignature": "a"}
+    called_by = {"functionCall": {"name": "f", "args": {}}, "thoughtSignature": "b"}
+    sent, _ = put("gemini", "gemini-3-pro-preview", MESSAGES, turns(*secrets, CALL))
+    assert sent["contents"][1]["parts"] == [alone, called_by]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    call["extra_content"] = {"google": {"thought_signature": mark("gemini", "b")}}
+    detail = {"type": "reasoning.encrypted", "data": mark("gemini", "a")}
+    turn = {"role": "assistant", "reasoning_details": [detail], "tool_calls": [call]}
+    asked = {"messages": [{"role": "user", "content": "hi"}, turn]}
+    sent, _ = put("gemini", "gemini-3-pro-preview", CHAT, asked)
+    assert sent["contents"][1]["parts"] == [alone, called_by]

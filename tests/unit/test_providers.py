@@ -100,7 +100,8 @@ def catalogue(providers: Json) -> Catalogue:
 def cases(name: str) -> list[Case]:
     if PROVIDERS[name].choose is None:
         return [Case(name)]
-    models, apis = (MODEL, "claude-sonnet-4-5"), (None, "responses")
+    models = (MODEL, "claude-sonnet-4-5")
+    apis = (None, "responses") if "api" in PROVIDERS[name].options else (None,)
     return [Case(name, model, api) for model in models for api in apis]
 
 

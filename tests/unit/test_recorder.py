@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from gateway.core.record import RequestRecord
+from gateway.core.record import AttemptRecord, RequestRecord
 from gateway.core.usage import Usage
 from gateway.observe.log import JsonHandler
 from gateway.observe.recorder import Recorder
@@ -26,10 +26,12 @@ class Lines:
         self.data += data
 
 
-def record(number: int, trace: str = "") -> RequestRecord:
+def record(number: int, trace: str = "", attempts: int = 1, tried: str = "") -> RequestRecord:
+    tries = [AttemptRecord(f"p{one}", "m", 200, "", 0, 1, 1) for one in tried]
     return RequestRecord(
         *(f"req_{number}", 0.0, "acme", "k", "chat", "m", "p0", "m", 200, "ok", "", False),
-        *(Usage(), "none", 0, "", 1, 1, 1, 1, trace),
+        *(Usage(), "none", 0, "", attempts, 1, 1, 1, trace),
+        tries=tuple(tries),
     )
 
 
@@ -45,6 +47,29 @@ async def test_a_record_that_cannot_be_written_goes_alone(
     assert [json.loads(line)["id"] for line in ledger.data.splitlines()] == ["req_0", "req_2"]
     assert log.data == ledger.data
     assert "req_1 cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("attempts", "tried", "counted"),
+    [
+        (1, "0", {"p0": 1}),
+        (3, "120", {"p0": 1, "p1": 1, "p2": 1}),
+        (3, "110", {"p0": 1, "p1": 2}),
+        (2, "1", {"p0": 1, "p1": 1}),  # nothing says how the last one ended
+        (2, "", {"p0": 2}),
+        (1, "12", {"p1": 1}),
+        (0, "", {}),
+    ],
+)
+async def test_an_attempt_counts_for_the_provider_that_was_asked(
+    attempts: int, tried: str, counted: dict[str, int]
+) -> None:
+    recorder = Recorder(asyncio.get_running_loop(), Scoreboard(2), 1, (), dict)
+    for number in range(2):
+        recorder.emit(record(number, attempts=attempts, tried=tried))
+    found = recorder.sum().counters.get("sluice_attempts", {})
+    assert found == {provider: 2 * count for provider, count in counted.items()}
+    recorder.close()
 
 
 def test_a_log_line_quotes_whatever_bytes_there_are() -> None:

@@ -75,7 +75,9 @@ def test_every_failure_but_the_total_deadline_goes_to_the_next(failure: Failure)
         (Failure.FIRST_BYTE_TIMEOUT, "deadline_exceeded", 504),
         (Failure.FIRST_TOKEN_TIMEOUT, "deadline_exceeded", 504),
         (Failure.IDLE_TIMEOUT, "deadline_exceeded", 504),
+        (Failure.ATTEMPT_TIMEOUT, "deadline_exceeded", 504),
         (Failure.TOTAL_TIMEOUT, "deadline_exceeded", 504),
+        (Failure.STALLED, "deadline_exceeded", 504),
         (Failure.BUSY, "overloaded", 503),
         (Failure.FULL, "rate_limit_exceeded", 429),
     ],
@@ -272,8 +274,10 @@ def test_what_counts_against_a_target() -> None:
     assert counts_against(status(401))
     assert counts_against(UpstreamError(Failure.CONNECT, "x"))
     assert counts_against(UpstreamError(Failure.FIRST_BYTE_TIMEOUT, "x"))
+    assert counts_against(UpstreamError(Failure.ATTEMPT_TIMEOUT, "x"))
     assert not counts_against(status(429))  # it says itself how long
     assert not counts_against(status(400))
     assert not counts_against(UpstreamError(Failure.BUSY, "x"))
     assert not counts_against(UpstreamError(Failure.TOO_LARGE, "x"))
     assert not counts_against(UpstreamError(Failure.TOTAL_TIMEOUT, "x"))
+    assert not counts_against(UpstreamError(Failure.STALLED, "x"))

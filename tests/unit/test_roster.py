@@ -4,6 +4,7 @@ import time
 from typing import cast
 
 from gateway.store.client import Client
+from gateway.store.levels import Levels, shared_memory
 from gateway.store.roster import COUNTS, Roster
 
 
@@ -18,7 +19,20 @@ class Answers:
         if name == "TIME":
             now = time.time() + self.ahead
             return [int(now), int(now % 1 * 1_000_000)]
-        return self.workers if name == "ZCARD" else 1
+        if name == "ZRANGE":
+            others = [f"w{number}".encode() for number in range(self.workers - 1)]
+            return [*others, b"w"][::-1]
+        return 1
+
+
+async def test_one_that_begins_while_redis_is_away_goes_by_what_others_have_counted() -> None:
+    memory = shared_memory(2)
+    roster = Roster(cast(Client, Answers()), lambda: None, Levels(memory, 1, 2))
+    assert roster.live == 2
+    await roster.count("w", 5)
+    levels = Levels(memory, 1, 2)
+    assert (levels.place, levels.live) == (0, 4)  # "w" is before "w0"
+    assert Roster(cast(Client, Answers()), lambda: None, Levels(memory, 0, 2)).live == 4
 
 
 def made(jumps: list[str]) -> tuple[Roster, Answers]:

@@ -795,7 +795,21 @@ async def test_bedrock_with_a_key_of_its_own_needs_no_file() -> None:
     host, _, _ = await sent(route({**environ, "AWS_REGION": "us-east-2"}, "bedrock/m"))
     assert host == "bedrock-runtime.us-east-2.amazonaws.com"
     assert route({**environ, "AWS_DEFAULT_REGION": ""}, "bedrock/m") is None
-    assert route({**environ, "AWS_BEARER_TOKEN_BEDROCK": ""}, "bedrock/m") is None
+    unsigned = {"AWS_BEARER_TOKEN_BEDROCK": "", "AWS_SECRET_ACCESS_KEY": ""}
+    assert route({**environ, **unsigned}, "bedrock/m") is None
+
+
+async def test_bedrock_with_keys_to_sign_with_needs_no_file() -> None:
+    environ = {
+        "AWS_ACCESS_KEY_ID": "AKID",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_SESSION_TOKEN": "session",
+        "AWS_DEFAULT_REGION": "eu-west-1",
+    }
+    host, _, shown = await sent(route(environ, "bedrock/m"))
+    assert host == "bedrock-runtime.eu-west-1.amazonaws.com"
+    assert shown["authorization"].startswith("AWS4-HMAC-SHA256 Credential=AKID/")
+    assert shown["x-amz-security-token"] == "session"
 
 
 async def test_a_file_that_names_bedrock_takes_keys_and_region_from_the_environment(
@@ -855,8 +869,8 @@ async def test_a_file_that_names_vertex_takes_the_rest_from_the_environment(
     message = refusal(file.read_text(), tmp_path, **{**environ, "GOOGLE_CLOUD_PROJECT": ""})
     assert_said(message, "3: providers.p: * project")
     gone = {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "none.json")}
-    message = refusal(file.read_text(), tmp_path, **{**environ, **gone})
-    assert_said(message, "3: providers.p.credentials: * No such file")
+    with pytest.raises(ConfigError, match=r"^environment GOOGLE_APPLICATION_CRED.* No such"):
+        verify(load(str(file), {**environ, **gone}), PriceTable(Table("1", ())))
 
 
 async def test_entra_takes_the_place_of_a_key(tmp_path: Path) -> None:

@@ -26,9 +26,12 @@ class Parts:
         admission = SimpleNamespace(
             extend_open=lambda: self._do("extend"),
             retry_unsettled=lambda: self._do("retry"),
-            roster=SimpleNamespace(count=lambda *_: self._wait("count"), ask_time=self._time),
+            roster=SimpleNamespace(count=lambda *_, **__: self._wait("count"), ask_time=self._time),
             orphans=SimpleNamespace(tenants=lambda: self._wait("reap")),
             may_reap=lambda _: False,
+            returning=SimpleNamespace(
+                awaits_orphans=asyncio.Event(), behind=False, orphans_told=lambda: None
+            ),
         )
         self.services = cast(Services, SimpleNamespace(admission=admission))
         self.journal = cast(Journal, SimpleNamespace(left=lambda: self._wait("replay")))

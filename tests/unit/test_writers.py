@@ -653,6 +653,9 @@ def test_a_stream_that_fails_says_so_last(found: list[Event]) -> None:
             assert numbers == list(range(len(numbers)))
             assert last["response"]["error"]["message"] == "It\nbroke."
             assert [kind for kind, _ in said[-2:]] == ["error", "response.failed"]
+            # Each who shares the stream is told alike: none of them has seen what others are told.
+            again = [json.loads(text)["sequence_number"] for _, text in frames(writer.error(error))]
+            assert again == numbers[-2:]
         else:
             assert kind == ("error" if operation is Operation.MESSAGES else "")
             assert last["error"]["message"] == "It\nbroke."

@@ -10,9 +10,17 @@ from typing import Any
 import msgspec
 
 from gateway.config.litellm import reasons, settings
-from gateway.config.litellm.deployments import Deployment, read_deployment
-from gateway.config.litellm.models import Models
-from gateway.config.litellm.source import Fields, Note, is_text, label
+from gateway.config.litellm.addresses import (
+    note_addresses,
+    note_clouds,
+    note_rest,
+    said_of_clouds,
+    stated,
+)
+from gateway.config.litellm.deadlines import note_silence, of_all_attempts, usual_waits
+from gateway.config.litellm.deployments import Reading, read_deployment
+from gateway.config.litellm.models import Models, Place
+from gateway.config.litellm.source import Fields, Note, is_text, label, references
 from gateway.core.errors import ConfigError
 
 __all__ = ["Note", "Translation", "translate"]
@@ -26,8 +34,6 @@ INSTEAD = {
     "content_policy_fallbacks": "content_policy",
 }
 
-# A name and where it stands in the source.
-Place = tuple[str, str]
 # What follows which group, and what follows those that have nothing of their own.
 Followers = tuple[dict[str, list[Place]], list[Place]]
 
@@ -51,37 +57,54 @@ def translate(source: Mapping[str, Any]) -> Translation:
         raise ConfigError(f"not a configuration of LiteLLM's: it has none of {', '.join(SECTIONS)}")
     listed = _list(top, "model_list")
     router, litellm, general = (_mapping(top, name) for name in SETTINGS)
-    usual = settings.usual_deadlines(router, litellm)
+    usual = usual_waits(router, litellm)
     drops = bool(litellm.flag("drop_params"))
     by_size = settings.checks_sizes(router)
-    deployments = _deployments(listed, _credentials(top, notes), usual, notes, by_size=by_size)
+    variables = _mapping(top, "environment_variables")
+    addresses, clouds = stated(variables), said_of_clouds(variables, litellm)
+    read = Reading(
+        _credentials(top, notes),
+        addresses,
+        clouds.settings,
+        usual,
+        drops=drops,
+        by_size=by_size,
+    )
+    each = [read_deployment(one, f"model_list[{i}]", notes, read) for i, one in enumerate(listed)]
+    deployments = [one for one in each if one is not None]
+    note_silence(router, [one.waits for one in deployments])
     settings.tags(router)
-    models = Models(notes, settings.strategy(router), drops=drops)
+    models = Models(notes, settings.strategy(router))
     models.add(deployments)
     for alias, place in _aliases(router, notes):
         models.add_alias(alias, *place)
-    models.add_fallbacks(*_fallbacks(router, litellm, notes))
+    deepest = settings.max_fallbacks(router, litellm)
+    models.add_fallbacks(*_fallbacks(router, litellm, notes), deepest)
     for theirs, ours in INSTEAD.items():
         models.add_instead(ours, *_followers(router, litellm, theirs, notes))
-    timeouts = [usual, *(one.reached.entry.get("timeouts", {}) for one in deployments)]
-    longest = max(one.get("first_byte", 0) for one in timeouts)
+    served = models.result()
+    retries = settings.retries(router, litellm, served=bool(deployments))
+    total = of_all_attempts(served["models"].values(), served["providers"], usual, retries)
     found = {
-        "server": settings.server(general, usual, longest),
+        "server": settings.server(general, usual, total),
         "redis": settings.redis(router),
         "cache": settings.cache(router, litellm),
         "auth": settings.auth(general),
         **settings.budget(litellm),
-        **models.result(),
+        **served,
         "unsupported": "drop" if drops else "",
-        "retries": settings.retries(router, litellm),
+        "retries": retries,
         "breaker": settings.breaker(router, litellm),
     }
-    _mapping(top, "environment_variables").rest({}, reasons.TOP["environment_variables"])
+    config = {name: value for name, value in found.items() if value}
+    kinds = {entry["kind"] for entry in served["providers"].values()}
+    note_addresses(variables, addresses, [one.reached.variables for one in deployments])
+    note_clouds(variables, clouds, kinds)
+    note_rest(variables, references(config), kinds)
     router.rest(reasons.ROUTER, reasons.NOTHING)
     litellm.rest(reasons.LITELLM, reasons.NOTHING)
     general.rest(reasons.GENERAL, reasons.NOTHING)
     top.rest(reasons.TOP, "Sluice has no such section")
-    config = {name: value for name, value in found.items() if value}
     return Translation(config, tuple(notes), len(listed))
 
 
@@ -113,25 +136,6 @@ def _credentials(top: Fields, notes: list[Note]) -> dict[str, dict[str, Any]]:
             found[name] = values
         entry.take("credential_info")
         entry.rest({}, reasons.NOTHING)
-    return found
-
-
-def _deployments(
-    listed: list[Any],
-    credentials: Mapping[str, Mapping[str, object]],
-    usual: dict[str, float],
-    notes: list[Note],
-    *,
-    by_size: bool,
-) -> list[Deployment]:
-    found = []
-    for number, value in enumerate(listed):
-        place = f"model_list[{number}]"
-        one = read_deployment(value, place, credentials, notes, by_size=by_size)
-        if one is not None:
-            if one.reached.entry.get("timeouts") == usual:
-                del one.reached.entry["timeouts"]
-            found.append(one)
     return found
 
 

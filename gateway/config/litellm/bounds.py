@@ -13,7 +13,10 @@ _TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # schema.Label
 
 # Ours -> theirs.
 LIMITS = {"rpm": "rpm", "tpm": "tpm", "concurrency": "max_parallel_requests"}
-_NEXT = "of all workers and models together; above it the next target is asked, by any strategy"
+_NEXT = (
+    "of all workers together, and of all models whose target it is with the same figure; above it "
+    "the next target is asked, by any strategy"
+)
 _SAID = {
     "rpm": f"carried over as the target's rpm, {_NEXT}",
     "tpm": f"carried over as the target's tpm, {_NEXT}",
@@ -23,6 +26,7 @@ _TAGS = (
     "carried over: a client asks for tags with the header x-sluice-tags, and gets a target that "
     "has all of them; one that asks for none may get any"
 )
+_KEYS = "its provider has keys without one"
 _SIZE = "carried over as when.max_tokens, where another deployment takes longer prompts"
 
 
@@ -45,16 +49,6 @@ class Bounds(msgspec.Struct, frozen=True):
             found["when"] = {"max_tokens": self.max_input}
         return found
 
-    def notes(self, field: str) -> Iterator[Note]:
-        """Yield what differs from what LiteLLM does, by the deployment's place."""
-        for name, theirs in LIMITS.items():
-            if getattr(self, name) is not None:
-                yield Note(f"{field}.litellm_params.{theirs}", _SAID[name])
-        if self.tags:
-            yield Note(f"{field}.litellm_params.tags", _TAGS)
-        if self.max_input is not None:
-            yield Note(f"{field}.model_info.max_input_tokens", _SIZE)
-
 
 def read_bounds(params: Fields, info: Fields, *, by_size: bool) -> Bounds:
     """Read them; `by_size`: LiteLLM compares prompts with what a deployment takes."""
@@ -71,6 +65,28 @@ def pooled(pool: Sequence[Bounds]) -> Bounds:
     limits = {name: [getattr(one, name) for one in pool] for name in LIMITS}
     sums = {name: None if None in each else sum(each) for name, each in limits.items()}
     return msgspec.structs.replace(pool[0], **sums)
+
+
+def notes_of(pool: Sequence[tuple[str, Bounds]]) -> Iterator[Note]:
+    """Yield what differs from what LiteLLM does with those of a target, by the deployments' places.
+
+    They come from several deployments where its provider has their keys.
+    """
+    found = pooled([bounds for _, bounds in pool])
+    for name, theirs in LIMITS.items():
+        limited = [field for field, bounds in pool if getattr(bounds, name) is not None]
+        said = [_SAID[name]]
+        if getattr(found, name) is None:
+            said = [f"not carried over: {_KEYS}: {name} is of the target"]
+        elif len(limited) > 1:
+            said.append(f"{name} is of the target: the sum of its keys'")
+        for field in limited:
+            yield from (Note(f"{field}.litellm_params.{theirs}", text) for text in said)
+    for field, bounds in pool:
+        if bounds.tags:
+            yield Note(f"{field}.litellm_params.tags", _TAGS)
+        if bounds.max_input is not None:
+            yield Note(f"{field}.model_info.max_input_tokens", _SIZE)
 
 
 def widest(bounds: Sequence[Bounds]) -> list[Bounds]:

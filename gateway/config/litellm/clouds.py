@@ -9,6 +9,22 @@ from gateway.config.litellm.source import REFERENCE, Fields, NotCarried
 _REGION = re.compile(r"[a-z]{2,3}(-[a-z]+)+-\d")
 _BEDROCK_ROUTES = frozenset(("converse", "invoke", "converse_like", "llama", "deepseek_r1"))
 _BEDROCK_OTHERS = frozenset(("agent", "agentcore", "async_invoke", "mantle"))
+_NO_REGION = (
+    "there is none, so AWS_REGION has to be set: Sluice does not read AWS_REGION_NAME, nor take "
+    "us-west-2 where there is neither"
+)
+_NO_VERSION = (
+    "there is none, so requests go to Azure's undated API (v1): Sluice does not read "
+    "AZURE_API_VERSION"
+)
+_NO_LOCATION = (
+    "there is none, so VERTEXAI_LOCATION has to be set where Sluice runs; where it was not set, "
+    "LiteLLM took us-central1"
+)
+_NO_CREDENTIALS = (
+    "there are none: Sluice takes those that GOOGLE_APPLICATION_CREDENTIALS names, or the "
+    "machine's, and does not read VERTEXAI_CREDENTIALS"
+)
 _NO_AWS_KEYS = (
     "there is none, so AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY have to be set: Sluice takes no "
     "keys from roles, profiles or the machine"
@@ -51,8 +67,9 @@ def azure(call: Call) -> Reached:
         if dated is not None:
             version, parts = version or dated[1], parts._replace(query="")
         entry["base_url"] = put_together(fields, parts, parts.path.partition("/openai")[0])
+    version = version or call.usual.get("api_version")
     if version is None:
-        fields.note("api_version", "there is none, so requests go to Azure's undated API (v1)")
+        fields.note("api_version", _NO_VERSION)
     elif version not in ("v1", "preview", "latest"):
         entry["api_version"] = version
     return Reached(entry, "azure", model)
@@ -76,6 +93,7 @@ def bedrock(call: Call) -> Reached:
     region = fields.text("aws_region_name") or fields.text("region_name")
     model, inside = _bedrock_model(model)
     model, region = fields.literal("model_id") or model, region or inside
+    region = region or call.usual.get("region")
     key, base = fields.secret("api_key"), call.base or fields.text("aws_bedrock_runtime_endpoint")
     entry: Entry = {"kind": "bedrock"}
     if key is not None:
@@ -88,7 +106,7 @@ def bedrock(call: Call) -> Reached:
     if region is not None:
         entry["region"] = region
     else:
-        fields.note("aws_region_name", "there is none, so AWS_REGION has to be set")
+        fields.note("aws_region_name", _NO_REGION)
     aws = {ours: value for ours, theirs in _AWS.items() if (value := _secret(fields, theirs))}
     if {"access_key", "secret_key"} <= set(aws):
         entry["aws"] = aws
@@ -119,24 +137,42 @@ def vertex(call: Call) -> Reached:
     fields = call.fields
     if not re.match(r"gemini|claude|text-?(multilingual-)?embedding|\*", call.model):
         raise NotCarried("of Vertex AI's models, Sluice speaks to Gemini and Claude")
-    project = fields.text("vertex_project") or "env:VERTEXAI_PROJECT"
-    location = fields.text("vertex_location") or fields.text("region_name")
-    if location is None:
-        location = "us-central1"
-        fields.note("vertex_location", "there is none: us-central1, as LiteLLM has it")
+    usual = {"project": "env:VERTEXAI_PROJECT", "location": "env:VERTEXAI_LOCATION", **call.usual}
+    project = _first(fields, "vertex_project", "vertex_ai_project") or usual["project"]
+    location = _first(fields, "vertex_location", "vertex_ai_location", "region_name")
+    if location is None and "location" not in call.usual:
+        fields.note("vertex_location", _NO_LOCATION)
+    location = location or usual["location"]
     entry: Entry = {"kind": "vertex", "project": project, "location": location}
-    if isinstance(credentials := fields.peek("vertex_credentials"), dict):
-        fields.take("vertex_credentials")
-        try:
-            entry["credentials"] = json.dumps(credentials)
-        except (TypeError, ValueError, RecursionError):
-            raise NotCarried("its vertex_credentials cannot be written as JSON") from None
-        fields.note("vertex_credentials", "this secret stands in clear in the result too")
-    elif found := fields.text("vertex_credentials"):
-        entry["credentials"] = found
+    credentials = _vertex_credentials(fields) or call.usual.get("credentials")
+    if credentials is not None:
+        entry["credentials"] = credentials
+    else:
+        fields.note("vertex_credentials", _NO_CREDENTIALS)
     if call.base is not None:
         fields.lost("api_base", "Sluice finds Vertex AI's address by its location")
     return Reached(entry, "vertex", call.model)
+
+
+def _vertex_credentials(fields: Fields) -> str | None:
+    """Return credentials of Google's, a mapping as JSON. Raises NotCarried."""
+    given: dict[str, str | None] = {}
+    for name in ("vertex_credentials", "vertex_ai_credentials"):
+        if not isinstance(mapping := fields.peek(name), dict):
+            given[name] = fields.text(name)
+            continue
+        fields.take(name)
+        try:
+            given[name] = json.dumps(mapping)
+        except (TypeError, ValueError, RecursionError):
+            raise NotCarried(f"its {name} cannot be written as JSON") from None
+        fields.note(name, "this secret stands in clear in the result too")
+    return next((text for text in given.values() if text is not None), None)
+
+
+def _first(fields: Fields, *names: str) -> str | None:
+    """Return the first of several texts that is there, and take them all."""
+    return next((text for text in [fields.text(name) for name in names] if text is not None), None)
 
 
 def _secret(fields: Fields, name: str) -> str | None:

@@ -1,5 +1,6 @@
 """One entry of LiteLLM's model_list: where its requests go, what they cost, and its rank."""
 
+import re
 from collections.abc import Mapping
 from decimal import Context, Decimal
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import msgspec
 
 from gateway.config.litellm.bounds import MAX_COUNT, Bounds, read_bounds
+from gateway.config.litellm.deadlines import Waits, own_waits
 from gateway.config.litellm.providers import reach
 from gateway.config.litellm.services import Reached
 from gateway.config.litellm.source import Fields, NotCarried, Note, float_or_whole
@@ -35,7 +37,11 @@ _RETRY = "retries are the same for all models (see retries)"
 _AWS = "Sluice signs with keys alone: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _BUDGET = "budgets are of keys, tenants and everybody (see per_model)"
 _LOGS = "Sluice calls no logging service: see ledger, tracing and /metrics"
-_PRICE = "prices are by input, output, cached, cache_write and cache_write_1h tokens"
+_COST = re.compile(r"(.*_)?cost(_.*)?|.*pricing")
+_PRICE = (
+    "this price is left out: prices are by input, output, cached, cache_write and cache_write_1h "
+    "tokens"
+)
 _WHO = "which models a key may use is said with the key"
 
 _BESIDE = dict.fromkeys(("rpm", "tpm", "weight", "order"), "its place is in litellm_params")
@@ -59,7 +65,6 @@ _PARAMS = {
     **dict.fromkeys(("langfuse_public_key", "langfuse_secret", "langfuse_host"), _LOGS),
     "mock_response": "there are no mocked replies; the kind `demo` answers by itself",
     "base_model": "it only says the price and size of a model: see price",
-    "tiered_pricing": _PRICE,
     "use_in_pass_through": "a provider's own API is at /providers/NAME/",
     "configurable_clientside_auth_params": "clients cannot choose an upstream's address or key",
     "guardrails": "there are no guardrails to call",
@@ -81,64 +86,79 @@ class Deployment(msgspec.Struct, frozen=True):
     """A target in the making; a lower `order` is asked first.
 
     The share of the requests goes by `weight`, or else by the bounds' rpm, or else by their tpm.
+    `max_output` is the field that says the longest answer, and its tokens.
     """
 
     field: str
     name: str
     reached: Reached
+    waits: Waits = Waits()
     ids: tuple[str, ...] = ()
     order: int | None = None
     weight: int | None = None
     bounds: Bounds = Bounds()
     price: dict[str, Any] | None = None
-    drops: bool | None = None
-    max_output: int | None = None
+    max_output: tuple[str, int] | None = None
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What holds where a deployment does not say it: credentials by name, deadlines.
+
+    `addresses` are those of environment_variables, `clouds` settings by kind and field.
+    `drops`: fields that fit no provider are left out; `by_size`: none gets prompts that are longer
+    than it takes.
+    """
+
+    credentials: Mapping[str, Mapping[str, object]]
+    addresses: Mapping[str, str]
+    clouds: Mapping[str, Mapping[str, str]]
+    waits: Waits
+    drops: bool
+    by_size: bool
 
 
 def read_deployment(
-    value: object,
-    field: str,
-    credentials: Mapping[str, Mapping[str, object]],
-    notes: list[Note],
-    *,
-    by_size: bool,
+    value: object, field: str, notes: list[Note], usual: Reading
 ) -> Deployment | None:
-    """Read an entry; None where it cannot be carried over, which is noted.
-
-    `by_size`: it gets no prompts that are longer than it takes.
-    """
+    """Read an entry; None where it cannot be carried over, which is noted."""
     own: list[Note] = []  # of what is left out altogether, that alone is said
     entry = Fields(value, field, own)
     given = entry.take("litellm_params")
     if isinstance(given, dict):
         name = given.get("litellm_credential_name")
-        if isinstance(name, str) and name in credentials:
-            given = {**credentials[name], **given, "litellm_credential_name": None}
+        if isinstance(name, str) and name in usual.credentials:
+            given = {**usual.credentials[name], **given, "litellm_credential_name": None}
     params = Fields(given, entry.at("litellm_params"), own)
     info = entry.fields("model_info")
     try:
-        found = _deployment(entry, params, info, by_size=by_size)
+        found = _deployment(entry, params, info, usual)
     except NotCarried as error:
         Fields(None, field, notes).lost("", str(error))
         return None
     entry.rest(_BESIDE, "there is no such setting")
-    params.rest(_PARAMS, _REQUEST)
-    info.rest(_INFO, _DESCRIPTION)
+    params.rest(_PARAMS | _costs(params), _REQUEST)
+    info.rest(_INFO | _costs(info), _DESCRIPTION)
     notes += own
     return found
 
 
-def _deployment(entry: Fields, params: Fields, info: Fields, *, by_size: bool) -> Deployment:
+def _deployment(entry: Fields, params: Fields, info: Fields, usual: Reading) -> Deployment:
     name, mode = entry.literal("model_name"), info.text("mode")
     if name is None:
         raise NotCarried("it has no model_name")
     if mode in _UNSERVED:
         raise NotCarried(f"no {mode} by a model's name: see /providers/NAME/")
-    reached = reach(params)
+    reached = reach(params, usual.addresses, usual.clouds)
     if mode == "embedding" and not _embeds(reached.entry["kind"]):
         raise NotCarried(f"there are no embeddings of kind {reached.entry['kind']}")
     if mode == "responses" and reached.entry["kind"] == "openai":
         reached.entry["api"] = "responses"
+    waits = own_waits(params, usual.waits, "timeout", "request_timeout")
+    if waits.timeouts() != usual.waits.timeouts():
+        reached.entry["timeouts"] = waits.timeouts()
+    drops = params.flag("drop_params")
+    if drops not in (None, usual.drops):
+        reached.entry["unsupported"] = "drop" if drops else "refuse"
     price = _price(params, info, embeds=mode == "embedding")
     base_model = info.text("base_model")
     if base_model and not price and base_model.rpartition("/")[2] != reached.model:
@@ -147,12 +167,12 @@ def _deployment(entry: Fields, params: Fields, info: Fields, *, by_size: bool) -
         field=entry.place,
         name=name,
         reached=reached,
+        waits=waits,
         ids=() if (id := info.text("id")) is None else (id,),
         order=params.whole("order"),
         weight=params.whole("weight"),
-        bounds=read_bounds(params, info, by_size=by_size),
+        bounds=read_bounds(params, info, by_size=usual.by_size),
         price=price,
-        drops=params.flag("drop_params"),
         max_output=_max_output(params),
     )
 
@@ -162,15 +182,10 @@ def _embeds(kind: str) -> bool:
     return adapter.embedding is not None or Operation.EMBEDDINGS in adapter.natives
 
 
-def _max_output(params: Fields) -> int | None:
+def _max_output(params: Fields) -> tuple[str, int] | None:
     for name in ("max_completion_tokens", "max_tokens"):
         if 0 < (found := params.whole(name) or 0) <= MAX_COUNT:
-            params.note(
-                name,
-                "carried over as max_output_tokens: reserved where a request sets no maximum, and "
-                "sent only to providers that demand one",
-            )
-            return found
+            return name, found
     return None
 
 
@@ -197,6 +212,11 @@ def _price(params: Fields, info: Fields, *, embeds: bool) -> dict[str, Any] | No
         if ours not in found and not (embeds and ours == "output"):
             place.note(_PRICES[ours], "there is none beside the other, so 0 is taken")
     return {"input": 0, "output": 0} | found
+
+
+def _costs(fields: Fields) -> dict[str, str]:
+    """Return why the prices among what is left of a section are not carried over."""
+    return {name: _PRICE for name in fields.names() if _COST.fullmatch(name)}
 
 
 def _per_million(rate: Decimal) -> int | float | str | None:

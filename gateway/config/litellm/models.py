@@ -1,60 +1,76 @@
 """LiteLLM's model groups as models of ours: ranks, fallbacks, aliases, wildcards."""
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from itertools import chain
 from math import gcd, inf
 from typing import Any
 
-import msgspec
-
-from gateway.config.litellm.bounds import LIMITS, Bounds, pooled, widest
+from gateway.config.litellm.bounds import Bounds, notes_of
+from gateway.config.litellm.claims import Pattern, divided, meet_any
 from gateway.config.litellm.deployments import Deployment
 from gateway.config.litellm.names import Providers
-from gateway.config.litellm.prefixes import ROWS
+from gateway.config.litellm.pools import joined, pools_of, sized
+from gateway.config.litellm.prefixes import GUESSED, ROWS
 from gateway.config.litellm.source import Note
+from gateway.core.patterns import covers
+from gateway.providers import PROVIDERS
 
 Target = dict[str, Any]
+# A name and where it stands in the source.
+Place = tuple[str, str]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # schema.Name
 _ANYTHING = "*"
 
-_TWICE = "the same target as that of an earlier deployment: it is asked once"
 _OVERLAP = "a name that two patterns cover is known to neither: clients put provider/ before it"
+_NO_MODEL = "no model has that name"
+_NOT_BEHIND_PATTERNS = (
+    "not carried over for names that only a pattern of model_list covers: write a model for each"
+)
+_MAX_OUTPUT = (
+    "carried over as max_output_tokens: reserved where a request sets no maximum, and sent only to "
+    "providers that demand one"
+)
+_NOT_ITS_MAX = "carried over; max_output_tokens is that of the model it follows, not its own"
 
 
 class Models:
     """The models as they come together.
 
-    `strategy` spreads requests over targets of one rank; `drops`: fields that fit no provider are
-    left out.
+    `strategy` spreads requests over targets of one rank.
     """
 
-    def __init__(self, notes: list[Note], strategy: str, *, drops: bool) -> None:
-        self._notes, self._strategy, self._drops = notes, strategy, drops
+    def __init__(self, notes: list[Note], strategy: str) -> None:
+        self._notes, self._strategy = notes, strategy
         self.providers = Providers()
         self.models: dict[str, dict[str, Any]] = {}
         self._groups: dict[str, list[Target]] = {}
         self._by_id: dict[str, list[Target]] = {}
+        self._group_of: dict[str, str] = {}  # by id
         self._aliases: dict[str, str] = {}
         self._open: set[str] = set()  # providers whose every model could be named
+        self._prefixes: set[str] = set()  # those of them that a wildcard's prefix names
+        self._patterns: list[Pattern] = []
 
     def add(self, deployments: Iterable[Deployment]) -> None:
-        """Add what model_list has, wildcards first: their names are those that clients know."""
+        """Add what model_list has, wildcards first: their prefixes are those that clients know."""
         groups: dict[str, list[Deployment]] = {}
         for one in deployments:
             groups.setdefault(one.name, []).append(one)
-        for name in sorted(groups, key=lambda name: _ANYTHING not in name):
+        for name in sorted(groups, key=lambda name: (_ANYTHING not in name, "/" not in name)):
             if _ANYTHING in name:
-                self._add_wildcard(name, self._pooled(groups[name]))
+                self._add_wildcard(name, groups[name])
             else:
                 self._add_group(name, groups[name])
+        self._close_claims()
 
     def add_alias(self, alias: str, group: str, field: str) -> None:
         """Let a further name stand for a group."""
         targets = self._resolve(group)
         if targets is None:
-            self._lose(field, "no model has that name")
+            self._lose(field, self._unknown(group))
             return
         if alias in self.models:
             self._say(field, "a model has this name too: the alias takes its place")
@@ -63,29 +79,42 @@ class Models:
         self.models[alias] = dict(self.models.get(group, {}))
 
     def add_fallbacks(
-        self, wanted: Mapping[str, list[tuple[str, str]]], default: list[tuple[str, str]]
+        self, wanted: Mapping[str, list[Place]], default: list[Place], deepest: int
     ) -> None:
-        """Put the targets of other groups (name and place in the source) behind a group's own."""
-        self._name_groups(wanted)
-        known = {place: self._resolve(name) for name, place in _all(wanted, default)}
-        for place, targets in known.items():
-            if targets is None:
-                self._lose(place, "no model has that name")
-        grown = {}
+        """Put the targets of other groups behind a group's own, and of those that follow them."""
+
+        def followers(name: str) -> list[Place]:
+            keys = (name, self._aliases.get(name, name), _without_prefix(name))
+            return next((wanted[key] for key in keys if key in wanted), default)
+
+        self._name_groups(wanted, prefixed=True)
+        known = {}
+        for name, place in _all(wanted, default):
+            known[place] = self._resolve(name)
+            if known[place] is None:
+                self._lose(place, self._unknown(name))
+        self._lose_of_patterns(place for _, place in default if known[place] is not None)
+        grown, stays = {}, dict[str, None]()
         for name, own in self._groups.items():
-            chosen = wanted.get(name) or wanted.get(self._aliases.get(name, "")) or default
+            chosen = list(_chain(name, followers, deepest))
             grown[name] = _followed(own, [known[place] or [] for _, place in chosen])
+            for other, place in chosen:
+                if known[place] and self._longest(other) != self._longest(name):
+                    stays.setdefault(place)
         self._groups = grown
+        for place in stays:
+            self._say(place, _NOT_ITS_MAX)
 
     def add_instead(
         self,
         kind: str,
-        wanted: Mapping[str, list[tuple[str, str]]],
-        default: list[tuple[str, str]],
+        wanted: Mapping[str, list[Place]],
+        default: list[Place],
     ) -> None:
         """Name the models that get what a group's providers refuse (`fallbacks` of a model)."""
         self._name_groups(wanted)
         usable = {place for name, place in _all(wanted, default) if self._is_model(name, place)}
+        self._lose_of_patterns(place for _, place in default if place in usable)
         for group, fields in self.models.items():
             own = self._aliases.get(group, group)
             chosen = wanted.get(group) or wanted.get(own) or default
@@ -97,7 +126,6 @@ class Models:
 
     def result(self) -> dict[str, Any]:
         """Return the providers and models sections."""
-        self._close_claims()
         found = {}
         for name, fields in self.models.items():
             targets = _reduced(self._groups[name])
@@ -107,16 +135,37 @@ class Models:
             found[name] = {**spread, "targets": short, **fields}
         return {"providers": self.providers.entries, "models": found}
 
-    def _name_groups(self, wanted: Mapping[str, list[tuple[str, str]]]) -> None:
-        """Make models of groups that only a wildcard reaches, and that others follow."""
+    def _longest(self, name: str) -> int | None:
+        """Return the max_output_tokens of a model, or of the one that a deployment's id is in."""
+        group = name if name in self.models else self._group_of.get(name, "")
+        found: int | None = self.models.get(group, {}).get("max_output_tokens")
+        return found
+
+    def _name_groups(self, wanted: Mapping[str, list[Place]], *, prefixed: bool = False) -> None:
+        """Make models of groups that only a wildcard reaches, and that others follow.
+
+        `prefixed`: a bare name is that of `prefix/name` too.
+        """
         for name, names in wanted.items():
-            if name in self._groups:
-                continue
-            targets = self._resolve(name)
-            if targets is None:
-                self._lose(names[0][1], "no model has the name it is for")
-            else:
-                self._groups[name], self.models[name] = targets, {}
+            for one in (name, *(self._under_prefixes(name) if prefixed else ())):
+                if one not in self._groups and (targets := self._resolve(one)) is not None:
+                    self._groups[one], self.models[one] = targets, {}
+            known = {_without_prefix(group) for group in self._groups} if prefixed else set()
+            if name not in self._groups and name not in known:
+                self._lose(names[0][1], self._unknown(name, "no model has the name it is for"))
+
+    def _under_prefixes(self, name: str) -> Iterator[str]:
+        """Yield `prefix/name` for the wildcards whose providers may have a model of that name."""
+        for prefix in self.providers.entries if name.partition("/")[0] not in self._open else ():
+            claims = PROVIDERS[self.providers.entries[prefix]["kind"]].claims
+            has_it = not claims or any(fnmatchcase(name, pattern) for pattern in claims)
+            if prefix in self._prefixes and prefix in ROWS and has_it:
+                yield f"{prefix}/{name}"
+
+    def _lose_of_patterns(self, places: Iterable[str]) -> None:
+        """Say that what follows every model does not follow those that a pattern alone covers."""
+        for place in places if self._open else ():
+            self._say(place, _NOT_BEHIND_PATTERNS)
 
     def _is_model(self, name: str, place: str) -> bool:
         """Tell whether clients could name it; what they cannot is noted."""
@@ -124,7 +173,7 @@ class Models:
             return True
         known = name in self._by_id
         self._lose(
-            place, "it is a deployment's id, no model's name" if known else "no model has that name"
+            place, "it is a deployment's id, no model's name" if known else self._unknown(name)
         )
         return False
 
@@ -135,13 +184,13 @@ class Models:
         self._say(field, f"not carried over: {why}")
 
     def _add_group(self, name: str, deployments: list[Deployment]) -> None:
-        deployments = _sized(deployments)
-        for one in deployments:
-            self._notes.extend(one.bounds.notes(one.field))
-        joined = self._pooled(deployments)
-        ranks = _ranks(joined)
+        pools = pools_of(sized(deployments), self._strategy)
+        for pool in pools:
+            self._notes.extend(notes_of([(one.field, one.bounds) for one in pool]))
+        group = [joined(pool, self._notes) for pool in pools]
+        ranks = _ranks(group)
         targets: list[Target] = []
-        for one, rank in sorted(zip(joined, ranks, strict=True), key=lambda pair: pair[1]):
+        for one, rank in sorted(zip(group, ranks, strict=True), key=lambda pair: pair[1]):
             target: Target = {
                 "provider": self.providers.name(one.reached),
                 "model": one.reached.model,
@@ -153,36 +202,28 @@ class Models:
                 target["price"] = one.price
             targets.append(target)
             self._by_id |= {id: [{**target, "priority": 1}] for id in one.ids}
+            self._group_of |= dict.fromkeys(one.ids, name)
         self._groups[name] = targets
         self.models[name] = self._fields(deployments)
 
     def _fields(self, deployments: list[Deployment]) -> dict[str, Any]:
         """Return what holds for a model whatever its target."""
         found: dict[str, Any] = {}
-        bounds = [one.max_output for one in deployments if one.max_output is not None]
-        if bounds:
-            found["max_output_tokens"] = bounds[0]
-        drops = [self._drops if one.drops is None else one.drops for one in deployments]
-        if len(set(drops)) > 1:
-            self._lose(
-                f"{deployments[0].field}.litellm_params.drop_params",
-                "it holds for all targets of a model or for none",
-            )
-        elif drops[0] is not self._drops:
-            found["unsupported"] = "drop" if drops[0] else "refuse"
+        bounds = [(one.field, *one.max_output) for one in deployments if one.max_output]
+        for field, name, tokens in bounds:
+            most = found.setdefault("max_output_tokens", tokens)
+            lost = "not carried over: another deployment's holds for all of the model"
+            self._say(f"{field}.litellm_params.{name}", _MAX_OUTPUT if tokens == most else lost)
         return found
 
     def _add_wildcard(self, name: str, deployments: list[Deployment]) -> None:
         """Name a provider as clients name it before the slash, or let it claim bare names."""
-        one, *others = deployments
-        for other in others:
+        pool, *others = pools_of(deployments, self._strategy)
+        for other in chain(*others):
             self._lose(other.field, "a provider alone answers for a pattern of names")
-        if one.price is not None:
-            self._lose(one.field, "a price is of a model: those of a pattern have their list price")
-        if one.bounds != Bounds():
-            self._lose(
-                one.field, "limits, tags and sizes are of a model's targets: not of a pattern's"
-            )
+        for own in pool:
+            self._lose_of_models(own)
+        one = joined(pool, self._notes)
         prefix, slash, rest = name.partition("/")
         model = one.reached.model
         if slash and rest == model and _NAME.fullmatch(prefix):
@@ -191,6 +232,7 @@ class Models:
                 self._lose(one.field, f"another provider is named {prefix} already")
                 return
             self._open.add(prefix)
+            self._prefixes.add(prefix)
             if rest != _ANYTHING:
                 self._say(one.field, f"wider here: {prefix}/ANYTHING reaches the provider")
         elif name == model and not set("?[") & set(name):
@@ -198,113 +240,103 @@ class Models:
         else:
             self._lose(one.field, "a pattern cannot change what is asked of the provider")
 
+    def _lose_of_models(self, one: Deployment) -> None:
+        """Say what a deployment has that a provider has not."""
+        if one.price is not None:
+            self._lose(one.field, "a price is of a model: those of a pattern have their list price")
+        if one.bounds != Bounds():
+            self._lose(
+                one.field, "limits, tags and sizes are of a model's targets: not of a pattern's"
+            )
+        if one.max_output is not None:
+            place = f"{one.field}.litellm_params.{one.max_output[0]}"
+            self._lose(place, "max_output_tokens is of a model: not of a pattern's")
+
     def _claim(self, pattern: str, one: Deployment) -> None:
         """Let a provider answer for bare names."""
         name = self.providers.name(one.reached)
-        entry = self.providers.entries[name]
-        claims = [entry.get("models", []) for entry in self.providers.entries.values()]
-        if any(claims) and (pattern == _ANYTHING or [_ANYTHING] in claims):
-            self._say(one.field, _OVERLAP)
-        entry["models"] = [*entry.get("models", ()), pattern]
+        self._patterns.append(Pattern(pattern, name, one.field))
         self._open.add(name)
 
     def _close_claims(self) -> None:
-        """Let no provider claim bare names that LiteLLM gives to another: two owners are none.
+        """Let each bare name have the provider that LiteLLM gives it to: two owners are none.
 
-        They go to the wildcard of the prefix that they are guessed to have, or to that of all.
+        Where no pattern has it, that is the wildcard of the prefix that it is guessed to have.
         """
         entries = self.providers.entries
-        everything = any(_ANYTHING in entry.get("models", ()) for entry in entries.values())
-        guessed = {ROWS[name].kind: name for name in self._open if name in ROWS}
+        guessed = {name: GUESSED[name] for name in entries if name in self._prefixes & set(GUESSED)}
+        claims, unclear = divided(self._patterns, guessed)
+        for pattern in unclear:
+            self._say(pattern.field, _OVERLAP)
+        given = [pattern for found in claims.values() for pattern in found]
+        named = {ROWS[name].kind: name for name in self._prefixes if name in ROWS}
         for name, entry in entries.items():
-            if everything or guessed.get(entry["kind"], name) != name:
-                entry.setdefault("models", [])
+            own = PROVIDERS[entry["kind"]].claims
+            if name in claims:
+                if tuple(claims[name]) != own:
+                    entry["models"] = claims[name]
+            elif named.get(entry["kind"], name) != name or meet_any(own, given):
+                entry["models"] = []
 
     def _resolve(self, name: str) -> list[Target] | None:
         """Return the targets of a group, of a deployment's id, or of what a wildcard covers."""
         found = self._groups.get(name) or self._by_id.get(name)
         if found is not None:
             return found
+        if _ANYTHING in name or not name.isprintable():
+            return None
         provider, slash, model = name.partition("/")
-        if slash and model and provider in self._open and _ANYTHING not in model:
-            return [{"provider": provider, "model": model, "priority": 1, "weight": 1}]
-        return None
+        if not (slash and model and provider in self._open):
+            owners = self._owners(name)
+            provider, model = owners[0] if len(owners) == 1 else "", name
+        if provider not in self._open:
+            return None
+        return [{"provider": provider, "model": model, "priority": 1, "weight": 1}]
 
-    def _pooled(self, deployments: list[Deployment]) -> list[Deployment]:
-        """Join deployments that differ in nothing but the key: a provider's keys take turns."""
-        pools: dict[str, list[Deployment]] = {}
-        for one in self._weighed(deployments):
-            entry = {k: v for k, v in one.reached.entry.items() if k != "api_key"}
-            keyed = "api_key" in one.reached.entry
-            alike = (one.bounds.tags, one.bounds.max_input)
-            parts = [entry, keyed, one.reached.model, one.price, one.order, alike]
-            pools.setdefault(json.dumps(parts), []).append(one)
-        return [self._pool(pool) for pool in pools.values()]
-
-    def _weighed(self, deployments: list[Deployment]) -> list[Deployment]:
-        """Return them with their shares: LiteLLM goes by what the first one has of three."""
-        measures = range(3) if self._strategy == "weighted" else ()
-        each = [(one.weight, one.bounds.rpm, one.bounds.tpm) for one in deployments]
-        by = next((measure for measure in measures if each[0][measure] is not None), None)
-        shares = [1 if by is None else one[by] or 0 for one in each]
+    def _owners(self, name: str) -> list[str]:
+        """Return the providers that claim a bare name: of several none answers for it."""
         return [
-            msgspec.structs.replace(one, weight=share)
-            for one, share in zip(deployments, shares, strict=True)
+            provider
+            for provider, entry in self.providers.entries.items()
+            if any(
+                covers(pattern, name)
+                for pattern in entry.get("models", PROVIDERS[entry["kind"]].claims)
+            )
         ]
 
-    def _pool(self, pool: list[Deployment]) -> Deployment:
-        weights: dict[str | None, int] = {}
-        for one in pool:
-            key = one.reached.entry.get("api_key")
-            if key in weights:
-                self._say(one.field, _TWICE)
-            weights[key] = weights.get(key, 0) + (one.weight or 0)
-        ids = tuple(id for one in pool for id in one.ids)
-        bounds = self._joined(pool)
-        first = msgspec.structs.replace(
-            pool[0], weight=sum(weights.values()), ids=ids, bounds=bounds
-        )
-        if len(weights) == 1:
-            return first
-        common = gcd(*weights.values()) or 1
-        keys: list[Any] = list(weights)
-        if len(set(weights.values())) > 1:
-            keys = [{"key": k, "weight": max(1, weight // common)} for k, weight in weights.items()]
-        entry = {
-            ("api_keys" if name == "api_key" else name): keys if name == "api_key" else value
-            for name, value in first.reached.entry.items()
-        }
-        reached = msgspec.structs.replace(first.reached, entry=entry)
-        return msgspec.structs.replace(first, reached=reached)
-
-    def _joined(self, pool: list[Deployment]) -> Bounds:
-        """Return the bounds of a target that has several deployments' keys."""
-        found = pooled([one.bounds for one in pool])
-        for name, theirs in LIMITS.items():
-            limited = [one for one in pool if getattr(one.bounds, name) is not None]
-            place = f"{limited[0].field}.litellm_params.{theirs}" if limited else ""
-            if limited and getattr(found, name) is None:
-                self._lose(place, f"its provider has keys without one: {name} is of the target")
-            elif len(limited) > 1:
-                self._say(place, f"{name} is of the target: the sum of its keys'")
-        return found
+    def _unknown(self, name: str, said: str = _NO_MODEL) -> str:
+        """Say why a name has no targets."""
+        return _OVERLAP if len(self._owners(name)) > 1 else said
 
 
-def _sized(deployments: list[Deployment]) -> list[Deployment]:
-    """Return them with the sizes of prompts that tell them apart."""
-    bounds = widest([one.bounds for one in deployments])
-    return [
-        msgspec.structs.replace(one, bounds=own)
-        for one, own in zip(deployments, bounds, strict=True)
-    ]
-
-
-def _all(
-    wanted: Mapping[str, list[tuple[str, str]]], default: list[tuple[str, str]]
-) -> Iterator[tuple[str, str]]:
+def _all(wanted: Mapping[str, list[Place]], default: list[Place]) -> Iterator[Place]:
     for names in wanted.values():
         yield from names
     yield from default
+
+
+def _without_prefix(name: str) -> str:
+    """Return the bare name of `prefix/name`, by which LiteLLM finds its fallbacks too."""
+    prefix, _, rest = name.partition("/")
+    return rest if prefix in ROWS else name
+
+
+def _chain(group: str, followers: Callable[[str], list[Place]], deepest: int) -> Iterator[Place]:
+    """Yield what follows a group in LiteLLM's order, each name once: a fallback's own come next.
+
+    The fallbacks of the one that is number `deepest` on its way are not followed.
+    """
+    seen = {group}
+
+    def behind(name: str, depth: int) -> Iterator[Place]:
+        others = [one for one in followers(name) if one[0] != name] if depth < deepest else []
+        for number, (other, place) in enumerate(others, depth + 1):
+            if other not in seen:
+                seen.add(other)
+                yield other, place
+                yield from behind(other, number)
+
+    return behind(group, 0)
 
 
 def _followed(own: list[Target], others: list[list[Target]]) -> list[Target]:
@@ -320,8 +352,9 @@ def _followed(own: list[Target], others: list[list[Target]]) -> list[Target]:
     return found
 
 
-def _identity(target: Target) -> tuple[Any, ...]:
-    return tuple(target.get(field) for field in ("provider", "model", "tags", "when"))
+def _identity(target: Target) -> Target:
+    """Return what tells targets apart, wherever they stand."""
+    return {field: value for field, value in target.items() if field not in ("priority", "weight")}
 
 
 def _short(name: str, target: Target) -> Target:

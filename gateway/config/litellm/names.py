@@ -72,6 +72,6 @@ def _marks(entry: Entry) -> Iterator[str]:
         words = key.removeprefix(REFERENCE).lower().split("_")
         known = {*_SAYS_NOTHING, *entry["kind"].split("-")}
         yield "-".join(word for word in words if word not in known)
-    yield from (entry[field] for field in ("api", "project") if field in entry)
+    yield from (entry[field] for field in ("api", "project", "unsupported") if field in entry)
     if "timeouts" in entry:
         yield "-".join(f"{seconds}s" for seconds in dict.fromkeys(entry["timeouts"].values()))

@@ -114,6 +114,15 @@ _BARE: tuple[tuple[str, str], ...] = (
     (r"gemini-.*|text-embedding-00\d.*|textembedding-gecko.*", "vertex_ai"),
     (r"([a-z]{2,6}\.)?(anthropic|amazon|meta|mistral|cohere|ai21|deepseek)\..*", "bedrock"),
 )
+# What a bare name has that is asked for under a prefix where no pattern has it, by the prefix.
+GUESSED: dict[str, tuple[str, ...]] = {
+    **{prefix: PROVIDERS[prefix].claims for prefix in ("openai", "anthropic", "cohere")},
+    "vertex_ai": ("gemini-*", "textembedding-gecko*"),
+    "bedrock": (
+        *("anthropic.*", "amazon.*", "meta.*", "mistral.*", "cohere.*", "ai21.*", "deepseek.*"),
+        *("us.*", "eu.*", "apac.*", "global.*"),
+    ),
+}
 _HOSTS = {
     host: prefix
     for prefix, row in reversed(ROWS.items())

@@ -4,41 +4,52 @@ Only what a row of `prefixes` cannot say is a function. No I/O.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 
 import msgspec
 
 from gateway.config.litellm import clouds
+from gateway.config.litellm.addresses import variables_of
 from gateway.config.litellm.prefixes import ANY, ROWS, split
 from gateway.config.litellm.services import Call, Entry, Reached, parts_of, plain, put_together
 from gateway.config.litellm.source import REFERENCE, Fields, NotCarried
-from gateway.config.schema import Timeouts
+from gateway.providers import PROVIDERS
 
 _SETTING = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")  # schema.Setting
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _OUR_HEADERS = frozenset(
-    {"content-length", "transfer-encoding", "connection", "host", "content-type", "te", "upgrade"}
+    {
+        *("content-length", "transfer-encoding", "connection", "host", "content-type", "te"),
+        *("upgrade", "accept-encoding"),
+    }
 )
 _SECRET_HEADER = re.compile(r"auth|key|token|secret|cookie", re.IGNORECASE)
 
 
-def reach(fields: Fields) -> Reached:
-    """Take from a deployment's parameters what says where it is. Raises NotCarried."""
+def reach(
+    fields: Fields, addresses: Mapping[str, str], clouds: Mapping[str, Mapping[str, str]]
+) -> Reached:
+    """Take from a deployment's parameters what says where it is. Raises NotCarried.
+
+    `addresses`: those of environment_variables; `clouds`: what holds for all of a kind.
+    """
     model = fields.literal("model")
     if model is None:
         raise NotCarried("it names no model")
     base = fields.text("api_base") or fields.text("base_url")
     call = Call(fields, ANY, "", model, base)
     prefix, name = split(model, fields.literal("custom_llm_provider"), call.host)
-    call = msgspec.structs.replace(call, row=ROWS[prefix], prefix=prefix, model=name)
+    variables = variables_of(prefix) if base is None else ()
+    stated = next((addresses[one] for one in variables if one in addresses), None)
+    row = ROWS[prefix]
+    usual = clouds.get(row.kind, {})
+    call = Call(fields, row, prefix, name, base or stated, stated is not None, usual)
     build = _BUILDERS.get(prefix) or _BUILDERS.get(call.row.kind) or plain
     reached = build(call)
     _add_headers(fields, reached.entry)
-    if timeouts := deadlines(fields, "timeout"):
-        reached.entry["timeouts"] = timeouts
     _check(reached.entry)
-    return reached
+    return msgspec.structs.replace(reached, variables=variables)
 
 
 def _openai(call: Call) -> Reached:
@@ -47,11 +58,14 @@ def _openai(call: Call) -> Reached:
     call = msgspec.structs.replace(call, model=call.model.removeprefix("responses/"))
     if call.host == "api.openai.com":
         call = msgspec.structs.replace(call, base=None)
+    key = call.row.key
     if call.base is not None and not responds:
-        if "api_key" not in fields:
+        if "api_key" not in fields and not call.stated:
             fields.note("api_base", "no api_key stands here, so none is sent to this server")
         call = msgspec.structs.replace(call, row=ANY)
     reached = plain(call)
+    if call.stated:  # such an address is OpenAI's to a client of OpenAI's
+        reached.entry.setdefault("api_key", REFERENCE + key)
     if responds:
         reached.entry["api"] = "responses"
     if isinstance(fields.peek("organization"), list):
@@ -109,6 +123,9 @@ _BUILDERS: dict[str, Callable[[Call], Reached]] = {
 
 def _add_headers(fields: Fields, entry: Entry) -> None:
     found: dict[str, str] = dict(entry.get("headers", {}))
+    credential = PROVIDERS[entry["kind"]].credential.lower() if "api_key" in entry else ""
+    if entry["kind"] == "vertex" or "aws" in entry or "entra" in entry:
+        credential = "authorization"
     for field in ("headers", "extra_headers"):
         given = fields.fields(field)
         for name in given.names():
@@ -116,23 +133,16 @@ def _add_headers(fields: Fields, entry: Entry) -> None:
                 given.take(name)
                 given.lost(name, "this header cannot be set")
                 continue
+            if name.lower() == credential:
+                given.take(name)
+                given.lost(name, "the provider's own credential goes there")
+                continue
             read = given.secret if _SECRET_HEADER.search(name) else given.text
             if (value := read(name)) is not None:
+                found = {n: v for n, v in found.items() if n.lower() != name.lower()}
                 found[name] = value
     if found:
         entry["headers"] = found
-
-
-def deadlines(fields: Fields, call: str) -> dict[str, float]:
-    """Return timeouts: the first byte of a reply that is no stream comes when it is complete.
-
-    `call` names the field of a call's deadline; a stream has the same unless it has its own.
-    """
-    whole, stream = fields.seconds(call), fields.seconds("stream_timeout")
-    if whole is None and stream is None:
-        return {}
-    first_byte = max(whole or Timeouts().first_byte, stream or 0)
-    return {"first_byte": first_byte, "first_token": stream or whole or first_byte}
 
 
 def _check(entry: Entry) -> None:

@@ -23,6 +23,8 @@ CACHE: dict[str, str] = {
     **dict.fromkeys(
         ("host", "port", "password", "ssl", "db", "redis_startup_nodes", "url"), "see redis.url"
     ),
+    "default_in_memory_ttl": "LiteLLM reads it where the type is local, alone",
+    "default_in_redis_ttl": "LiteLLM reads it where the type is redis, alone",
     **dict.fromkeys(("supported_call_types", "namespace"), "whatever can be kept is"),
     **dict.fromkeys(
         ("similarity_threshold", "redis_semantic_cache_embedding_model"), "see cache.semantic"
@@ -32,7 +34,6 @@ ROUTER: dict[str, str] = {
     **dict.fromkeys(("routing_strategy_args", "routing_groups", "weights"), _ROUTING),
     **dict.fromkeys(("retry_after", "retry_policy", "model_group_retry_policy"), _RETRY),
     **dict.fromkeys(("allowed_fails_policy",), _COOLDOWN),
-    "max_fallbacks": "every target is asked while there is time (server.timeouts.total)",
     **dict.fromkeys(("tag_filtering_match_any", "tag_routing_prefix"), _TAGS),
     "optional_pre_call_checks": "see affinity, and a target's when and rpm",
     **dict.fromkeys(("cache_kwargs", "caching_groups", "client_ttl"), _CACHE),
@@ -43,6 +44,7 @@ ROUTER: dict[str, str] = {
     **dict.fromkeys(("set_verbose", "debug_level"), _VERBOSE),
 }
 LITELLM: dict[str, str] = {
+    "stream_timeout": "LiteLLM reads it in router_settings and litellm_params alone",
     "retry_after": _RETRY,
     "enable_redis_auth_cache": "keys are remembered for as long as nobody changes them",
     **dict.fromkeys(
@@ -127,7 +129,6 @@ GENERAL: dict[str, str] = {
 }
 TOP: dict[str, str] = {
     "include": "these files are not read: put all into one file first",
-    "environment_variables": "set it where Sluice runs",
     "guardrails": _GUARDRAILS,
     **dict.fromkeys(
         (

@@ -1,6 +1,7 @@
 """A service reached by a key and an address; and what LiteLLM's addresses are here."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
@@ -20,21 +21,31 @@ _NO_NAMES = frozenset(("api", "base", "url", "endpoint", "host", "www", "inferen
 
 
 class Reached(msgspec.Struct, frozen=True):
-    """A provider entry, what to call it, and the provider's own name for the model."""
+    """A provider entry, what to call it, and the provider's own name for the model.
+
+    `variables`: where the deployment has no address, those that LiteLLM takes it from.
+    """
 
     entry: Entry
     name: str
     model: str
+    variables: tuple[str, ...] = ()
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A deployment on its way: its fields, what its prefix means, and its api_base."""
+    """A deployment on its way: its fields, what its prefix means, and its api_base.
+
+    `stated`: the api_base is that of a variable; `usual`: what its cloud's deployments have where
+    they do not say it.
+    """
 
     fields: Fields
     row: Row
     prefix: str
     model: str
     base: str | None
+    stated: bool = False
+    usual: Mapping[str, str] = {}
 
     @property
     def host(self) -> str:
@@ -59,6 +70,8 @@ def plain(call: Call) -> Reached:
         entry["api_key"] = key
     if base is not None and base != own:
         entry["base_url"] = base
+    if row is ANY and call.prefix == "openai":
+        entry["prices"] = "openai"  # a price goes by the name there, wherever that is
     name = call.prefix if row.base or row.kind == COMPATIBLE else row.kind
     if row is ANY and base is not None:
         name = _called(base)

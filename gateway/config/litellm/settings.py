@@ -5,10 +5,13 @@ import re
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from gateway.config.litellm.providers import deadlines
+from gateway.config.caching import Cache
+from gateway.config.keys import is_well_known
+from gateway.config.litellm.deadlines import Waits
 from gateway.config.litellm.reasons import CACHE, NOTHING
 from gateway.config.litellm.source import CLEAR, REFERENCE, Fields, float_or_whole
-from gateway.config.schema import MEBIBYTE, Breaker, Timeouts
+from gateway.config.placeholders import is_placeholder
+from gateway.config.schema import MEBIBYTE, Breaker
 
 # What spreads requests there -> here.
 STRATEGIES = {
@@ -20,27 +23,32 @@ STRATEGIES = {
     "usage-based-routing-v2": "least-busy",
 }
 DEFAULT_STRATEGY = "simple-shuffle"
+# How many fallbacks follow each other: LiteLLM's default, and what nobody needs more of.
+DEFAULT_FALLBACKS, MAX_FALLBACKS = 5, 100
+DEFAULT_RETRIES = 2  # openai.DEFAULT_MAX_RETRIES, which LiteLLM takes
 MAX_COUNT, MAX_RETRIES, MAX_FAILURES = 10**12, 5, 1000  # schema
-MIN_ADMIN_KEY_CHARS, MIN_ADMIN_KEY_VARIETY = 16, 8  # load._check_admin_key
+MIN_ADMIN_KEY_CHARS, MIN_ADMIN_KEY_VARIETY = 16, 8  # config.keys
 MAX_BUDGET_USD, MIN_BUDGET_USD = 10**9, 0.000_001
+_AGAIN = (
+    "as retries.attempts: all targets are asked again as often, but not after timeouts alone, and "
+    "for a share of the requests only (retries.budget)"
+)
 _ALWAYS = "default_on"
+# How long LiteLLM keeps an answer of which nobody says it, by the type of the cache, and the field
+# that is above ttl.
+_CACHE_SECONDS = {"redis": 60, "local": 600}
+_CACHE_TTLS = {
+    "local": "default_in_memory_ttl",
+    **dict.fromkeys(("redis", "redis-semantic", "valkey-semantic"), "default_in_redis_ttl"),
+}
+_REDIS_PARTS = ("host", "port", "username", "password", "db")
 _SCHEMES = frozenset(("redis", "rediss"))
 _DURATION = re.compile(r"([1-9][0-9]{0,3})([mhd])")
 
 
-def usual_deadlines(router: Fields, litellm: Fields) -> dict[str, float]:
-    """Return the timeouts of a call where a deployment has none of its own; the router's win."""
-    found = deadlines(router, "timeout")
-    if found and litellm.take("request_timeout") is not None:
-        litellm.lost("request_timeout", "router_settings.timeout is above it")
-    return found or deadlines(litellm, "request_timeout")
-
-
-def server(general: Fields, usual: dict[str, float], longest: float) -> dict[str, Any]:
+def server(general: Fields, usual: Waits, total: int | None) -> dict[str, Any]:
     """Return the server section: LiteLLM's deadline is of one call, `total` of all attempts."""
-    timeouts = dict(usual)
-    if longest > Timeouts().total:
-        timeouts["total"] = longest
+    timeouts = usual.timeouts() | ({} if total is None else {"total": total})
     found: dict[str, Any] = {"timeouts": timeouts} if timeouts else {}
     megabytes = general.number("max_request_size_mb")
     if megabytes is not None and 1 <= megabytes * MEBIBYTE <= MAX_COUNT:
@@ -83,15 +91,26 @@ def tags(router: Fields) -> None:
         )
 
 
-def retries(router: Fields, litellm: Fields) -> dict[str, Any]:
-    """Return the retries section."""
+def retries(router: Fields, litellm: Fields, *, served: bool) -> dict[str, Any]:
+    """Return the retries section; `served`: there are models, which LiteLLM retries unasked."""
     fields = _above(router, litellm, "num_retries")
     wanted = fields.whole("num_retries")
     if wanted is None:
-        return {}
+        if not served:
+            return {}
+        router.note("num_retries", f"there is none: {DEFAULT_RETRIES}, LiteLLM's own, {_AGAIN}")
+        return {"attempts": DEFAULT_RETRIES}
+    if wanted:
+        fields.note("num_retries", f"carried over {_AGAIN}")
     if wanted > MAX_RETRIES:
         fields.note("num_retries", f"{MAX_RETRIES} at most")
     return {"attempts": min(wanted, MAX_RETRIES)}
+
+
+def max_fallbacks(router: Fields, litellm: Fields) -> int:
+    """Return how deep the fallbacks of fallbacks are followed."""
+    found = _above(router, litellm, "max_fallbacks").whole("max_fallbacks")
+    return DEFAULT_FALLBACKS if found is None else min(found, MAX_FALLBACKS)
 
 
 def breaker(router: Fields, litellm: Fields) -> dict[str, Any]:
@@ -123,22 +142,22 @@ def _above(router: Fields, litellm: Fields, name: str) -> Fields:
 
 
 def redis(router: Fields) -> dict[str, Any]:
-    """Return the redis section: LiteLLM's shared state of the router."""
-    url = router.secret("redis_url")
-    names = ("redis_host", "redis_port", "redis_username", "redis_password", "redis_db")
-    parts = {name.removeprefix("redis_"): _part(router, name) for name in names}
-    tls = router.flag("redis_ssl")
-    if url is None and parts["host"]:
-        url = _composed(parts, tls=bool(tls))
+    """Return the redis section: LiteLLM's shared state of the router, by a URL or in parts."""
+    name, url = "redis_url", router.secret("redis_url")
+    if url is None and router.peek("redis_host"):
+        name, url = "redis_host", _composed(router)
         if url is None:
             router.lost(
-                "redis_host",
+                name,
                 "a URL is made of what stands in the file: set REDIS_URL to "
                 "redis://:PASSWORD@HOST:PORT",
             )
+    whole = "router_settings.redis_url is above it" if name == "redis_url" and url else ""
+    for part in (f"redis_{part}" for part in (*_REDIS_PARTS, "ssl")):
+        if router.take(part) not in (None, "", False):
+            router.lost(part, whole or "there is no redis_host")
     if url is None:
         return {}
-    name = "redis_host" if parts["host"] else "redis_url"
     if not url.startswith(REFERENCE) and not _is_redis(url):
         router.lost(name, "expected redis://[user:password@]host[:port][/db] or rediss://")
         return {}
@@ -159,9 +178,9 @@ def cache(router: Fields, litellm: Fields) -> dict[str, Any]:
     fields, name = (litellm, "cache") if everywhere else (router, "cache_responses")
     fields.note(name, "carried over; each tenant has its own answers here (see cache.share)")
     found: dict[str, Any] = {"enabled": True, "requests": "all"}
-    if (seconds := params.seconds("ttl")) is not None:
-        found["ttl"] = seconds
     kind = params.text("type") or "redis"
+    if (seconds := _ttl(litellm, params, kind)) is not None:
+        found["ttl"] = seconds
     if kind == "local":
         found["redis"] = False
     elif kind != "redis":
@@ -170,13 +189,30 @@ def cache(router: Fields, litellm: Fields) -> dict[str, Any]:
     return found
 
 
-def _part(router: Fields, name: str) -> str | None:
-    return router.secret(name) if name == "redis_password" else router.text(name)
+def _ttl(litellm: Fields, params: Fields, kind: str) -> int | float | None:
+    """Return how long LiteLLM keeps an answer; None: for good."""
+    named = [params.seconds("ttl")]
+    if kind in _CACHE_TTLS:
+        above = params.seconds(_CACHE_TTLS[kind])
+        if None not in (above, named[0]):
+            params.lost("ttl", f"{_CACHE_TTLS[kind]} is above it")
+        named.insert(0, above)
+    if kind == "redis":
+        named.append(litellm.seconds("default_redis_ttl"))
+    found = next((seconds for seconds in named if seconds is not None), _CACHE_SECONDS.get(kind))
+    if found is None:
+        params.note(
+            "ttl", f"there is none, where LiteLLM keeps answers for good; here {Cache().ttl:g} s"
+        )
+    return found
 
 
-def _composed(parts: dict[str, str | None], *, tls: bool) -> str | None:
+def _composed(router: Fields) -> str | None:
     """Return a URL of literal parts; None where a part comes from the environment."""
-    if any(value and value.startswith(REFERENCE) for value in parts.values()):
+    tls = router.flag("redis_ssl")
+    readers = {"password": router.secret}
+    parts = {part: readers.get(part, router.text)(f"redis_{part}") for part in _REDIS_PARTS}
+    if not parts["host"] or any(part and part.startswith(REFERENCE) for part in parts.values()):
         return None
     user, password = (quote(parts[name] or "", safe="") for name in ("username", "password"))
     login = f"{user}:{password}@" if user or password else ""
@@ -213,8 +249,12 @@ def auth(general: Fields) -> dict[str, Any]:
         )
         return {"admin_key": key, "keys": [{"name": "master", "key": key}]}
     digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    if is_well_known(digest):
+        general.lost("master_key", "anybody would try that first: give others in auth.keys")
+        return {}
     found: dict[str, Any] = {"keys": [{"name": "master", "sha256": digest}]}
-    if len(key) >= MIN_ADMIN_KEY_CHARS and len(set(key)) >= MIN_ADMIN_KEY_VARIETY:
+    various = len(key) >= MIN_ADMIN_KEY_CHARS and len(set(key)) >= MIN_ADMIN_KEY_VARIETY
+    if various and not is_placeholder(key):
         general.note("master_key", CLEAR)
         return {"admin_key": key, **found}
     general.note("master_key", "too easy to guess for auth.admin_key; clients may go on using it")

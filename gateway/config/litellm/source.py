@@ -194,6 +194,17 @@ def float_or_whole(number: Decimal) -> int | float:
     return int(number) if number == int(number) else float(number)
 
 
+def references(value: object) -> set[str]:
+    """Return the names of the environment variables that a configuration of ours refers to."""
+    if isinstance(value, dict):
+        return set().union(*map(references, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(references, value))
+    if isinstance(value, str) and value.startswith(REFERENCE):
+        return {value.removeprefix(REFERENCE)}
+    return set()
+
+
 def label(key: object) -> str:
     """Return a key of a mapping as text."""
     try:

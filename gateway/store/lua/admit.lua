@@ -15,7 +15,7 @@
 --
 -- A limit in shadow refuses nobody. Slots and money are taken from it like from any other, beyond
 -- its capacity if need be; a rate is not, where it would have refused: then its `left` is what it
--- would be, below 0, and the request has nothing of it.
+-- would be, below 0, and the request has nothing of it. What is forced has taken all it asks for.
 
 local input = cmsgpack.unpack(ARGV[1])
 local lease_ms, specs, requests = input[1], input[2], input[3]
@@ -51,7 +51,7 @@ for r, request in ipairs(requests) do
     local spec, left = specs[want[1]], limit.left
     if refusing == 0 and asks then
       left = left - want[2]
-      if left >= 0 or not spec[4] or spec[1] ~= RATE then take(limit, want[2]) end
+      if left >= 0 or forced or not spec[4] or spec[1] ~= RATE then take(limit, want[2]) end
     end
     verdict[n + 2] = left
   end

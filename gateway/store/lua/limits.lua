@@ -22,7 +22,15 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
--- `kept`: what the hash says of itself counts, as a limit may have changed since it was taken from.
+-- Return the capacity that counts, and whether the hash says another one. `kept`: what the hash says
+-- of itself counts, as a limit may have changed since it was taken from.
+local function capacity_of(stored, capacity, kept)
+  stored = tonumber(stored)
+  if stored == nil or stored == capacity then return capacity, false end
+  if kept then return stored, false end
+  return capacity, true
+end
+
 local function load_rate(key, capacity, refill, now, kept)
   local stored = redis.call('HMGET', key, 'level', 'updated', 'capacity', 'refill')
   local level, updated = tonumber(stored[1]), tonumber(stored[2])
@@ -70,11 +78,16 @@ local function load_limit(key, spec, now, kept)
     limit = load_rate(key, capacity, more, now, kept)
     limit.key, limit.sort = key, sort
     return limit
-  elseif sort == SLOTS then
-    local in_use = tonumber(redis.call('HGET', key, 'in_use')) or 0
+  end
+  local changed
+  if sort == SLOTS then
+    local stored = redis.call('HMGET', key, 'in_use', 'capacity')
+    local in_use = tonumber(stored[1]) or 0
+    capacity, changed = capacity_of(stored[2], capacity, kept)
     limit = {left = capacity - in_use, in_use = in_use}
   else
-    local stored = redis.call('HMGET', key, 'spent', 'reserved', 'slot')
+    local stored = redis.call('HMGET', key, 'spent', 'reserved', 'slot', 'capacity')
+    capacity, changed = capacity_of(stored[4], capacity, kept)
     local spent, reserved = tonumber(stored[1]) or 0, tonumber(stored[2]) or 0
     local slot = 0
     if sort == WINDOW then
@@ -85,6 +98,7 @@ local function load_limit(key, spec, now, kept)
       spent_now = 0}
   end
   limit.key, limit.sort, limit.capacity, limit.more = key, sort, capacity, more
+  limit.changed = changed
   return limit
 end
 

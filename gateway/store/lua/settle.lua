@@ -11,7 +11,8 @@
 --             saved_microusd],
 --            [value, ...] of the stream's fields, or nothing for what is no request, mark]
 --           limits count from 1; counters from 0, each of them two hashes: its day, its month;
---           mark is 1 where it is to be remembered that the lease was settled, 2 where also that
+--           mark is 1 where it is to be remembered that the lease was settled, also where there is
+--           none: what Redis reads late must not open it; 2 where also that
 --           its worker was taken for dead (as ~ and the lease id), 0 else
 -- returns   msgpack [1, 2 or 0, ...]: 1 for each settlement that counted. Of those that are marked 2
 --           where the lease's own worker has settled it before, or nobody knows of it any more
@@ -69,6 +70,8 @@ for s, settlement in ipairs(settlements) do
       redis.call('XADD', KEYS[3], 'MAXLEN', '~', kept, '*', unpack(line))
     end
   else
+    -- It may yet be asked for, by what Redis reads late.
+    if settlement[6] == 1 then marked[#marked + 1] = id end
     local own = settlement[6] == 1 and not redis.call('ZSCORE', KEYS[#KEYS], '~' .. id)
     counted[s] = own and 2 or 0
   end
