@@ -7,6 +7,7 @@ belongs to the slot: whoever serves in it, also beside one that is about to end,
 
 import mmap
 import struct
+from collections.abc import Iterator
 
 from gateway.store import debts
 from gateway.store.debts import Debts
@@ -37,8 +38,7 @@ class Table:
         """Write an amount and its moment (monotonic seconds), unless there is a newer one."""
         name, moment = hash(key), int(at * 1e6)
         oldest, place = moment, -1
-        for i in range(PROBES):
-            here = self._start + ((name + i) & self._mask) * _ENTRY.size
+        for here in self._places(name):
             found, _, since, _, _ = _ENTRY.unpack_from(self._memory, here)
             if found == name:
                 if since > moment:
@@ -56,8 +56,7 @@ class Table:
     def get(self, key: str) -> tuple[float, float, int] | None:
         """Return an amount, since when it is so, and the limit's capacity then."""
         name = hash(key)
-        for i in range(PROBES):
-            here = self._start + ((name + i) & self._mask) * _ENTRY.size
+        for here in self._places(name):
             found, amount, since, capacity, check = _ENTRY.unpack_from(self._memory, here)
             if found == name:
                 whole = check == _check(found, since, capacity)
@@ -65,6 +64,12 @@ class Table:
             if not found:
                 break
         return None
+
+    def _places(self, name: int) -> Iterator[int]:
+        """Give the places a hash may have, far apart: what is side by side would grow together."""
+        step = name >> 32 | 1
+        for i in range(PROBES):
+            yield self._start + (name + i * step & self._mask) * _ENTRY.size
 
 
 def _check(name: int, moment: int, capacity: int) -> int:
