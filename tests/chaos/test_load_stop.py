@@ -128,7 +128,7 @@ async def streams_come_and_go() -> None:
             async with open_loop(gateway.port, RATE, lambda n: Ask(chat(seed=n))) as plain:
                 load = asyncio.create_task(in_parallel(STREAMS * 2, STREAMS, one))
                 async with asyncio.timeout(30):
-                    while lean.asked < STREAMS:
+                    while lean.streams < STREAMS:
                         await asyncio.sleep(0.01)
                 gateway.signal(signal.SIGTERM)
                 await load

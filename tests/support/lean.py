@@ -110,7 +110,9 @@ class _Conversation(asyncio.Protocol):
         self._lean.asked += 1
         seed = _SEED.search(body)
         self._number = int(seed[1]) if seed else 0
-        answer = self._stream if _STREAM.search(body) else self._reply
+        streams = _STREAM.search(body) is not None
+        self._lean.streams += streams
+        answer = self._stream if streams else self._reply
         if self._lean.script.latency:
             self._timer = self._loop.call_later(self._lean.script.latency, answer)
         else:
@@ -158,13 +160,16 @@ class _Conversation(asyncio.Protocol):
 
 
 class Lean:
-    """The provider. `lost`: when the connection of each request was closed, if it was."""
+    """The provider. `lost`: when the connection of each request was closed, if it was.
+
+    `streams`: how many of what it was `asked` were asked for as one.
+    """
 
     def __init__(self, script: Script | None = None) -> None:
         self.script = script or Script()
         self.transports = set[asyncio.Transport]()
         self.lost = dict[int, float]()
-        self.asked = self.port = 0
+        self.asked = self.streams = self.port = 0
         self.released = False
 
     @property
