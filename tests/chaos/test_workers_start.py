@@ -1,4 +1,4 @@
-"""A start that cannot succeed ends with a clear word and leaves nothing behind."""
+"""A start that cannot succeed ends with a clear word and leaves nothing behind; a first one can."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.config import config
-from tests.support.gateway import ROOT, Gateway, running
+from tests.support.gateway import ROOT, Gateway, compiled_prices, running
 from tests.support.load import once
 from tests.support.upstream import Upstream
 
@@ -133,3 +133,13 @@ async def test_a_second_gateway_on_a_state_directory_is_refused(upstream: Upstre
         assert (await once(gateway.port)).status == 200
         gateway.settled()
         assert gateway.usage("acme")["requests"] == 2
+
+
+async def test_a_first_start_has_its_prices_compiled(upstream: Upstream) -> None:
+    """The gateways of other tests find them, as every later start does."""
+    with running(config(upstream.url), prices=False) as gateway:
+        (file,) = gateway.state.glob("prices-*")
+        assert (file.name, file.read_bytes()) == compiled_prices()
+        assert (await once(gateway.port)).status == 200
+        (record,) = await asyncio.to_thread(gateway.records, 1)
+        assert record["cost_microusd"] > 0

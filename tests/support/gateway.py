@@ -1,6 +1,7 @@
 """Runs the real gateway: supervisor, workers and embedded store, on free loopback ports."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from typing import Any
 import psutil
 import redis
 
+from workers.prices import load_prices
+
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
@@ -25,8 +28,20 @@ STOPPING_SECONDS = 5.0
 PASSED_ON = ("PATH", "HOME", "LANG", "VIRTUAL_ENV", "PYTHONPATH")
 
 
+@functools.cache
+def compiled_prices() -> tuple[str, bytes]:
+    """The table of prices as a first start leaves it: its name and content."""
+    with tempfile.TemporaryDirectory() as directory:
+        load_prices(Path(directory))
+        (file,) = Path(directory).iterdir()
+        return file.name, file.read_bytes()
+
+
 class Gateway:
-    """A started gateway. `environ` adds to a clean environment; `config` is YAML text."""
+    """A started gateway. `environ` adds to a clean environment; `config` is YAML text.
+
+    `prices`: whether it finds a table of them, as every start but a first one does.
+    """
 
     def __init__(
         self,
@@ -38,6 +53,7 @@ class Gateway:
         host: str | None = "127.0.0.1",
         port: int | None = 0,
         wait: bool = True,
+        prices: bool = True,
     ) -> None:
         self.directory = directory
         self.state = directory / "state"
@@ -56,6 +72,10 @@ class Gateway:
             self._command += ["--workers", str(workers)]
         if config:
             self._command += ["--config", str(self.config_file)]
+        if prices and not self.state.exists():
+            self.state.mkdir(mode=0o700)
+            name, content = compiled_prices()
+            (self.state / name).write_bytes(content)
         self.start(wait=wait)
 
     def start(self, *, wait: bool = True) -> None:
