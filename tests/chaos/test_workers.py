@@ -23,7 +23,7 @@ REPLACED_SECONDS = 5.0
 
 async def slow(exchange: Exchange) -> None:
     """Take a moment, so that a killed worker always has requests in flight."""
-    await asyncio.sleep(0.03)
+    await asyncio.sleep(0.2)
     await like_openai(exchange)
 
 

@@ -47,7 +47,7 @@ async def test_a_full_store_takes_no_live_request_for_a_dead_workers(upstream: U
         await exchange.reply(completion("one two three four five", usage(7, 5)))
 
     upstream.behaviour = waiting
-    with running(governed(upstream.url, 1), workers=2) as gateway:
+    with running(governed(upstream.url, 2), workers=2) as gateway:
         asked = asyncio.create_task(once(gateway.port, Ask(chat(max_tokens=500))))
         await until(lambda: upstream.received)
         with gateway.store as store:
@@ -55,7 +55,7 @@ async def test_a_full_store_takes_no_live_request_for_a_dead_workers(upstream: U
         await asyncio.sleep(4)
         with gateway.store as store:
             store.config_set("maxmemory", "64mb")
-        await asyncio.sleep(2)
+        await asyncio.sleep(3)
         assert len(leases(gateway)) == 1
         with gateway.store as store:
             assert store.hget("sluice:limit:{acme}:key:k:concurrency", "in_use") == "1"
