@@ -32,7 +32,8 @@ class Spool:
     """One worker's files in a directory, made when there is something to write.
 
     `lost` counts the lines that disk could not take, or did not within the bound: the newest where
-    there are too many bytes, the oldest file's where there are too many files.
+    there are too many bytes, the oldest file's where there are too many files. `unreadable` has
+    the names of files that nobody has, and that cannot be opened all the same.
     """
 
     def __init__(self, directory: Path, name: str, most_bytes: int) -> None:
@@ -53,6 +54,7 @@ class Spool:
         self._path: Path | None = None
         self._room = 0  # what may be written without another look at the directory
         self.lost = 0
+        self.unreadable = set[str]()  # files of others
 
     def write(self, lines: bytes) -> None:
         """Queue whole lines."""
@@ -223,7 +225,12 @@ class Spool:
     def _take(self, name: str) -> "Left | None":
         try:
             return Left(self._directory / f"{name}{_SUFFIX}")
-        except OSError:  # locked, or somebody else's by now
+        except (BlockingIOError, FileNotFoundError):  # somebody else has it, or has had it
+            return None
+        except OSError as error:
+            if name not in self.unreadable:
+                self.unreadable.add(name)
+                logger.error("%s cannot be read, and is left alone: %s", name, error.strerror)
             return None
 
 

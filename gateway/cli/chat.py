@@ -4,8 +4,10 @@ import argparse
 import asyncio
 import getpass
 import os
+import re
 import ssl
 import sys
+import threading
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +21,11 @@ from gateway.core.sse import SseReader, TooLarge
 KEY_VARIABLE = "SLUICE_API_KEY"  # in the environment, as everybody sees a command line
 CONNECT_SECONDS, SILENT_SECONDS = 5.0, 300.0
 READ_BYTES = 65_536
+# Names of models that do not chat, among those that a provider lists.
+_OTHER_USES = re.compile(
+    "audio|babbage|dall-e|davinci|embed|guard|image|moderation|ocr|realtime|rerank|sora|transcri|tts"
+    "|whisper"
+)
 
 Message = dict[str, str]
 
@@ -30,16 +37,23 @@ class ChatError(Exception):
 def run(config: Config, arguments: argparse.Namespace) -> int:
     """Talk; return the exit code."""
     said = " ".join(arguments.prompt)
-    if not said and not sys.stdin.isatty():
-        said = sys.stdin.read()
+    asks = sys.stdin is not None and sys.stdin.isatty()
+    if not said and not asks:
+        said = sys.stdin.buffer.read().decode(errors="replace") if sys.stdin is not None else ""
         if not said.strip():
             print("sluice: there is nothing to say", file=sys.stderr)
             return 2
     key = os.environ.get(KEY_VARIABLE, "").strip()
-    if not key and config.auth.enabled and sys.stdin.isatty():
+    if not key and config.auth.enabled and asks:
         key = getpass.getpass(f"Key ({KEY_VARIABLE} is not set): ").strip()
+    if not (key.isascii() and key.isprintable()):
+        print(f"sluice: {KEY_VARIABLE} is no key: it has other characters", file=sys.stderr)
+        return 2
     ours = arguments.url is None
     url = (url_of(config) if ours else arguments.url).rstrip("/").removesuffix("/v1")
+    if not url.startswith(("http://", "https://")):
+        print(f"sluice: --url {url}: it begins with neither http:// nor https://", file=sys.stderr)
+        return 2
     try:
         return asyncio.run(_talk(url, key, arguments, said, trusting() if ours else None))
     except ChatError as error:
@@ -67,10 +81,15 @@ async def _talk(
                 await _converse(session, url, model, begun)
     except aiohttp.InvalidURL:
         raise ChatError(f"{url!r} is no address") from None
+    except BrokenPipeError:  # of standard output
+        raise
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        reason = str(error) or type(error).__name__
-        raise ChatError(f"{url}: {reason}. Is the gateway running?") from None
+        raise ChatError(_unreached(url, error)) from None
     return 0
+
+
+def _unreached(url: str, error: Exception) -> str:
+    return f"{url}: {str(error) or type(error).__name__}. Is the gateway running?"
 
 
 async def _converse(
@@ -80,7 +99,7 @@ async def _converse(
     print(f"{model}; an empty line or Ctrl-D ends it", file=sys.stderr)
     while True:
         try:
-            said = (await asyncio.to_thread(input, "> ")).strip()
+            said = (await _line()).strip()
         except EOFError:
             print(file=sys.stderr)
             return
@@ -89,11 +108,40 @@ async def _converse(
         messages.append({"role": "user", "content": said})
         try:
             answer = await _say(session, url, model, messages)
-        except ChatError as error:
-            print(f"sluice: {_plain(str(error))}", file=sys.stderr)
+        except BrokenPipeError:
+            raise
+        except (ChatError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            why = str(error) if isinstance(error, ChatError) else _unreached(url, error)
+            print(f"sluice: {_plain(why)}", file=sys.stderr)
             messages.pop()
         else:
             messages.append({"role": "assistant", "content": answer})
+
+
+async def _line() -> str:
+    """Return the next line. Raises EOFError.
+
+    Its thread is nobody's to wait for: Ctrl-C ends all at once.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[str | None] = loop.create_future()
+
+    def told(said: str | None) -> None:
+        if not found.done():
+            found.set_result(said)
+
+    def read() -> None:
+        try:
+            said: str | None = input("> ")
+        except (EOFError, OSError, UnicodeDecodeError):
+            said = None
+        loop.call_soon_threadsafe(told, said)
+
+    threading.Thread(target=read, daemon=True).start()
+    said = await found
+    if said is None:
+        raise EOFError
+    return said
 
 
 async def _first_model(session: aiohttp.ClientSession, url: str) -> str:
@@ -102,10 +150,10 @@ async def _first_model(session: aiohttp.ClientSession, url: str) -> str:
         if reply.status != HTTPStatus.OK:
             raise ChatError(_message_of(body, reply.status))
     found = _decoded(body)
-    models = [one.get("id") for one in found.get("data") or () if isinstance(one, dict)]
+    models = [str(one.get("id")) for one in found.get("data") or () if isinstance(one, dict)]
     if not models:
         raise ChatError("there is no model; name one with --model")
-    return str(models[0])
+    return next((one for one in models if not _OTHER_USES.search(one)), models[0])
 
 
 async def _say(
@@ -116,7 +164,7 @@ async def _say(
     events, parts, whole = SseReader(), [], False
     async with session.post(f"{url}/v1/chat/completions", json=asked) as reply:
         if reply.status != HTTPStatus.OK:
-            raise ChatError(_message_of(await reply.read(), reply.status))
+            raise ChatError(f"{model}: {_message_of(await reply.read(), reply.status)}")
         try:
             async for data in reply.content.iter_chunked(READ_BYTES):
                 for event in events.feed(data):

@@ -30,6 +30,8 @@ SLOW_MS = 20.0  # the worker loses patience after 100
 FEW_FILES = 4096  # a client and its provider's connection take two
 LITTLE_BYTES = 2**30
 REFUSED_KEYS = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+# How some say so with another status: Google's, and what is usual.
+_OF_THE_KEY = (b"API_KEY_INVALID", b"invalid_api_key")
 
 DEMO = "demo"
 
@@ -172,16 +174,23 @@ def _unasked(kind: str) -> str:
 
 async def _provider(transport: Transport, lister: Lister) -> Finding:
     target, began = lister.target, time.monotonic()
-    what = f"provider {target.provider}"
+    what = f"provider {target.provider}" + (f", key {lister.number}" if lister.number > 1 else "")
     until = asyncio.get_running_loop().time() + PROVIDER_SECONDS
     try:
         reply = await transport.send(target.origin, lister.request, None, target.deadlines, until)
     except UpstreamError as error:
         return Finding(what, BAD, error.message)
-    if reply.status in REFUSED_KEYS:
+    refused = reply.status == HTTPStatus.UNAUTHORIZED or any(
+        words in reply.body for words in _OF_THE_KEY
+    )
+    if refused and reply.status != HTTPStatus.OK:
         return Finding(what, BAD, f"refuses the key ({reply.status})")
+    if reply.status == HTTPStatus.FORBIDDEN:
+        return Finding(what, NOTE, "reached; the key may not list its models (403)")
     if reply.status != HTTPStatus.OK:
         return Finding(what, NOTE, f"reached; asked for its models it answers {reply.status}")
     models = len(lister.adapter.parse_listing(reply.body))
+    if not models:
+        return Finding(what, NOTE, "reached; it lists no model: is the address right?")
     took = (time.monotonic() - began) * 1000
     return Finding(what, OK, f"{models} models, told in {took:.0f} ms")

@@ -120,18 +120,20 @@ class Catalogue:
     def listers(self, *, every: bool = False) -> list[Lister]:
         """Return the providers whose models the configuration does not name one by one, or all.
 
-        All of them are those that can be asked for their models.
+        All of them are those that can be asked for their models, each with every key.
         """
         found = []
         for name, provider in self._config.providers.items():
             claims = _claims(provider)
-            if every or not claims or not all(map(_is_literal, claims)):
-                target = self._target(schema.Target(name, ""), provider, keys_of(provider)[0][0])
+            if not (every or not claims or not all(map(_is_literal, claims))):
+                continue
+            for number, (key, _) in enumerate(keys_of(provider), 1):
+                target = self._target(schema.Target(name, ""), provider, key)
                 adapter = PROVIDERS[provider.kind].adapter_for(target)
                 endpoint = adapter.listing(target)
-                if endpoint is not None:
+                if endpoint is not None and (every or number == 1):
                     head = request_head("GET", endpoint, target)
-                    found.append(Lister(target, adapter, head + b"\r\n\r\n"))
+                    found.append(Lister(target, adapter, head + b"\r\n\r\n", number))
         return found
 
     def public_name(self, provider: str, model: str) -> str:

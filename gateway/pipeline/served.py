@@ -79,11 +79,15 @@ def answered_by(provider: str, model: str) -> str:
 
 
 class Lister(msgspec.Struct, frozen=True):
-    """A provider that is to be asked which models it has, with the whole request for it."""
+    """A provider that is to be asked which models it has, with the whole request for it.
+
+    `number` is that of the key among the provider's, from 1 on.
+    """
 
     target: Target
     adapter: Adapter
     request: bytes
+    number: int = 1
 
 
 class Served(msgspec.Struct, frozen=True):

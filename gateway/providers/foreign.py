@@ -10,7 +10,7 @@ from msgspec import Raw
 from gateway.core.messages import ASSISTANT, MARK, marked, unmark
 from gateway.providers.chat_thoughts import extra_of, google_signature, own_details, text_of
 from gateway.providers.errors import UNREADABLE
-from gateway.providers.quirks import ALL, Quirks
+from gateway.providers.quirks import ALL, STRICT_HOSTS, Quirks
 
 _encode = msgspec.json.Encoder().encode
 _decode_objects = msgspec.json.Decoder(list[dict[str, Raw]]).decode
@@ -61,13 +61,17 @@ def own_items(fields: Object, maker: str) -> None:
     fields["input"] = Raw(_encode(kept))
 
 
-def own_messages(fields: Object, quirks: Quirks) -> None:
-    """Take foreign secrets out of chat messages, and give thoughts the name they have here."""
+def own_messages(fields: Object, quirks: Quirks, host: str) -> None:
+    """Take foreign secrets out of chat messages, and give thoughts the name they have here.
+
+    What stands beside calls and is not marked may be of whatever serves at the host.
+    """
     raw = bytes(fields.get("messages", b""))
     named = bool(quirks.thoughts_back) and raw.find(b'"reasoning') >= 0
     called = quirks.thoughts_needed and raw.find(b'"tool_calls"') >= 0
     detailed = quirks.details != ALL and raw.find(b'"reasoning_details"') >= 0
-    signed = not quirks.details and raw.find(_BESIDE) >= 0
+    strict = host.endswith(STRICT_HOSTS)
+    signed = strict and raw.find(_BESIDE) >= 0
     # `in` raises, and catches, before it looks
     if not (named or called or detailed or signed) and raw.find(_MARK) < 0:
         return
@@ -80,7 +84,7 @@ def own_messages(fields: Object, quirks: Quirks) -> None:
         if called and message.get("tool_calls"):
             _need_thoughts(message, quirks.thoughts_back)
         _own_details(message, quirks.details)
-        _own_calls(message, quirks.details)
+        _own_calls(message, quirks.details, strict=strict)
     fields["messages"] = Raw(_encode(messages))
 
 
@@ -103,10 +107,10 @@ def _rename_thoughts(message: Object, name: str) -> None:
         message[name] = Raw(_encode(told))
 
 
-def _own_calls(message: Object, known: str) -> None:
+def _own_calls(message: Object, known: str, *, strict: bool) -> None:
     """Give calls back what their server wrote beside them; what another wrote goes.
 
-    All of it goes where nobody knows it, be it marked or not.
+    All of it goes where it is refused, be it marked or not.
     """
     raw = bytes(message.get("tool_calls", b""))
     calls = _objects(raw) if raw.find(_BESIDE) >= 0 else None
@@ -114,7 +118,7 @@ def _own_calls(message: Object, known: str) -> None:
         return
     for call in calls:
         extra = bytes(call.get("extra_content", b""))
-        if not extra or (known and _MARK not in extra):
+        if not extra or not (strict or _MARK in extra):
             continue
         own = extra_of(_google_signature(extra), known)
         if own is None:

@@ -62,7 +62,7 @@ class NativeOpenAI:
         if not self._plain:
             self._adapt(fields, fit)
         if request.operation is Operation.CHAT:
-            own_messages(fields, self._quirks)
+            own_messages(fields, self._quirks, target.origin.host)
         if request.stream and not request.wants_usage and self._quirks.usage_option:
             fields["stream_options"] = _with_usage(fields.get("stream_options"))
         return _encode(fields)

@@ -24,6 +24,7 @@ class PromptDetails(msgspec.Struct, gc=False):
     cache_write_tokens: int | None = None  # OpenRouter's, for Anthropic's models
     audio_tokens: int | None = None
     image_tokens: int | None = None
+    video_tokens: int | None = None
 
 
 class CompletionDetails(msgspec.Struct, gc=False):
@@ -49,6 +50,11 @@ class WireUsage(msgspec.Struct, gc=False):
     citation_tokens: int | None = None
     reasoning_tokens: int | None = None
     prompt_audio_seconds: Any = None  # Mistral's: a number, null or an object
+    connector_tokens: int | None = None  # Mistral's: what its tools gave the model to read
+    # Of others, who may have told them beside the prompt.
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    guardrails_tokens: int | None = None
 
     @property
     def whole(self) -> bool:
@@ -88,9 +94,10 @@ class WireUsage(msgspec.Struct, gc=False):
         ):
             # xAI reports thoughts beside the completion, Google only in the total; both bill them.
             beside = self.total_tokens - prompt - completion
-            parts = (cached, written, cached + written, heard, seen)  # some leave them out
-            untold = not reasoning and beside <= MOST_UNTOLD_TOKENS and beside not in parts
-            if self.prompt_audio_seconds or 0 < heard == beside:
+            untold = not reasoning and beside <= MOST_UNTOLD_TOKENS and not self._told(beside)
+            if self.connector_tokens == beside:
+                prompt += beside
+            elif self.prompt_audio_seconds or 0 < heard == beside:
                 prompt += beside  # Mistral's sound
                 heard = max(heard, beside)
             elif untold or beside == reasoning:
@@ -103,6 +110,17 @@ class WireUsage(msgspec.Struct, gc=False):
                 used, image_prompt_tokens=seen, image_completion_tokens=drawn
             )
         return used
+
+    def _told(self, beside: int) -> bool:
+        """Tell whether another figure, or some together, say what a total has above the rest."""
+        details = self.prompt_tokens_details or PromptDetails()
+        cached = self.prompt_cache_hit_tokens or self.cached_tokens or details.cached_tokens or 0
+        written = details.cache_write_tokens or 0
+        read, created = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
+        media = (details.audio_tokens or 0, details.image_tokens or 0, details.video_tokens or 0)
+        guards = self.guardrails_tokens or 0
+        alone = (cached, written, read, created, guards, *media)
+        return beside in (*alone, cached + written, read + created, sum(media), sum(alone))
 
 
 def usage_of(found: Any) -> Usage | None:

@@ -15,6 +15,9 @@ HINTS = frozenset(
 )
 
 
+# Ends of the names of servers that answer a field they do not know with an error, in calls too.
+STRICT_HOSTS = ("api.openai.com", ".azure.com", "api.groq.com", "api.mistral.ai")
+
 # Of `reasoning_details`: all, or those whose secrets say who made them.
 ALL, TOLD = "all", "told"
 

@@ -17,6 +17,8 @@ from gateway.store.levels import Levels
 MAX_PARTS = 10_000
 # What refuses what it is told may refuse it for long: it is told all of it again now and then.
 REST_SECONDS = 1.0
+# Of what is known of limits, so much is looked at, and told to the others, in one go.
+MAX_LOOKED, MAX_TOLD = 2000, 500
 # What Redis answers where it takes nothing of anybody for now.
 _CLOSED = frozenset(
     {
@@ -122,6 +124,7 @@ class Parts:
         self.debts = levels.debts if levels is not None else None
         self.whole = None if clustered else Part(levels, degrades=degrades)
         self._told: dict[str, Level] = {}
+        self._to_tell: list[tuple[dict[str, Level], str]] = []
         self._by_tenant: dict[str, Part] = {}
         self._without = False
 
@@ -147,17 +150,28 @@ class Parts:
         return part
 
     def tell(self) -> None:
-        """Let the other workers know what Redis has said since this was last done."""
+        """Let the other workers know some of what Redis has said since they were last told of it.
+
+        It goes round, as nobody else is served meanwhile. Money is told at once.
+        """
         if self._levels is None:
             return
-        if len(self._told) > 2 * MAX_KNOWN:
-            self._told.clear()
         told = self._told
-        for _, part in self.all():
-            for key, heard in part.share.known.items():
-                if told.get(key) is not heard:
-                    told[key] = heard
-                    self._levels.tell(key, *heard)
+        if len(told) > 2 * MAX_KNOWN:
+            told.clear()
+        if not self._to_tell:
+            self._to_tell = [
+                (part.share.known, key) for _, part in self.all() for key in part.share.known
+            ]
+        looked = count = 0
+        while self._to_tell and looked < MAX_LOOKED and count < MAX_TOLD:
+            known, key = self._to_tell.pop()
+            heard = known.get(key)
+            looked += 1
+            if heard is not None and told.get(key) is not heard:
+                told[key] = heard
+                self._levels.tell(key, *heard)
+                count += 1
 
     def tell_money(self, tenant: str, keys: list[str], limits: list[Limit]) -> None:
         """Let the other workers know at once what has just been heard of budgets."""

@@ -54,7 +54,8 @@ class Replay:
             return
         file = await self._journal.take(name)
         if file is None:  # another worker has it: who writes it, or who tells it
-            self._others = self._others or is_left(name) or self._journal.has_name_of(name)
+            waits = is_left(name) or self._journal.has_name_of(name)
+            self._others = self._others or (waits and name not in self._journal.unreadable)
             return
         with contextlib.closing(file):
             if owed is None or owed:

@@ -197,7 +197,13 @@ class Returning:
         if part.ready_at is None:
             part.ready_at = now
         if debts.agreed > part.since:
-            return now >= debts.agreed
+            if now < debts.agreed:
+                return False
+            # Who owed by then was given up by whoever found that moment.
+            found_at, owing = debts.agreed - AGREED_SECONDS, debts.others()
+            old = {debt for debt in owing if debt[1] < found_at}
+            self._given_up = (self._given_up & owing) | old
+            return True
         owing = debts.others()
         if owing - self._given_up:
             if now - part.ready_at < BEHIND_SECONDS:

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.core.errors import StoreError
 from gateway.policy.limits import Budget, Rates, grants, limits
-from gateway.store import backlog
+from gateway.store import backlog, returning
 from gateway.store.admission import Admission
 from gateway.store.journal import Journal
 from gateway.store.lease import Holding, Return, Settlement, holds
@@ -146,12 +146,16 @@ async def test_a_reload_gives_nothing_anew_where_redis_takes_nothing(
                 assert sum(found) * COST <= BUDGET, found
 
 
-async def test_who_starts_where_redis_takes_nothing_hears_what_is_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("per", ["total", "1m"])
+async def test_who_starts_where_redis_takes_nothing_hears_what_is_left(
+    tmp_path: Path, per: str
+) -> None:
     async with Upstream(behaviour=dear) as upstream:
         with store_server(tmp_path) as store:
-            text = limited(upstream.url, store.socket, budget=TOTAL)
+            text = limited(upstream.url, store.socket, budget={**TOTAL, "per": per})
             with running(text, workers=1) as gateway:
                 before = await admitted(gateway, 1, 40)
+            await asyncio.sleep(2.1 if per == "1m" else 0)  # the window has moved on since
             store.redis.config_set("min-replicas-to-write", 1)
             with running(text, workers=1) as gateway:
                 after = await admitted(gateway, 2, 200)
@@ -398,3 +402,48 @@ async def test_who_refuses_by_its_share_sees_that_redis_is_well_again(tmp_path: 
             await came(lambda: not worker.admission.does_without("t"))
             verdict = await worker.admission.admit("t", "again", held, dear)
             assert verdict.refused_by is None
+
+
+async def test_who_never_comes_back_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(returning, "BEHIND_SECONDS", 1.5)
+
+    async def never() -> object:
+        raise StoreError("max number of clients reached")
+
+    async def tells(worker: Worker) -> None:
+        while True:
+            worker.admission.tell_levels()
+            await asyncio.sleep(0.1)
+
+    with store_server(tmp_path) as store:
+        async with workers(store, tmp_path / "journal", 4) as found:
+            tasks = [asyncio.create_task(tells(worker)) for worker in found]
+            *well, bad = found
+            monkeypatch.setattr(bad.link, "_connect", never)
+            assert bad.link._connection is not None
+            bad.link._connection.close()
+            await came(lambda: all(one.admission.does_without("t") for one in well))
+            await came(lambda: not any(one.admission.does_without("t") for one in well))
+            await asyncio.sleep(0.5)
+            asked = {one: [] for one in well}  # type: dict[Worker, list[bool]]
+            for _ in range(30):
+                for one, seen in asked.items():
+                    seen.append(one.admission.does_without("t"))
+                await asyncio.sleep(0.1)
+            assert not any(map(any, asked.values()))
+            for task in tasks:
+                task.cancel()
+
+
+async def test_a_journal_that_cannot_be_read_keeps_nobody_waiting(tmp_path: Path) -> None:
+    with store_server(tmp_path) as store:
+        async with workers(store, tmp_path / "journal", 1) as (worker,):
+            await worker.journal.aclose()
+            journal = Journal(tmp_path / "journal", "sluice-9", 2**28)
+            replay = Replay(worker.admission.orphans, journal)
+            (tmp_path / "journal" / "0-sluice-0-4194305.spool").mkdir(parents=True)
+            assert len(await journal.left()) == 1
+            assert await replay.turn()
+            await journal.aclose()

@@ -3,8 +3,10 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -85,7 +87,7 @@ def test_one_prompt_has_one_answer(gateway: Gateway) -> None:
         (("x", "--model", "no-such"), KEY, "no-such"),
         (("x",), "sk-wrong", "API key"),
         (("x", "--url", f"http://127.0.0.1:{unused_port()}"), KEY, "Is the gateway running?"),
-        (("x", "--url", "nonsense"), KEY, "nonsense"),
+        (("x", "--url", "http://[nonsense"), KEY, "nonsense"),
     ],
 )
 def test_what_fails_is_said(gateway: Gateway, words: tuple[str, ...], key: str, said: str) -> None:
@@ -105,6 +107,80 @@ def test_an_answer_that_breaks_off_is_no_answer(gateway: Gateway) -> None:
 
 def test_nothing_is_not_said(gateway: Gateway) -> None:
     assert chat(gateway, stdin=" \n").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "said"),
+    [
+        (("x", "--url", "localhost:8080"), KEY, "--url localhost:8080"),
+        (("x",), "sk-a\nb", "SLUICE_API_KEY"),
+    ],
+)
+def test_what_cannot_be_asked_is_named(
+    gateway: Gateway, words: tuple[str, ...], key: str, said: str
+) -> None:
+    done = chat(gateway, *words, key=key)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_input_that_is_no_text_is_said_as_far_as_it_is(gateway: Gateway) -> None:
+    done = subprocess.run(
+        command(gateway, "--model", "m"),
+        cwd=ROOT,
+        env=environ(),
+        input=b"so \xff so",
+        capture_output=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0
+    assert done.stdout.decode().startswith("1: so \ufffd so")
+
+
+@pytest.mark.parametrize(
+    ("listed", "chosen"),
+    [(["dall-e-3", "text-embedding-3-small", "gpt-x"], "gpt-x"), (["whisper-1"], "whisper-1")],
+)
+def test_the_first_model_that_may_chat_is_asked(
+    gateway: Gateway, listed: list[str], chosen: str
+) -> None:
+    async def lists(exchange: Exchange) -> None:
+        if exchange.request.method == "GET":
+            data = [{"id": name, "object": "model"} for name in listed]
+            await exchange.reply({"object": "list", "data": data})
+        else:
+            await exchange.reply({"error": {"message": "not now"}}, status=400)
+
+    with UpstreamThread(behaviour=lists) as other:
+        done = chat(gateway, "x", "--url", other.url)
+    assert done.returncode == 1
+    assert done.stderr == f"sluice: {chosen}: not now\n"
+
+
+def test_ctrl_c_at_the_prompt_ends_it(gateway: Gateway) -> None:
+    pid, ours = pty.fork()
+    if not pid:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        words = command(gateway, "--model", "m")
+        os.chdir(ROOT)
+        os.execve(words[0], words, environ())
+    try:
+        said = b""
+        while not said.endswith(b"> "):
+            said += os.read(ours, 4096)
+        os.write(ours, b"\x03")
+        deadline = time.monotonic() + SECONDS
+        while not (found := os.waitpid(pid, os.WNOHANG))[0]:
+            assert time.monotonic() < deadline, said
+            time.sleep(0.02)
+        assert os.waitstatus_to_exitcode(found[1]) == 130
+        pid = 0
+    finally:
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os.close(ours)
 
 
 def test_a_conversation_goes_on(gateway: Gateway) -> None:

@@ -21,6 +21,12 @@ async def lists(exchange: Exchange) -> None:
     keys = exchange.request.headers.get("authorization", "")
     if "/broken/" in exchange.request.path:
         await exchange.reply({"error": {"message": "no \x1b[2J"}}, status=500)
+    elif "/narrow/" in exchange.request.path:
+        await exchange.reply({"error": {"message": "Missing scopes: api.model.read"}}, status=403)
+    elif "/google/" in exchange.request.path:
+        await exchange.reply({"error": {"details": [{"reason": "API_KEY_INVALID"}]}}, status=400)
+    elif "/page/" in exchange.request.path:
+        await exchange.reply({"welcome": "to this server"})
     elif SECRET not in keys:
         await exchange.reply({"error": {"message": f"bad key {keys}"}}, status=401)
     else:
@@ -34,6 +40,10 @@ def providers(url: str) -> dict[str, Any]:
         "wrong-key": {**ours, "api_key": "sk-wrong"},
         "broken": {**ours, "base_url": f"{url}/broken"},
         "gone": {**ours, "base_url": f"http://127.0.0.1:{unused_port()}"},
+        "narrow": {**ours, "base_url": f"{url}/narrow"},
+        "google": {**ours, "base_url": f"{url}/google"},
+        "page": {**ours, "base_url": f"{url}/page"},
+        "two": {**ours, "api_key": None, "api_keys": [SECRET, "sk-wrong"]},
         "demo": {"kind": "demo"},
     }
 
@@ -62,7 +72,7 @@ def test_what_is_amiss_is_named(tmp_path: Path) -> None:
             done = sluice(gateway.state, gateway.config_file, "doctor")
             offline = sluice(gateway.state, gateway.config_file, "doctor", "--offline")
         assert done.returncode == 1
-        assert done.stderr == "sluice: 2 of 13 are bad\n"
+        assert done.stderr == "sluice: 4 of 18 are bad\n"
         seen = found(done.stdout)
         assert seen["configuration"] == ("ok", "valid")
         assert seen["gateway"] == ("ok", f"ready at 127.0.0.1:{port}")
@@ -75,6 +85,14 @@ def test_what_is_amiss_is_named(tmp_path: Path) -> None:
         assert seen["provider wrong-key"] == ("BAD", "refuses the key (401)")
         assert seen["provider broken"][0] == "note"
         assert seen["provider gone"][0] == "BAD"
+        assert seen["provider narrow"] == ("note", "reached; the key may not list its models (403)")
+        assert seen["provider google"] == ("BAD", "refuses the key (400)")
+        assert seen["provider page"] == (
+            "note",
+            "reached; it lists no model: is the address right?",
+        )
+        assert seen["provider two"][0] == "ok"
+        assert re.search(r"(?m)^BAD +provider two, key 2 +refuses the key \(401\)$", done.stdout)
         assert seen["provider demo"] == ("ok", "answers by itself")
         assert SECRET not in done.stdout + done.stderr
         assert (offline.returncode, offline.stderr) == (0, "")

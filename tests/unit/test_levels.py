@@ -1,10 +1,12 @@
 """What workers share in memory: entries are found, newer ones stay, the oldest make room."""
 
 import os
+from itertools import pairwise
 
 import pytest
 
 from gateway.store.levels import COMMON_ENTRIES, Levels, shared_memory
+from gateway.store.part import MAX_TOLD, Parts
 
 
 def test_what_is_told_is_heard_by_all_and_the_newest_stays() -> None:
@@ -86,3 +88,20 @@ def test_a_forked_process_knows_the_same_names() -> None:
         os._exit(0)
     os.waitpid(pid, 0)
     assert Levels(memory, 0, 2).heard("sluice:limit:{t}:tenant:rpm") == (7, 1.0, 9)
+
+
+def test_what_is_known_is_told_a_part_at_a_time_and_in_the_end_all() -> None:
+    memory = shared_memory(2)
+    parts, other = Parts(Levels(memory, 0, 2), clustered=False), Levels(memory, 1, 2)
+    count = 5 * MAX_TOLD
+    known = parts.of("t").share.known
+    for at in (1.0, 2.0):
+        known.update({f"k{number}": (at, at, 9) for number in range(count)})
+        heard = []
+        for _ in range(12):
+            parts.tell()
+            found = [other.heard(f"k{number}") for number in range(count)]
+            heard.append(sum(one == (at, at, 9) for one in found))
+        steps = [after - before for before, after in pairwise([0, *heard])]
+        assert max(steps) <= MAX_TOLD
+        assert heard[-1] == count

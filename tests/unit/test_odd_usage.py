@@ -159,6 +159,15 @@ def chatted(prompt: int, completion: int, total: int, **more: Any) -> Json:
             Usage(20, 1000, 0, 5),
         ),
         (chatted(20, 5, 10**6), Usage(20, 0, 0, 5)),
+        (chatted(20, 5, 2025, cache_read_input_tokens=2000), Usage(20, 0, 0, 5)),
+        (
+            chatted(20, 5, 2055, cache_read_input_tokens=2000, cache_creation_input_tokens=30),
+            Usage(20, 0, 0, 5),
+        ),
+        (chatted(20, 5, 55, guardrails_tokens=30), Usage(20, 0, 0, 5)),
+        (chatted(20, 5, 5025, prompt_tokens_details={"video_tokens": 5000}), Usage(20, 0, 0, 5)),
+        # Mistral's: what its tools gave the model to read
+        (chatted(188, 55, 7355, connector_tokens=7112), Usage(7300, 0, 0, 55)),
         (chatted(20, 5, 7), Usage(20, 0, 0, 5)),
         (chatted(20, 5, -7), Usage(20, 0, 0, 5)),
         # Perplexity's deep research has them beside both

@@ -24,12 +24,17 @@ Json = dict[str, Any]
 SETTINGS = (("project", "p"), ("location", "l"), ("region", "r"))
 
 
-def at(kind: str, model: str, settings: tuple[tuple[str, str], ...] = ()) -> Target:
+def at(
+    kind: str,
+    model: str,
+    settings: tuple[tuple[str, str], ...] = (),
+    host: str = "provider.test",
+) -> Target:
     return Target(
         provider=kind,
         kind=kind,
         model=model,
-        origin=Origin("https", "provider.test", 443),
+        origin=Origin("https", host, 443),
         base_path="/v1",
         api_key="k",
         headers=(),
@@ -46,9 +51,10 @@ def put(
     settings: Any = (),
     *,
     drop: bool = False,
+    host: str = "provider.test",
 ) -> tuple[Json, Any]:
     """Return what a provider is sent, and what is named as left out. Raises ApiError."""
-    target = at(kind, model, settings)
+    target = at(kind, model, settings, host)
     way = lane(PROVIDERS[kind].adapter_for(target), operation, target, drop=drop)
     assert way is not None
     built = way.build(decode(operation, json.dumps({"model": "m", **body}).encode()))
@@ -217,16 +223,26 @@ def test_who_does_not_know_thoughts_in_details_is_sent_none(kind: str, kept: lis
 
 
 @pytest.mark.parametrize(
-    ("kind", "kept"),
-    [("openai", False), ("groq", False), ("openai-compatible", True), ("openrouter", True)],
+    ("kind", "host", "kept"),
+    [
+        ("openai", "api.openai.com", False),
+        ("openai", "eu.api.openai.com", False),
+        ("openai", "x.openai.azure.com", False),
+        ("groq", "api.groq.com", False),
+        # What serves there may have written it: Gemini, for one.
+        ("openai", "generativelanguage.googleapis.com", True),
+        ("vllm", "127.0.0.1", True),
+        ("openai-compatible", "provider.test", True),
+        ("openrouter", "openrouter.ai", True),
+    ],
 )
 @pytest.mark.parametrize("extra", [{"google": {"thought_signature": "SIG"}}, {"x": 1}])
-def test_who_does_not_know_what_stands_beside_calls_is_sent_none(
-    kind: str, extra: Json, *, kept: bool
+def test_who_refuses_what_stands_beside_calls_is_sent_none(
+    kind: str, host: str, extra: Json, *, kept: bool
 ) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     turn = {"role": "assistant", "content": None, "tool_calls": [call | {"extra_content": extra}]}
-    sent, _ = put(kind, "m", CHAT, {"messages": [turn]})
+    sent, _ = put(kind, "m", CHAT, {"messages": [turn]}, host=host)
     assert sent["messages"] == [turn if kept else turn | {"tool_calls": [call]}]
 
 

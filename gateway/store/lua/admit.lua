@@ -21,9 +21,12 @@ local input = cmsgpack.unpack(ARGV[1])
 local lease_ms, specs, requests = input[1], input[2], input[3]
 local now = clock_us()
 
+local looks = true  -- a Redis that takes nothing can still be asked
+for _, request in ipairs(requests) do looks = looks and request[1] == '' end
+
 local limits = {}
 for i, spec in ipairs(specs) do
-  limits[i] = load_limit(KEYS[i + 2], spec, now)
+  limits[i] = load_limit(KEYS[i + 2], spec, now, false, looks)
 end
 
 local ids = {}
@@ -65,7 +68,7 @@ for r, request in ipairs(requests) do
 end
 
 for _, limit in ipairs(limits) do
-  if limit.changed then save_limit(limit, now) end
+  if limit.changed and not looks then save_limit(limit, now) end
 end
 if #deadlines > 0 then
   redis.call('ZADD', KEYS[1], unpack(deadlines))

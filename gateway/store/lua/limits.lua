@@ -54,7 +54,7 @@ local function load_rate(key, capacity, refill, now, kept)
 end
 
 -- Forget what was spent in slots that have left the window; return the rest.
-local function roll(key, slot)
+local function roll(key, slot, look)
   local fields, total, gone = redis.call('HGETALL', key), 0, {}
   for i = 1, #fields, 2 do
     local number = tonumber(fields[i])
@@ -66,12 +66,13 @@ local function roll(key, slot)
       end
     end
   end
+  if look then return total end
   if #gone > 0 then redis.call('HDEL', key, unpack(gone)) end
   redis.call('HSET', key, 'spent', whole(total), 'slot', whole(slot))
   return total
 end
 
-local function load_limit(key, spec, now, kept)
+local function load_limit(key, spec, now, kept, look)
   local sort, capacity, more = spec[1], spec[2], spec[3]
   local limit
   if sort == RATE then
@@ -92,7 +93,7 @@ local function load_limit(key, spec, now, kept)
     local slot = 0
     if sort == WINDOW then
       slot = math.floor(now / more)
-      if stored[3] and tonumber(stored[3]) < slot then spent = roll(key, slot) end
+      if stored[3] and tonumber(stored[3]) < slot then spent = roll(key, slot, look) end
     end
     limit = {left = capacity - spent - reserved, spent = spent, reserved = reserved, slot = slot,
       spent_now = 0}
