@@ -43,22 +43,31 @@ class Roster:
         """Return Unix seconds by Redis's clock, as far as this worker knows it."""
         return time.time() + self._clock_offsets.get(ALL, 0.0)
 
-    def heard(self, now_us: int, whose: str = ALL) -> bool:
-        """Know what the time is at a part of Redis, in Unix microseconds; tell whether it jumped.
+    def heard(self, now_us: int, whose: str = ALL, asked: float | None = None) -> bool:
+        """Know what the time was at a part of Redis, in Unix microseconds; tell whether it jumped.
 
-        A part is known by a tenant in a cluster.
+        A part is known by a tenant in a cluster. How far its clock is ahead lies between what it
+        said less when that arrived and less when it was `asked` (by this machine's clock): what
+        was known stays where it may still be so, as workers whose clocks agree are to agree.
         """
         offsets = self._clock_offsets
-        before, offset = offsets.get(whose), now_us / 1e6 - time.time()
+        before, said = offsets.get(whose), now_us / 1e6
         if before is None and len(offsets) >= MAX_PARTS:
             offsets.clear()
+        known, least = before or 0.0, said - time.time()
+        offset = max(known, least)
+        if asked is not None:
+            offset = min(offset, said - asked)
+        elif least < known - JUMP_SECONDS:
+            offset = least
         offsets[whose] = offset
         return before is not None and abs(offset - before) > JUMP_SECONDS
 
     async def ask_time(self) -> None:
         """Hear what the time is at Redis. Raises StoreError."""
+        asked = time.time()
         seconds, microseconds = await self._client.call("TIME")
-        if self.heard(int(seconds) * 1_000_000 + int(microseconds)):
+        if self.heard(int(seconds) * 1_000_000 + int(microseconds), asked=asked):
             self._jumped()
 
     def leave(self, name: str) -> None:

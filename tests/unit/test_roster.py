@@ -1,5 +1,6 @@
 """How many workers there are, and what time it is, as Redis's answers tell."""
 
+import asyncio
 import time
 from typing import cast
 
@@ -13,11 +14,13 @@ class Answers:
 
     def __init__(self) -> None:
         self.workers, self.ahead = 4, 0.0
+        self.slowness = 0.0  # seconds on the way back
 
     async def call(self, name: str, *_: object) -> object:
         """Answer a command."""
         if name == "TIME":
             now = time.time() + self.ahead
+            await asyncio.sleep(self.slowness)
             return [int(now), int(now % 1 * 1_000_000)]
         if name == "ZRANGE":
             others = [f"w{number}".encode() for number in range(self.workers - 1)]
@@ -73,3 +76,35 @@ async def test_a_clock_that_is_set_is_noticed() -> None:
     answers.ahead = 160.0
     await roster.ask_time()
     assert jumps == ["jumped"]
+
+
+def is_ahead(roster: Roster, seconds: float) -> bool:
+    """Tell whether it knows Redis's clock to be so far ahead, or nearly so."""
+    before, now, after = time.time(), roster.now(), time.time()
+    return before + seconds - 0.05 < now < after + seconds + 0.05
+
+
+async def test_workers_whose_clocks_agree_agree_however_long_answers_take() -> None:
+    jumps: list[str] = []
+    roster, answers = made(jumps)
+    for answers.slowness in (0.1, 0.0, 0.2):
+        await roster.ask_time()
+        roster.heard(int((time.time() - 0.1) * 1e6))
+        assert is_ahead(roster, 0.0)
+    answers.ahead, answers.slowness = -100.0, 0.0
+    await roster.ask_time()
+    assert jumps == ["jumped"]
+    for answers.slowness in (0.05, 0.02):
+        roster.heard(int((time.time() - 100.5) * 1e6))
+        await roster.ask_time()
+        assert is_ahead(roster, -100.0)
+    assert jumps == ["jumped"]
+
+
+async def test_a_clock_that_is_set_is_noticed_in_any_answer() -> None:
+    roster, _ = made([])
+    assert not roster.heard(int((time.time() - 100) * 1e6))
+    assert roster.heard(int((time.time() + 100) * 1e6))
+    assert is_ahead(roster, 100.0)
+    assert roster.heard(int((time.time() - 100) * 1e6))
+    assert is_ahead(roster, -100.0)
