@@ -19,7 +19,7 @@ FAIL_SECONDS = 45.0
 
 def fails(directory: Path, text: str, **options: Any) -> tuple[int, str]:
     """Start a gateway that must not start; return its exit code and what it said."""
-    gateway = Gateway(directory, text, wait=False, **options)
+    gateway = Gateway(directory, text, wait=False, afresh=True, **options)
     try:
         code = gateway.process.wait(FAIL_SECONDS)
         assert gateway.gone(5), f"left running: {gateway.family}\n{gateway.errors}"
@@ -137,7 +137,7 @@ async def test_a_second_gateway_on_a_state_directory_is_refused(upstream: Upstre
 
 async def test_a_first_start_has_its_prices_compiled(upstream: Upstream) -> None:
     """The gateways of other tests find them, as every later start does."""
-    with running(config(upstream.url), prices=False) as gateway:
+    with running(config(upstream.url), prices=False, afresh=True) as gateway:
         (file,) = gateway.state.glob("prices-*")
         assert (file.name, file.read_bytes()) == compiled_prices()
         assert (await once(gateway.port)).status == 200

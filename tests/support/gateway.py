@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import redis
 
+from tests.support import starter
 from workers.prices import load_prices
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,9 @@ def compiled_prices() -> tuple[str, bytes]:
 class Gateway:
     """A started gateway. `environ` adds to a clean environment; `config` is YAML text.
 
-    `prices`: whether it finds a table of them, as every start but a first one does.
+    `prices`: whether it finds a table of them, as every start but a first one does. `afresh`: with
+    an interpreter of its own, as users start it, and not as a fork (`tests.support.starter`); so is
+    whatever has an environment of its own.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Gateway:
         port: int | None = 0,
         wait: bool = True,
         prices: bool = True,
+        afresh: bool = False,
     ) -> None:
         self.directory = directory
         self.state = directory / "state"
@@ -63,7 +67,9 @@ class Gateway:
         self.error_file = directory / "stderr.log"
         self._environ = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         self._environ |= {"SLUICE_STATE_DIR": str(self.state), **(environ or {})}
-        self._command = [sys.executable, "-m", "workers", "serve"]
+        self._forked = starter.POSSIBLE and not (afresh or environ)
+        self._sessions = set[int]()
+        self._command = ["serve"]
         if port is not None:  # else the configuration says on which
             self._command += ["--port", str(port)]
         if host is not None:
@@ -81,15 +87,21 @@ class Gateway:
     def start(self, *, wait: bool = True) -> None:
         """Start (again, on the same state directory)."""
         with self.log_file.open("ab") as log, self.error_file.open("wb") as errors:
-            self.process = subprocess.Popen(
-                self._command,
-                cwd=ROOT,
-                env=self._environ,
-                stdout=log,
-                stderr=errors,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            if self._forked:
+                argv, environ = self._command, self._environ
+                self.process: subprocess.Popen[bytes] | starter.Forked
+                self.process = starter.starter().start(argv, environ, log, errors)
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "workers", *self._command],
+                    cwd=ROOT,
+                    env=self._environ,
+                    stdout=log,
+                    stderr=errors,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        self._sessions.add(self.process.pid)
         if wait:
             self.port = int(self.wait_for(r"serving on https?://\S+?:(\d+) ")[1])
 
@@ -176,11 +188,13 @@ class Gateway:
 
     @property
     def family(self) -> list[psutil.Process]:
-        """Every process of this gateway, orphans too: all carry its state directory."""
+        """Every process of this gateway, orphans too: by their session, or state directory."""
         found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                mine = process.environ().get("SLUICE_STATE_DIR") == str(self.state)
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                mine = os.getsid(process.pid) in self._sessions or process.environ().get(
+                    "SLUICE_STATE_DIR"
+                ) == str(self.state)
                 if mine and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
