@@ -13,8 +13,8 @@ help: ## show this list
 run: $(VENV)/run ## set up and serve on http://127.0.0.1:8080 (ARGS="--port 9000" and the like)
 	$(BIN)/sluice serve $(ARGS)
 
-test: $(VENV)/dev ## set up and run every test, three files at a time (ARGS="-k name" and the like)
-	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
+test: $(VENV)/dev ## set up and run every test, four files at a time (ARGS="-k name" and the like)
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
 lint: $(VENV)/dev ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .

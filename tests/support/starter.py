@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGE_BYTES = 128 * 1024
@@ -135,12 +135,22 @@ def _serve(requests: socket.socket) -> list[str]:
         for number, fd in enumerate(files):
             os.dup2(fd, number)
             os.close(fd)
+        sys.stdin, sys.stdout, sys.stderr = _standard_files()
         os.environ.clear()
         os.environ.update(request["environ"])
         requests.send(str(os.getpid()).encode())
         requests.close()
         argv: list[str] = request["argv"]
         return argv
+
+
+def _standard_files() -> tuple[TextIO, TextIO, TextIO]:
+    """Open what the interpreter opens as it begins, in the same way."""
+    return (
+        open(0, closefd=False),
+        open(1, "w", closefd=False),
+        open(2, "w", buffering=1, errors="backslashreplace", closefd=False),
+    )
 
 
 def _run() -> int:
