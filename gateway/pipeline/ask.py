@@ -32,7 +32,7 @@ from gateway.policy.refusal import request_fault
 from gateway.policy.retry import retry_after
 from gateway.policy.spelled import spelled
 from gateway.policy.tokens import count_tokens
-from gateway.timer import FOREVER, LazyTimer
+from gateway.timer import LazyTimer
 from gateway.upstream.exchange import MAX_BODY_BYTES, Reply
 from gateway.upstream.relay import Relay
 
@@ -186,12 +186,12 @@ async def ask_rest(services: Services, call: Call, route: Route, until: float) -
 class _Watch:
     """Looks after a stream that has shown nothing yet: comments for the client, and a deadline."""
 
-    __slots__ = ("_every", "_ping_at", "_relay", "_timer", "_until")
+    __slots__ = ("_every", "_patience", "_ping_at", "_relay", "_timer", "_until")
 
     def __init__(self, services: Services, relay: Relay, deadlines: Deadlines) -> None:
         self._relay, self._every = relay, services.config.server.stream_ping
-        now = monotonic()
-        self._until, self._ping_at = now + deadlines.first_token, now + self._every
+        now, self._patience = monotonic(), deadlines.first_token
+        self._until, self._ping_at = now + self._patience, now + self._every
         self._timer = LazyTimer(services.loop, self._look)
         self._timer.set(min(self._until, self._ping_at))
 
@@ -207,7 +207,8 @@ class _Watch:
             message = "nothing came behind the reply's head in time"
             if self._relay.give_up(UpstreamError(Failure.FIRST_TOKEN_TIMEOUT, message)):
                 return
-            self._until = FOREVER  # there is no head yet: that has a deadline of its own
+            # There is no head yet: that has a deadline of its own, and this is what follows it.
+            self._until = now + self._patience
         if now >= self._ping_at:
             self._relay.ping()
             self._ping_at = now + self._every

@@ -61,6 +61,24 @@ async def test_a_stream_that_does_not_begin_goes_to_the_next_target(
             assert [t["failure"] for t in record["tries"]] == ["first_token_timeout", ""]
 
 
+async def test_a_stream_whose_head_is_late_has_to_begin_all_the_same(
+    timeouts: dict[str, Any],
+) -> None:
+    async def late_and_then_only_comments(exchange: Exchange) -> None:
+        await asyncio.sleep(2 * timeouts["first_token"])
+        await exchange.start_stream()
+        for _ in range(1000):
+            await exchange.chunk(b": thinking\n\n")
+            await asyncio.sleep(0.01)
+
+    async with Upstream(behaviour=late_and_then_only_comments) as only:
+        with running(config(only.url, server={"timeouts": timeouts})) as gateway:
+            outcome = await once(gateway.port, Ask(chat(stream=True)))
+            assert outcome.status == 504
+            (record,) = gateway.records(1)
+            assert [t["failure"] for t in record["tries"]] == ["first_token_timeout"]
+
+
 async def test_without_another_target_it_is_a_deadline(timeouts: dict[str, Any]) -> None:
     async with Upstream(behaviour=silent_after_the_head) as only:
         with running(config(only.url, server={"timeouts": timeouts})) as gateway:
