@@ -111,14 +111,14 @@ async def test_the_refill_is_exact_over_time(upstream: Upstream) -> None:
 
 
 async def test_retry_after_tells_the_truth(upstream: Upstream) -> None:
-    text = limited(upstream.url, key(rpm=60, burst=2))
+    text = limited(upstream.url, key(rpm=20, burst=2))
     with running(text, workers=2) as gateway:
         assert [(await once(gateway.port)).status for _ in range(2)] == [200, 200]
-        for _ in range(3):
+        for _ in range(2):
             outcome = await once(gateway.port)
             assert outcome.status == 429
             wait = int(outcome.headers["retry-after-ms"]) / 1000
-            assert 0 < wait <= 1.01
+            assert 0 < wait <= 3.01
             await asyncio.sleep(wait + 0.01)
             assert (await once(gateway.port)).status == 200
             assert (await once(gateway.port)).status == 429

@@ -1550,7 +1550,7 @@ async def test_a_provider_that_hangs(passing: Passing, path: str) -> None:
     started = time.monotonic()
     reply = await passing.ask("POST", path, body=b"abc")
     assert (reply.status, reply.error["code"]) == (504, "deadline_exceeded")
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < PATIENT["idle"]
     record = await passing.logged()
     assert (record["outcome"], record["status"]) == ("error", 504)
     (tried,) = record["tries"]
@@ -1860,7 +1860,7 @@ async def test_a_body_that_does_not_come(passing: Passing) -> None:
         started = time.monotonic()
         reply = await ask(passing.gateway.port, head + b"1234")
         assert (reply.status, reply.error["code"]) == (408, "request_timeout"), kind
-        assert REQUEST_SECONDS - 0.1 <= time.monotonic() - started < REQUEST_SECONDS + 2
+        assert REQUEST_SECONDS - 0.1 <= time.monotonic() - started < REQUEST_SECONDS + 10
 
     await asyncio.gather(stall("application/json"), stall("audio/wav"))
     assert {one["status"] for one in await passing.records(2)} == {408}
