@@ -159,7 +159,7 @@ def estimate_prompt(body: bytes) -> int:
     Each string is looked at once: the time is that of reading the body.
     """
     text, files = _without_files(body, INLINE_DATA_MARK)
-    if _may_have_files(text):
+    if len(text) > SHORTEST_FILE_BYTES and _may_have_files(text):
         for field in FILE_FIELDS:
             text, more = _without_files(text, field)
             files += more

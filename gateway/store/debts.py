@@ -41,13 +41,15 @@ class Debts:
 
     def others(self) -> frozenset[Debt]:
         """Return the debts of other processes that live: what the dead had to tell is on disk."""
-        found = []
-        for number in range(self._processes):
-            here = self._start + _AGREED.size + number * _DEBT.size
-            pid, since = _DEBT.unpack_from(self._memory, here)
-            if since and number != self._own and _lives(pid):
-                found.append((number, since))
-        return frozenset(found)
+        first = self._start + _AGREED.size
+        debts = _DEBT.iter_unpack(self._memory[first : first + self._processes * _DEBT.size])
+        return frozenset(
+            [
+                (number, since)
+                for number, (pid, since) in enumerate(debts)
+                if since and number != self._own and _lives(pid)
+            ]
+        )
 
     @property
     def agreed(self) -> float:
