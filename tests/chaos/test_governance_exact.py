@@ -72,8 +72,11 @@ def ledger(gateway: Gateway, tenant: str) -> list[dict[str, str]]:
     return found
 
 
-async def one_round(gateway: Gateway, name: str, dice: random.Random) -> list[Outcome]:
+async def one_round(
+    gateway: Gateway, upstream: Upstream, name: str, dice: random.Random
+) -> list[Outcome]:
     """Send everything at once; in the middle of it kill a worker."""
+    known, begun = len(upstream.received), dice.randint(2, 12)
 
     def ask() -> Ask:
         leaves = dice.randint(1, 4) if dice.random() < 0.2 else None
@@ -81,7 +84,9 @@ async def one_round(gateway: Gateway, name: str, dice: random.Random) -> list[Ou
         return Ask(body, key=f"sk-of-{name}", leave_after=leaves)
 
     async def kill() -> None:
-        await asyncio.sleep(dice.uniform(0.05, 0.4))
+        async with asyncio.timeout(20):
+            while len(upstream.received) - known < begun:
+                await asyncio.sleep(0.002)
         os.kill(dice.choice(gateway.worker_pids), signal.SIGKILL)
 
     killer = asyncio.create_task(kill())
@@ -107,7 +112,7 @@ async def test_a_budget_is_never_overspent_and_nothing_stays_reserved(upstream: 
     with running(rounds_config(upstream.url, budget), workers=WORKERS) as gateway:
         for number in range(ROUNDS):
             name = f"r{number}"
-            outcomes = await one_round(gateway, name, dice)
+            outcomes = await one_round(gateway, upstream, name, dice)
             gateway.settled(LEASE_SECONDS + 20)
             state = limit(gateway, name, "budget:total:total")
             done = completed(outcomes)
@@ -133,7 +138,7 @@ async def test_tokens_are_never_overdrawn_and_none_are_lost(upstream: Upstream) 
     with running(rounds_config(upstream.url, {"tpm": TOKENS_A_MINUTE}), workers=WORKERS) as gateway:
         for number in range(ROUNDS):
             name, began = f"r{number}", time.monotonic()
-            outcomes = await one_round(gateway, name, dice)
+            outcomes = await one_round(gateway, upstream, name, dice)
             took = time.monotonic() - began
             gateway.settled(LEASE_SECONDS + 20)
             state, used = limit(gateway, name, "tpm"), gateway.usage(name)
