@@ -255,7 +255,8 @@ async def test_a_worker_that_ends_amid_a_reload_comes_back_as_it_was(upstream: U
         async with asyncio.timeout(20):  # two new ones and the successor
             while len({child.pid for child in supervisor.children()} - known) < 3:
                 await asyncio.sleep(0.02)
-        os.kill(fresh.pop(), signal.SIGKILL)
+        for pid in fresh:  # one that stands still would be waited for
+            os.kill(pid, signal.SIGKILL)
         gateway.wait_for("reload failed, the old workers go on")
         async with asyncio.timeout(20):
             while len(gateway.worker_pids) != 2:

@@ -9,6 +9,7 @@ The starter lives as long as the socket to it. A request on that is one message:
 `ended`, the number of one that has ended, answered with its exit code as `subprocess` has it.
 """
 
+import atexit
 import contextlib
 import functools
 import importlib
@@ -95,6 +96,11 @@ class Starter:
             )
         self._socket.settimeout(60)
 
+    def close(self) -> None:
+        """End the starter; what it has started goes on."""
+        self._socket.close()
+        self._process.wait()
+
     def start(
         self, argv: list[str], environ: dict[str, str], log: IO[bytes], errors: IO[bytes]
     ) -> Forked:
@@ -113,7 +119,9 @@ class Starter:
 @functools.cache
 def starter() -> Starter:
     """The one starter of this process."""
-    return Starter()
+    made = Starter()
+    atexit.register(made.close)
+    return made
 
 
 def _serve(requests: socket.socket) -> list[str]:
