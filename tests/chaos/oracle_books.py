@@ -103,16 +103,21 @@ class Books:
     def _entries_as_records(self) -> Iterator[str]:
         entries = {entry["id"]: entry for entry in self.entries}
         for record in self.records:
+            # What was sent to a Redis that stood still is written down when that is noticed.
+            unnoticed = any(0 <= kill - record["time"] < NOTICED_SECONDS for kill in self.kills)
             entry = entries.pop(record["id"], None)
             if entry is None:
-                # What was sent to a Redis that stood still is written down when that is noticed.
-                if any(0 <= kill - record["time"] < NOTICED_SECONDS for kill in self.kills):
+                if unnoticed:
                     continue
                 if record["attempts"] or record["outcome"] not in ("disconnected", "refused"):
                     yield f"a record without an entry: {record}"
                 continue
             said = {name: str(record["usage"][name]) for name in TOKENS}
             said |= {name: str(record[name]) for name in (*TEXTS, "cost_microusd")}
+            lost = entry["usage_source"] == "reserved" != record["usage_source"]
+            if unnoticed and lost:  # another one has found its lease, and has a record of its own
+                entries[record["id"]] = entry
+                continue
             if other := {name: (entry[name], v) for name, v in said.items() if entry[name] != v}:
                 yield f"entry and record of {record['id']} differ: {other}"
         if entries and not self.killed:
