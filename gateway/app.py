@@ -126,6 +126,7 @@ class Gateway:
             resources.segment,
             writers,
             self._gauges,
+            self._admission.ended_here_only,
         )
         self._cache = _cache(config, self._client) if _caches(config) else None
         catalogue = Catalogue(config, resources.prices, resources.demo_socket)

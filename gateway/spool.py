@@ -48,7 +48,7 @@ class Spool:
         self._syncing = False  # a sync is to come, of all that is written until then
         self._lock = threading.Lock()
         self._queue: list[bytes] = []
-        self._queued = 0
+        self._queued = self._given = 0
         self._scheduled = False
         self._fd = -1
         self._path: Path | None = None
@@ -56,19 +56,25 @@ class Spool:
         self.lost = 0
         self.unreadable = set[str]()  # files of others
 
-    def write(self, lines: bytes) -> None:
-        """Queue whole lines."""
+    @property
+    def written(self) -> int:
+        """Return how many of the bytes that were given to it have been put to the disk."""
+        return self._given - self._queued
+
+    def write(self, lines: bytes) -> int:
+        """Queue whole lines; return how many bytes are `written` once these are."""
         with self._lock:
             full = self._queued + len(lines) > MAX_QUEUED_BYTES
             if not full:
                 self._queue.append(lines)
                 self._queued += len(lines)
+                self._given += len(lines)
         if full:
             self._lose(lines, "the disk is too slow")
-            return
-        if not self._scheduled:
+        elif not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._start_writing)
+        return self._given
 
     def clear(self) -> None:
         """Remove what this worker has written: it is no longer needed."""

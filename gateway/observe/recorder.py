@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from itertools import chain
 from typing import Protocol
 
@@ -18,6 +18,7 @@ logger = logging.getLogger("sluice.metrics")
 
 FOLD_SECONDS = 0.25
 MAX_BATCH = 2000  # folded at once past this, so that a burst cannot grow the batch
+MAX_UNSURE = 20_000  # past this, records are written all the same
 
 # What msgspec raises at text that is no Unicode, or at numbers that JSON's readers do not know.
 UNWRITABLE = (ValueError, OverflowError, TypeError, msgspec.EncodeError)
@@ -39,7 +40,11 @@ class Writer(Protocol):
 
 
 class Recorder:
-    """Collects records; on a timer that runs only while there are any, folds and publishes."""
+    """Collects records; on a timer that runs only while there are any, folds and publishes.
+
+    `unsure` gives the ids of requests that somebody else would record, were this worker killed now:
+    their lines wait until that cannot be.
+    """
 
     def __init__(
         self,
@@ -48,11 +53,14 @@ class Recorder:
         segment: int,
         writers: Iterable[Writer],
         gauges: Callable[[], dict[str, float]],
+        unsure: Callable[[], Container[str]] = frozenset,
     ) -> None:
         self._loop, self._scoreboard, self._segment = loop, scoreboard, segment
         self._writers = tuple(writers)
         self._gauges = gauges
+        self._unsure = unsure
         self._batch: list[RequestRecord] = []
+        self._waiting: list[RequestRecord] = []
         self._timer: asyncio.TimerHandle | None = None
         self._totals = Totals()
         self._overfull = False
@@ -72,10 +80,8 @@ class Recorder:
             self._timer = None
         batch, self._batch = self._batch, []
         _add(self._totals, batch)
-        if self._writers and batch:
-            lines = _lines(batch)
-            for writer in self._writers:
-                writer.write(lines)
+        if self._writers and (batch or self._waiting):
+            self._write(batch)
         self._totals.gauges = self._gauges()
         if not self._scoreboard.publish(self._segment, self._totals) and not self._overfull:
             self._overfull = True
@@ -91,10 +97,24 @@ class Recorder:
         return self._scoreboard.sum(self._segment, self._totals)
 
     def close(self) -> None:
-        """Fold the rest; the gauges of a worker that ends are nothing."""
+        """Fold and write the rest; the gauges of a worker that ends are nothing."""
+        self._unsure = frozenset
         self.fold()
         self._totals.gauges = {}
         self._scoreboard.publish(self._segment, self._totals)
+
+    def _write(self, batch: list[RequestRecord]) -> None:
+        """Write what waited, and a batch, but for what is to wait."""
+        batch, self._waiting = self._waiting + batch, []
+        unsure = self._unsure() if len(batch) <= MAX_UNSURE else ()
+        if unsure:
+            self._waiting = [record for record in batch if record.id in unsure]
+        if self._waiting:
+            batch = [record for record in batch if record.id not in unsure]
+            self._timer = self._loop.call_later(FOLD_SECONDS, self.fold)
+        lines = _lines(batch)
+        for writer in self._writers if lines else ():
+            writer.write(lines)
 
 
 def _lines(batch: list[RequestRecord]) -> bytes:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from itertools import chain
 from math import inf
 from time import monotonic
 
@@ -159,6 +160,14 @@ class Admission:
     def own_leases(self) -> frozenset[str]:
         """Return the leases that this worker holds, or has yet to tell Redis something of."""
         return frozenset(self._open).union(self._backlog.leases())
+
+    def ended_here_only(self) -> set[str]:
+        """Return the leases that have ended, of which Redis and the disk may not know that yet.
+
+        If this worker is killed, another one finds them, and records their requests.
+        """
+        due = chain(self._settling.on_way(), *self._settlements.values())
+        return self._backlog.only_here(due)
 
     def may_be_gone(self, lease: str) -> bool:
         """Tell whether a lease may have been taken for a dead worker's."""

@@ -192,9 +192,12 @@ class Asking:
         self._late(part)
         self._alone.note(tenant, asks)
         for ask in asks:
-            if ask.future is None or ask.future.done():
+            if ask.future is None:
                 continue
-            if ask.lease == NO_LEASE:
+            if ask.future.done():
+                if ask.lease != NO_LEASE:
+                    self._backlog.abandon(ask.lease)
+            elif ask.lease == NO_LEASE:
                 ask.future.set_exception(StoreError("Redis is late"))
             else:
                 self._decide_alone(tenant, ask)

@@ -5,7 +5,8 @@ outlives the worker, and what memory cannot hold is not lost.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from math import inf
 from time import monotonic
 
@@ -39,8 +40,8 @@ class Backlog:
         self._given_up: set[str] = set()  # evicted ones that Redis has been asked for
         self._unsettled: deque[Due] = deque()
         # Leases that Redis may be asked for twice, so that it is to remember how they ended; and
-        # whether their settlement is in the journal.
-        self._doubtful: dict[str, bool] = {}
+        # when their settlement is in the journal, as `Spool.written` counts.
+        self._doubtful: dict[str, int | None] = {}
         self._noted: set[str] = set()  # whose opening is in the journal, or is to be in none
         self._evicted = self._ending = False
         self._missed: set[str] = set()  # of the doubtful ones, those that the disk did not take
@@ -92,11 +93,26 @@ class Backlog:
         self.doubt(lease)
         if self._journal is not None:
             self._journal.enter(Opened(tenant, lease, msgspec.Raw(_bare(ask.holding))))
-        if lease in self._held:
-            settlement, applied = self._held[lease]
-            settlement = msgspec.structs.replace(settlement, marked=True)
-            self._held[lease] = (settlement, applied)
-            self._write(settlement)
+        self._write_held(lease)
+
+    def abandon(self, lease: str) -> None:
+        """Know that Redis, which is late, may yet open a lease that nobody waits for any more."""
+        self.doubt(lease)
+        self._write_held(lease)
+
+    def only_here(self, on_way: Iterable[Due]) -> set[str]:
+        """Return the leases that have ended, as nobody may know if this worker is killed.
+
+        They are those that are on their way to Redis, or wait for their opening, and are not on
+        disk; without a journal, only those that Redis may answer any moment.
+        """
+        journal, found = self._journal, set[str]()
+        for settlement, _ in chain(on_way, self._held.values()):
+            lease = settlement.lease
+            written = self._doubtful.get(lease)
+            if written is None or journal is None or written > journal.written:
+                found.add(lease)
+        return found if journal is not None else found - (self._noted & self._held.keys())
 
     def waiting(self) -> set[str]:
         """Return the tenants that Redis is to be told something of that is not on its way."""
@@ -118,7 +134,7 @@ class Backlog:
 
     def doubt(self, lease: str) -> None:
         """Know that a lease was given up, though Redis may yet open it."""
-        self._doubtful.setdefault(lease, False)
+        self._doubtful.setdefault(lease)
 
     def hold(self, settlement: Settlement, applied: Applied | None) -> Due | None:
         """Keep a settlement whose lease Redis has not confirmed; where it has, return it."""
@@ -239,12 +255,18 @@ class Backlog:
             if not self._owing[tenant]:
                 del self._owing[tenant]
 
+    def _write_held(self, lease: str) -> None:
+        if lease in self._held:
+            settlement, applied = self._held[lease]
+            settlement = msgspec.structs.replace(settlement, marked=True)
+            self._held[lease] = (settlement, applied)
+            self._write(settlement)
+
     def _write(self, settlement: Settlement) -> None:
-        if self._journal is None or self._doubtful.get(settlement.lease):
+        if self._journal is None or self._doubtful.get(settlement.lease) is not None:
             return
         entry = Settled(_ended(settlement) if settlement.marked else settlement)
-        self._journal.enter(entry)
-        self._doubtful[settlement.lease] = True
+        self._doubtful[settlement.lease] = self._journal.enter(entry)
 
     def _learn(self) -> None:
         """Hear what the journal's disk did not take."""
@@ -278,7 +300,7 @@ class Backlog:
                     self._given_up.add(lease)
             _wait_no_more(applied)
             self._noted.discard(lease)
-            if not self._doubtful.pop(lease, False) or lease in self._missed:
+            if self._doubtful.pop(lease, None) is None or lease in self._missed:
                 self._missed.discard(lease)
                 self._lost += 1
                 continue

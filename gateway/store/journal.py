@@ -44,9 +44,9 @@ class Journal(Spool):
         """Tell whether entries are still on their way to the disk."""
         return self._queued > 0
 
-    def enter(self, entry: Entry) -> None:
-        """Queue an entry."""
-        self.write(_encode(entry) + b"\n")
+    def enter(self, entry: Entry) -> int:
+        """Queue an entry; return how many bytes are `written` once it is."""
+        return self.write(_encode(entry) + b"\n")
 
     def missed(self) -> list[str]:
         """Return the leases of entries that the disk did not take, since this was last asked."""

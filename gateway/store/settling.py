@@ -1,6 +1,7 @@
 """Hot path: settlements on their way to Redis, a call a tenant and turn of the event loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 
 from gateway.store import names, scripts
 from gateway.store.backlog import Backlog
@@ -51,6 +52,10 @@ class Settling:
                 self._heard(tenant, part, took=True)
 
         self._client.run(scripts.SETTLE, keys, (data,), done)
+
+    def on_way(self) -> Iterator[Due]:
+        """Return what Redis has been sent, and has not answered."""
+        return chain.from_iterable([due for _, due in self._on_way.values()])
 
     def save(self, part: Part) -> None:
         """Write down what is on its way to a part: it and this worker may both end."""

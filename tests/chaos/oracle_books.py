@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_toke
 TEXTS = ("outcome", "tenant", "key", "model", "provider", "usage_source")
 FAILED = ("error", "aborted")
 USAGE_KEY = re.compile(r"sluice:usage:\{(.*?)\}:([0-9-]+)(?::(.*))?$")
-NOTICED_SECONDS = 0.25
 BEYOND_USAGE = ("cache_hits", "saved_microusd")  # entries do not have them
 
 Record = dict[str, Any]
@@ -38,7 +37,6 @@ class Books:
     limits: dict[str, dict[str, str]]
     metrics: Counter[str]
     killed: bool  # a worker was, so that records may be missing
-    kills: Sequence[float] = ()  # and when, where Redis may have stood still just then
 
     @classmethod
     def of(cls, gateways: list[Gateway], ledgers: list[Path], client: Any, killed: bool) -> "Books":
@@ -103,21 +101,13 @@ class Books:
     def _entries_as_records(self) -> Iterator[str]:
         entries = {entry["id"]: entry for entry in self.entries}
         for record in self.records:
-            # What was sent to a Redis that stood still is written down when that is noticed.
-            unnoticed = any(0 <= kill - record["time"] < NOTICED_SECONDS for kill in self.kills)
             entry = entries.pop(record["id"], None)
             if entry is None:
-                if unnoticed:
-                    continue
                 if record["attempts"] or record["outcome"] not in ("disconnected", "refused"):
                     yield f"a record without an entry: {record}"
                 continue
             said = {name: str(record["usage"][name]) for name in TOKENS}
             said |= {name: str(record[name]) for name in (*TEXTS, "cost_microusd")}
-            lost = entry["usage_source"] == "reserved" != record["usage_source"]
-            if unnoticed and lost:  # another one has found its lease, and has a record of its own
-                entries[record["id"]] = entry
-                continue
             if other := {name: (entry[name], v) for name, v in said.items() if entry[name] != v}:
                 yield f"entry and record of {record['id']} differ: {other}"
         if entries and not self.killed:

@@ -112,7 +112,6 @@ class Traffic:
         self._shared: list[Asked] = []
         self.asked: list[Asked] = []
         self.took = 0.0
-        self.kills: list[float] = []  # when a worker or a gateway was killed, Unix seconds
 
     # -- the configuration -------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ import contextlib
 import os
 import random
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,8 +96,6 @@ async def test_what_is_written_down_is_what_happened(what: str, seed: int, tmp_p
             await asyncio.sleep(1.0)  # records are written a quarter of a second later
             killed = not KILLS.isdisjoint(deeds)
             books = Books.of(gateways, ledgers, store.client(), killed)
-            if any("store" in deed for deed in deeds):
-                books.kills = traffic.kills
             errors = [
                 line
                 for gateway in gateways
@@ -142,8 +139,6 @@ async def _disturb(
     dice: random.Random,
 ) -> None:
     await asyncio.sleep(moment)
-    if deed in KILLS:
-        traffic.kills.append(time.time())
     match deed:
         case "kill":
             os.kill(await _worker(gateway, dice), signal.SIGKILL)

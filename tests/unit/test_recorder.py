@@ -49,6 +49,26 @@ async def test_a_record_that_cannot_be_written_goes_alone(
     assert "req_1 cannot be written" in caplog.text
 
 
+async def test_a_record_waits_while_another_might_record_its_request() -> None:
+    ledger, unsure = Lines(), {"req_1", "req_2"}
+    loop = asyncio.get_running_loop()
+    recorder = Recorder(loop, Scoreboard(2), 1, (ledger,), dict, lambda: unsure)
+    for number in range(4):
+        recorder.emit(record(number))
+
+    def written() -> list[str]:
+        recorder.fold()
+        return [json.loads(line)["id"] for line in ledger.data.splitlines()]
+
+    assert written() == ["req_0", "req_3"]
+    unsure.discard("req_1")
+    assert written() == ["req_0", "req_3", "req_1"]
+    assert written() == ["req_0", "req_3", "req_1"]
+    recorder.close()
+    assert written() == ["req_0", "req_3", "req_1", "req_2"]
+    assert recorder.sum().counters["sluice_attempts"] == {"p0": 4}
+
+
 @pytest.mark.parametrize(
     ("attempts", "tried", "counted"),
     [
