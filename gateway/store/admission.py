@@ -76,7 +76,7 @@ class Admission:
         # What the newest lease holds, as JSON: the next one often holds the same.
         self._holding: Holding | None = None
         self._held = b""
-        self._backlog = Backlog(journal)
+        self._backlog = Backlog(journal, self.now)
         self.returning = Returning(
             client, self._parts, self._backlog, self.roster, self._resend, degrade=degrade
         )

@@ -8,13 +8,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from itertools import chain
 from math import inf
-from time import monotonic
+from time import monotonic, time
 
 import msgspec
 
-from gateway.policy.limits import RATE, SLOTS, Spec
+from gateway.policy.limits import RATE, SLOTS
 from gateway.store.journal import Journal, Opened, Settled
-from gateway.store.lease import ELSE, Applied, Ask, Due, Holding, Settlement
+from gateway.store.lease import ELSE, Applied, Ask, Due, Holding, Settlement, ended, is_felt
 
 # Settlements kept in memory while Redis is away: some 50 MB. Beyond it the oldest are on disk only.
 MAX_UNSETTLED = 20_000
@@ -26,10 +26,13 @@ _to_json = msgspec.json.Encoder().encode
 
 
 class Backlog:
-    """A worker's own. `lost` counts the settlements that neither memory nor disk could hold."""
+    """A worker's own. `lost` counts the settlements that neither memory nor disk could hold.
 
-    def __init__(self, journal: Journal | None) -> None:
-        self._journal = journal
+    `now` gives Unix seconds as they are to be written down.
+    """
+
+    def __init__(self, journal: Journal | None, now: Callable[[], float] = time) -> None:
+        self._journal, self._now = journal, now
         # Leases that Redis has not confirmed: until it does, their settlements are held.
         self._opening: set[str] = set()
         self._unopened: dict[str, tuple[str, Ask]] = {}
@@ -92,7 +95,9 @@ class Backlog:
         self._noted.add(lease)
         self.doubt(lease)
         if self._journal is not None:
-            self._journal.enter(Opened(tenant, lease, msgspec.Raw(_bare(ask.holding))))
+            rates = tuple([(g.key, g.spec, g.amount) for g in ask.grants if g.spec[0] == RATE])
+            held = msgspec.Raw(_bare(ask.holding))
+            self._journal.enter(Opened(tenant, lease, held, rates, self._began(lease)))
         self._write_held(lease)
 
     def abandon(self, lease: str) -> None:
@@ -216,8 +221,8 @@ class Backlog:
             held = self._held.get(lease)
             if held is not None:  # it has ended: of its limits only rates are to know of it
                 age = now - self._owed.get(lease, _LONG_AGO)[1]
-                self._held[lease] = (_ended(held[0], age), held[1])
-                rates = tuple([g for g in ask.grants if _is_felt(g.spec, age)])
+                self._held[lease] = (ended(held[0], age), held[1])
+                rates = tuple([g for g in ask.grants if is_felt(g.spec, age)])
                 ask = msgspec.structs.replace(ask, grants=rates, holding=_bare(ask.holding))
             asks.append((tenant, ask))
         unsettled, self._unsettled = self._unsettled, deque()
@@ -265,8 +270,13 @@ class Backlog:
     def _write(self, settlement: Settlement) -> None:
         if self._journal is None or self._doubtful.get(settlement.lease) is not None:
             return
-        entry = Settled(_ended(settlement) if settlement.marked else settlement)
+        entry = Settled(settlement, self._began(settlement.lease))
         self._doubtful[settlement.lease] = self._journal.enter(entry)
+
+    def _began(self, lease: str) -> float:
+        """Return when a request was admitted without Redis, 0 if it was not (Unix seconds)."""
+        owed = self._owed.get(lease)
+        return self._now() - (monotonic() - owed[1]) if owed is not None else 0.0
 
     def _learn(self) -> None:
         """Hear what the journal's disk did not take."""
@@ -314,21 +324,6 @@ def _wait_no_more(applied: Applied | None) -> None:
     """Say that nobody will learn whether another worker has settled it: most probably none has."""
     if applied is not None:
         applied(ELSE)
-
-
-def _is_felt(spec: Spec, age: float) -> bool:
-    """Tell whether what was taken of a rate so many seconds ago may not have been refilled."""
-    sort, capacity, per_minute = spec
-    return sort == RATE and age < 60 * capacity / per_minute
-
-
-def _ended(settlement: Settlement, age: float = inf) -> Settlement:
-    """Let a request that ended while Redis was away count as usage, in budgets, and little else.
-
-    Its slot is free again, and what it took of a rate has been refilled, unless it is too recent.
-    """
-    spent = tuple([r for r in settlement.returns if r.spec[0] != RATE or _is_felt(r.spec, age)])
-    return msgspec.structs.replace(settlement, returns=spent)
 
 
 def _bare(holding: bytes) -> bytes:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from gateway.policy.limits import Spec
 from gateway.spool import Spool
 from gateway.store.lease import Settlement
 
@@ -13,17 +14,23 @@ logger = logging.getLogger("sluice.store")
 
 
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
-    """A request that was admitted without Redis; `holding` is what its lease is to hold."""
+    """A request that was admitted without Redis; `holding` is what its lease is to hold.
+
+    `rates` is what it took of those (keys, sorts, amounts), `at` when (Unix seconds).
+    """
 
     tenant: str
     lease: str
     holding: msgspec.Raw
+    rates: tuple[tuple[str, Spec, int], ...] = ()
+    at: float = 0.0
 
 
 class Settled(msgspec.Struct, frozen=True, tag="settled"):
-    """What became of a request."""
+    """What became of a request; `began`: when it was admitted without Redis, 0 if it was not."""
 
     settlement: Settlement
+    began: float = 0.0
 
 
 Entry = Opened | Settled

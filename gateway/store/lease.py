@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 from typing import TypeVar
 
 import msgspec
@@ -105,6 +106,22 @@ Due = tuple[Settlement, Applied | None]
 def holds(granted: tuple[Grant, ...]) -> tuple[tuple[str, Spec, int], ...]:
     """Return what of the grants must be given back even if nobody is left to settle them."""
     return tuple([(g.key, g.spec, g.amount) for g in granted if g.spec[0] != RATE])
+
+
+def is_felt(spec: Spec, age: float) -> bool:
+    """Tell whether what was taken of a rate so many seconds ago may not have been refilled."""
+    sort, capacity, per_minute = spec
+    return sort == RATE and age < 60 * capacity / per_minute
+
+
+def ended(settlement: Settlement, age: float = inf) -> Settlement:
+    """Let a request that ended while Redis was away count as usage, in budgets, and little else.
+
+    Its slot is free again, and what it took of a rate has been refilled, unless it is too recent:
+    `age` is the seconds since it was admitted.
+    """
+    spent = tuple([r for r in settlement.returns if r.spec[0] != RATE or is_felt(r.spec, age)])
+    return msgspec.structs.replace(settlement, returns=spent)
 
 
 def batches(items: list[T]) -> list[list[T]]:

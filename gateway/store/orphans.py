@@ -14,7 +14,7 @@ class Orphans:
     """What a worker does for others that are gone; `now` gives Unix seconds by Redis's clock."""
 
     def __init__(self, client: Client, lease_ms: int, now: Callable[[], float]) -> None:
-        self._client, self._lease_ms, self._now = client, lease_ms, now
+        self._client, self._lease_ms, self.now = client, lease_ms, now
 
     async def tenants(self) -> set[str]:
         """Return every tenant that ever used this store. Raises StoreError."""
@@ -45,7 +45,7 @@ class Orphans:
         stream = names.requests(tenant, clustered=self._client.clustered)
         for part in batches(settlements):
             due: list[Due] = [(settlement, None) for settlement in part]
-            keys, data = pack_settlements(tenant, stream, due, self._now())
+            keys, data = pack_settlements(tenant, stream, due, self.now())
             await ran(self._client, scripts.SETTLE, keys, data)
 
 

@@ -4,9 +4,10 @@ import contextlib
 import logging
 
 from gateway.core.errors import StoreError
+from gateway.policy.limits import REQUESTS, Grant, Limit, Spec
 from gateway.spool import Left, is_left
 from gateway.store.journal import Entry, Journal, Opened, Settled, entries
-from gateway.store.lease import Ask, Settlement
+from gateway.store.lease import Ask, Settlement, ended, is_felt
 from gateway.store.orphans import Orphans
 
 logger = logging.getLogger("sluice.store")
@@ -69,7 +70,7 @@ class Replay:
         """Tell of a file's tenants, or of some; return those that could not be told."""
         left = set()
         while lines := await self._journal.read(file):
-            for tenant, (asks, settlements) in _by_tenant(entries(lines)).items():
+            for tenant, (asks, settlements) in self._by_tenant(entries(lines)).items():
                 if wanted is None or tenant in wanted:
                     await self._tell(tenant, asks, settlements)
                     if tenant in self._away:
@@ -98,14 +99,24 @@ class Replay:
         else:
             self._unlisted.discard(tenant)
 
+    def _by_tenant(self, told: list[Entry]) -> dict[str, tuple[list[Ask], list[Settlement]]]:
+        """Return what is to be told of each tenant; of rates no more than is still felt."""
+        found: dict[str, tuple[list[Ask], list[Settlement]]] = {}
+        now = self._orphans.now()
+        for entry in told:
+            match entry:
+                case Opened(tenant=tenant, lease=lease, holding=holding):
+                    felt = [rate for rate in entry.rates if is_felt(rate[1], now - entry.at)]
+                    rates = tuple([_grant(*rate) for rate in felt])
+                    ask = Ask(lease, bytes(holding), rates, forced=True)
+                    found.setdefault(tenant, ([], []))[0].append(ask)
+                case Settled(settlement=settlement):
+                    began = entry.began or settlement.at
+                    settlement = ended(settlement, now - began if began else 0.0)
+                    found.setdefault(settlement.tenant, ([], []))[1].append(settlement)
+        return found
 
-def _by_tenant(told: list[Entry]) -> dict[str, tuple[list[Ask], list[Settlement]]]:
-    found: dict[str, tuple[list[Ask], list[Settlement]]] = {}
-    for entry in told:
-        match entry:
-            case Opened(tenant=tenant, lease=lease, holding=holding):
-                ask = Ask(lease, bytes(holding), (), forced=True)
-                found.setdefault(tenant, ([], []))[0].append(ask)
-            case Settled(settlement=settlement):
-                found.setdefault(settlement.tenant, ([], []))[1].append(settlement)
-    return found
+
+def _grant(key: str, spec: Spec, amount: int) -> Grant:
+    _, capacity, per_minute = spec
+    return Grant(Limit(key, REQUESTS, capacity, per_minute, "", fixed=spec), key, spec, amount)

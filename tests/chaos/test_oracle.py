@@ -32,6 +32,10 @@ DISTURBANCES = {
     "workers are killed": ("kill",) * 2,
     "Redis is killed": ("kill store", "kill store"),
     "Redis pauses": ("pause store", "pause store"),
+    "Redis is full": ("fill store", "fill store"),
+    "Redis takes nothing": ("close store", "close store"),
+    "Redis is late": ("store hesitates", "store hesitates"),
+    "workers are killed in the dark": ("kill in the dark",) * 2,
     "scripts are flushed": ("flush scripts",) * 20,
     "workers pause": ("pause", "pause"),
     "reloads": ("reload",) * 3,
@@ -42,6 +46,9 @@ DISTURBANCES = {
     "two gateways, all of it": (
         *("kill gateway", "kill", "kill store", "pause store"),
         *("pause", "flush scripts", "reload"),
+    ),
+    "two gateways, one is killed, Redis in trouble": (
+        *("kill gateway", "kill in the dark", "fill store", "close store", "store hesitates"),
     ),
     "limits change": ("limits",),
     "limits change, with all of it": ("limits", "kill", "kill store", "pause store", "pause"),
@@ -55,10 +62,11 @@ DISTURBANCES = {
 }
 SEEDS = sized(1, 8)  # of each
 ALWAYS = (
-    *("workers are killed", "Redis pauses", "keys change", "all of it"),
+    *("workers are killed", "Redis pauses", "Redis is full", "workers are killed in the dark"),
+    *("keys change", "all of it"),
     *("two gateways, one is killed", "limits change, with all of it", "a cluster"),
 )
-KILLS = {"kill", "kill gateway"}
+KILLS = {"kill", "kill gateway", "kill in the dark"}
 
 
 def cases() -> Iterator[tuple[str, int]]:
@@ -147,6 +155,15 @@ async def _disturb(
             gateway.process.wait()
             await asyncio.sleep(DOWN_SECONDS)
             gateway.start()
+        case "kill in the dark":
+            async with asyncio.TaskGroup() as group:
+                group.create_task(store.pause(dice))
+                await asyncio.sleep(dice.uniform(0.02, 0.3))
+                os.kill(await _worker(gateway, dice), signal.SIGKILL)
+                if dice.random() < 0.5:
+                    await store.kill(dice)
+        case "fill store" | "close store" | "store hesitates":
+            await store.trouble(deed, dice)
         case "kill store":
             await store.kill(dice)
         case "pause store":

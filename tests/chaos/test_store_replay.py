@@ -1,6 +1,7 @@
 """What dead workers have left is told as far as it goes: what cannot be told waits alone."""
 
 import errno
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ import msgspec
 import pytest
 
 from gateway.core.errors import StoreError
+from gateway.policy.limits import REQUESTS, TOKENS
 from gateway.spool import Left
 from gateway.store import names
 from gateway.store.journal import Journal, Opened, Settled
 from gateway.store.link import Link
 from gateway.store.replay import Replay
-from tests.chaos.test_store_journal import journaled, short_directory
+from tests.chaos.test_store_journal import count, journal_of, journaled, short_directory, until
 from tests.support.store import (
     StoreServer,
+    ask,
+    bucket,
     holding,
     new_tenant,
     principal,
@@ -140,3 +144,34 @@ async def test_a_file_that_its_disk_does_not_give_holds_up_no_other(
         await replay.turn()
         assert not list(tmp_path.iterdir())
         assert server.usage(tenant)["requests"] == 2
+
+
+@pytest.mark.parametrize("hours", [0, 17], ids=["at once", "when they are full again"])
+async def test_what_was_taken_of_rates_without_redis_outlives_its_worker(
+    tmp_path: Path, hours: int
+) -> None:
+    tenant = new_tenant()
+    rates = bucket(tenant, TOKENS, 1000, 1), bucket(tenant, REQUESTS, 100, 1)
+    who = principal(tenant, *rates)
+    with short_directory() as place, store_server(place) as server:
+        async with journaled(server, tmp_path, timeout=90) as (admission, _, _):
+            server.stop()
+            for number in range(5):
+                await ask(admission, who, f"l{number}", holding(50))
+            for number in range(3):
+                admission.settle(settlement(f"l{number}", who, surplus=30))
+            await until("written", lambda: count(journal_of(tmp_path), b'"settled"') == 3)
+            kept = b"".join(path.read_bytes() for path in journal_of(tmp_path))
+            server.kill()  # what it was sent it never reads
+        for path in journal_of(tmp_path):
+            path.unlink()
+        server.start()
+        async with journaled(server, tmp_path) as (admission, _, journal):
+            (tmp_path / f"{time.time_ns()}-gone-1.spool").write_bytes(kept)
+            real = admission.orphans.now
+            admission.orphans.now = lambda: real() + hours * 3600
+            await Replay(admission.orphans, journal).turn()
+        levels = [server.redis.hget(one.name, "level") for one in rates]
+        assert levels == ([None, None] if hours else [str(1000 - 5 * 50 + 3 * 30), "95"])
+        assert server.usage(tenant)["requests"] == 3
+        assert server.redis.zcard(names.leases(tenant)[0]) == 2
