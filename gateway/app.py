@@ -75,8 +75,9 @@ class Resources(msgspec.Struct, frozen=True):
     """What the process gives its gateway.
 
     `levels` is memory for what workers know of limits; `slot` is this one's number among the
-    `workers` that there are on this machine; `replaces` tells that this one takes the place
-    of one that has served, so that a Redis that is away now has been there.
+    `workers` that there are on this machine; `follows` tells that others have served before, and
+    `replaces` that this one takes the place of one of them, so that a Redis that is away now has
+    been there.
     """
 
     location: Location
@@ -90,6 +91,7 @@ class Resources(msgspec.Struct, frozen=True):
     levels: mmap.mmap
     slot: int = 0
     workers: int = 1
+    follows: bool = False
     replaces: bool = False
 
 
@@ -166,6 +168,10 @@ class Gateway:
     async def start(self) -> GatewayServer:
         """Connect to the store, open the demo upstream, build the server. Raises StoreError."""
         await self._connect()
+        mishaps = Mishaps()
+        upkeep = Upkeep(self._services, mishaps, self._journal, self._name, self._upkeep_seconds)
+        if self._client.connected:
+            await upkeep.catch_up(follows=self._resources.follows)
         with contextlib.suppress(StoreError):
             await self._admission.roster.count(self._name, self._upkeep_seconds)
         if self._traces is not None:
@@ -196,14 +202,12 @@ class Gateway:
             server.overload, connections=min(server.overload.connections, _affordable())
         )
         self.server = GatewayServer(self._runner.server, hot, server.request_timeout, bounds)
-        self._watch_all()
+        self._watch_all(upkeep, mishaps)
         self.recorder.fold()
         return self.server
 
-    def _watch_all(self) -> None:
+    def _watch_all(self, upkeep: Upkeep, mishaps: Mishaps) -> None:
         """Begin what goes on beside serving, until this is closed."""
-        mishaps = Mishaps()
-        upkeep = Upkeep(self._services, mishaps, self._journal, self._name, self._upkeep_seconds)
         watches = {
             "leases": upkeep.keep_leases,
             "workers": upkeep.be_counted,

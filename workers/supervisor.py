@@ -243,6 +243,7 @@ class Supervisor:
                     state=self._state.path,
                     levels=self._levels,
                     workers=plan.slots,
+                    follows=self._booted,
                     replaces=self._booted and generation == self._serving,
                 )
             )

@@ -48,7 +48,7 @@ logger = logging.getLogger("sluice.worker")
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """What a worker is forked with. `workers` and `replaces` are those of `gateway.app`."""
+    """What a worker is forked with. `workers` and what follows are those of `gateway.app`."""
 
     config: Config
     location: Location
@@ -63,6 +63,7 @@ class Assignment(msgspec.Struct, frozen=True):
     state: Path
     levels: mmap.mmap
     workers: int
+    follows: bool
     replaces: bool
 
 
@@ -130,6 +131,7 @@ class _Worker:
                 levels=given.levels,
                 slot=given.slot,
                 workers=given.workers,
+                follows=given.follows,
                 replaces=given.replaces,
             ),
         )

@@ -16,6 +16,7 @@ logger = logging.getLogger("sluice.upkeep")
 
 LOGGED_SECONDS = 60.0  # between two lines about a part that goes on failing
 AGAIN_SECONDS = 1.0
+CATCH_UP_SECONDS = 2.0
 SOON_SECONDS = 0.02
 YOUNG_TURNS = 20
 
@@ -70,6 +71,27 @@ class Upkeep:
         self._services, self._mishaps = services, mishaps
         self._replay = Replay(services.admission.orphans, journal) if journal is not None else None
         self._name, self._seconds = name, seconds
+
+    async def catch_up(self, *, follows: bool) -> None:
+        """See that this worker, about to serve, asks Redis nothing that it has yet to be told.
+
+        `follows`: others have served before it, so there is a share to decide by meanwhile. Else
+        what an earlier run has left is told first, as far as that goes in a short time.
+        """
+        replay, survived = self._replay, self._mishaps.survived
+        if follows:
+            left = False
+            with survived("looking for journals"):
+                left = replay is not None and await replay.has_any()
+            self._services.admission.begin(left=left)
+        elif replay is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CATCH_UP_SECONDS):
+                    with survived("replaying journals"):
+                        told = await replay.turn()
+                        while not told:  # another worker is at it
+                            await asyncio.sleep(SOON_SECONDS)
+                            told = await replay.turn()
 
     async def keep_leases(self) -> None:
         """Extend leases, and settle again what Redis refused; waits for nobody."""

@@ -153,6 +153,13 @@ class Admission:
         self._parts.tell()
         self.returning.notice()
 
+    def begin(self, *, left: bool) -> None:
+        """Know that this worker begins where others have served, while Redis is there.
+
+        `left`: those that are gone have left something to tell it. The others say so themselves.
+        """
+        self.returning.begin(left=left)
+
     def begin_without(self) -> None:
         """Know that this worker begins while Redis is away."""
         self._parts.begin_without()

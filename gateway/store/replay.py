@@ -27,6 +27,11 @@ class Replay:
         self._away: dict[str, Exception] = {}  # tenants that could not be told in this turn
         self._others = False  # have files of such workers
 
+    async def has_any(self) -> bool:
+        """Tell whether workers that are gone, or are about to go, have left any. Raises OSError."""
+        journal = self._journal
+        return any(is_left(name) or journal.has_name_of(name) for name in await journal.left())
+
     async def turn(self) -> bool:
         """Tell what can be told now; in the end raise what went wrong, StoreError or another.
 

@@ -84,6 +84,12 @@ class Returning:
             self._resend(None, part.closed or part.stuck)
         self._weigh(tenant, part)
 
+    def begin(self, *, left: bool) -> None:
+        """See whether Redis, which is there, has heard of all before this worker began."""
+        debts = self._parts.debts
+        if left or (debts is not None and debts.others()):
+            self.reconnected(self._client.reaches)
+
     def reconnected(self, serves: Callable[[str], bool]) -> None:
         """Redis is back, or a part of it."""
         for tenant, part in self._parts.all():

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -43,6 +44,7 @@ TOTAL = {"usd": BUDGET / 1e6, "per": "total"}
 MOST = 1000  # micro-dollars that the tests of one worker's admission have
 LIMIT = limits("key", "sluice:limit:{t}:key:k", Rates(budgets=(Budget(MOST, "total"),)))
 GRANTED = grants(LIMIT, 1, 1, 0)
+_numbers = itertools.count()
 HOLDING = Holding("k", "m", "p", "g", "chat", 1, 1, 1, holds(GRANTED))
 
 
@@ -164,6 +166,25 @@ async def test_who_starts_where_redis_takes_nothing_hears_what_is_left(
     assert 0 < after <= BUDGET // COST - before
 
 
+async def test_a_run_tells_first_what_the_one_before_had_left(tmp_path: Path) -> None:
+    async with Upstream(behaviour=dear) as upstream:
+        with store_server(tmp_path) as store:
+            text = limited(upstream.url, store.socket, budget=TOTAL)
+            with running(text, workers=2) as gateway:
+                await asyncio.sleep(1)
+                store.redis.config_set("min-replicas-to-write", 1)
+                found = await admitted(gateway, 16, 100)
+                await came(lambda: len(list(gateway.state.rglob("*.spool"))) == 2)
+                gateway.kill()
+                store.redis.config_set("min-replicas-to-write", 0)
+                gateway.start()
+                assert not list(gateway.state.rglob("*.spool"))
+                after = await admitted(gateway, 16, 100)
+                assert found > 0
+                assert (found + after) * COST <= BUDGET, (found, after)
+                await spent(store, found + after)
+
+
 class Worker:
     """One worker's admission: each request that it lets in costs a micro-dollar at once."""
 
@@ -172,12 +193,13 @@ class Worker:
         self.journal = Journal(directory, f"sluice-{levels.debts._own}", 2**28)
         self.admission = Admission(self.link, 30, degrade=True, journal=self.journal, levels=levels)
         self.admission.roster.expect(levels.live)
-        self.count = 0
-        self._number = levels.debts._own
+        self._replay = Replay(self.admission.orphans, self.journal)
         self._upkeep: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
+        """As a worker begins that takes another one's place."""
         await self.link.start()
+        self.admission.begin(left=await self._replay.has_any())
         self._upkeep = asyncio.create_task(self._keep_up())
 
     async def close(self) -> None:
@@ -191,8 +213,7 @@ class Worker:
         """How many are let in."""
         found = 0
         for _ in range(times):
-            self.count += 1
-            lease = f"{self._number}-{self.count}"
+            lease = f"l{next(_numbers)}"
             verdict = await self.admission.admit("t", lease, HOLDING, GRANTED)
             if verdict.refused_by is None:
                 found += 1
@@ -205,7 +226,7 @@ class Worker:
 
     async def _keep_up(self) -> None:
         """As `Upkeep` does."""
-        replay, returning = Replay(self.admission.orphans, self.journal), self.admission.returning
+        replay, returning = self._replay, self.admission.returning
         while True:
             returning.awaits_orphans.clear()
             with contextlib.suppress(StoreError):
@@ -279,6 +300,68 @@ async def test_who_decided_nothing_waits_in_its_first_outage_too(tmp_path: Path)
                 await asyncio.sleep(0.005)
             found += await idle.ask(MOST)
             assert found == MOST
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+async def test_who_begins_while_another_has_something_to_tell_asks_nothing_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bool
+) -> None:
+    memory = shared_memory(2)
+    with store_server(tmp_path) as store:
+        first, second = [
+            Worker(store, tmp_path / "journal", Levels(memory, slot, 2)) for slot in range(2)
+        ]
+        await first.start()
+        if replaces:
+            await second.start()
+        found = [await first.ask(10)]
+        first.admission.tell_levels()
+        await second.close()
+        store.kill()
+        await came(lambda: not first.link.connected)
+        found.append(await first.ask(MOST))
+        late = asyncio.Event()
+        connect = first.link._connect
+
+        async def connects_late() -> object:
+            await late.wait()
+            return await connect()
+
+        monkeypatch.setattr(first.link, "_connect", connects_late)
+        store.start()
+        second = Worker(store, tmp_path / "journal", Levels(memory, 1, 2))
+        await second.start()
+        found.append(await second.ask(MOST))
+        await asyncio.sleep(0.3)
+        found.append(await second.ask(MOST))
+        late.set()
+        both = (first.admission, second.admission)
+        await came(lambda: not any(one.does_without("t") for one in both))
+        found.append(await second.ask(MOST))
+        assert sum(found) == MOST, found
+        await first.close()
+        await second.close()
+
+
+async def test_who_begins_where_a_dead_one_had_something_to_tell_asks_nothing_yet(
+    tmp_path: Path,
+) -> None:
+    memory = shared_memory(1)
+    with store_server(tmp_path) as store:
+        gone = Worker(store, tmp_path / "journal", Levels(memory, 0, 1))
+        await gone.start()
+        store.kill()
+        await came(lambda: not gone.link.connected)
+        found = [await gone.ask(MOST // 2)]
+        await gone.close()  # what it had to say is on disk
+        store.start()
+        successor = Worker(store, tmp_path / "journal", Levels(memory, 0, 1))
+        await successor.start()
+        found.append(await successor.ask(MOST))
+        await came(lambda: not successor.admission.does_without("t"))
+        found.append(await successor.ask(MOST))
+        assert sum(found) == MOST, found
+        await successor.close()
 
 
 async def test_what_memory_cannot_hold_is_told_from_the_disk_first(
