@@ -125,8 +125,8 @@ class Backlog:
         return found.union([settlement.tenant for settlement, _ in self._unsettled])
 
     def postponed(self, lease: str) -> bool:
-        """Tell whether Redis is to be asked for a lease, again perhaps."""
-        return lease in self._unopened
+        """Tell whether Redis is to be asked for a lease, again perhaps, or is being asked."""
+        return lease in self._unopened or lease in self._owed
 
     def owes(self, tenant: str | None) -> bool:
         """Tell whether Redis lacks something admitted without it, of a tenant or at all."""

@@ -9,7 +9,9 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import hiredis
 import msgspec
 import pytest
 
@@ -256,6 +258,36 @@ async def test_what_is_on_its_way_to_a_late_redis_is_on_disk(tmp_path: Path) -> 
             (tmp_path / f"{time.time_ns()}-gone-1.spool").write_bytes(kept)
             await Replay(admission.orphans, journal).turn()
         assert server.usage(tenant)["requests"] == 21
+
+
+async def test_what_is_asked_again_and_refused_then_is_asked_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is there by what was asked first, which was answered late."""
+    refusals: list[Callable[[Exception], None]] = []
+
+    def held(*asked: Any) -> None:
+        refusals.append(asked[-1])
+
+    with short_directory() as place, store_server(place) as server:
+        tenant = new_tenant()
+        who = principal(tenant, bucket(tenant, TOKENS, 10_000, 1))
+        async with journaled(server, tmp_path, timeout=90) as (admission, client, _):
+            server.stop()
+            await ask(admission, who, "l", holding())
+            with monkeypatch.context() as patch:
+                patch.setattr(client, "run", held)
+                admission.retry_unsettled()
+                await until("asked again", lambda: len(refusals) == 1)
+            server.go_on()
+            await client.call("PING")
+            admission.settle(settlement("l", who))
+            await client.call("PING")
+            refusals[0](hiredis.ReplyError("OOM command not allowed"))
+            admission.retry_unsettled()
+            await until("told", lambda: server.usage(tenant).get("requests") == 1)
+            await until("forgotten", lambda: not journal_of(tmp_path))
+            assert server.redis.hget(who.limits[0].name, "level") == str(10_000 - 10)
 
 
 async def test_who_waits_for_redis_is_told_once_at_the_end(tmp_path: Path) -> None:
