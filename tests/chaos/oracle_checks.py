@@ -102,6 +102,8 @@ class Checks:
     def _refused(self, one: Asked, record: Record, attempts: list[Attempt]) -> Iterator[str]:
         if attempts and one.model != SHARED:
             yield "refused, and sent on all the same"
+        if record["error"] == "store_unavailable" and self._disturbed:
+            return
         if record["status"] != 429:
             yield "refused for no limit"
         if not any(map(refuses, self._traffic.limits.of(one.tenant, one.key))):

@@ -6,11 +6,13 @@ and SLUICE_SEED=n runs that one alone, with everything that is done to the gatew
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -36,6 +38,14 @@ DISTURBANCES = {
     "Redis takes nothing": ("close store", "close store"),
     "Redis is late": ("store hesitates", "store hesitates"),
     "workers are killed in the dark": ("kill in the dark",) * 2,
+    "workers stand still for long": ("long pause",) * 2,
+    "workers are worn": ("worn",),
+    "workers are worn, Redis in trouble": (
+        *("worn", "fill store", "store hesitates", "kill store", "pause store"),
+    ),
+    "it starts again": ("restart",),
+    "two gateways, one starts again": ("restart", "pause store", "store hesitates"),
+    "it refuses without Redis": ("refuse", "kill store", "pause store", "kill in the dark"),
     "scripts are flushed": ("flush scripts",) * 20,
     "workers pause": ("pause", "pause"),
     "reloads": ("reload",) * 3,
@@ -60,13 +70,18 @@ DISTURBANCES = {
         *("pause", *("flush scripts",) * 6, "reload"),
     ),
 }
+SETTINGS: dict[str, dict[str, Any]] = {
+    "worn": {"server": {"recycle": {"requests": 10}}},
+    "refuse": {"limits": {"on_store_failure": "refuse"}},
+}
 SEEDS = sized(1, 8)  # of each
 ALWAYS = (
     *("workers are killed", "Redis pauses", "Redis is full", "workers are killed in the dark"),
     *("keys change", "all of it"),
     *("two gateways, one is killed", "limits change, with all of it", "a cluster"),
 )
-KILLS = {"kill", "kill gateway", "kill in the dark"}
+# Who stands still for longer than a lease is taken for dead.
+KILLS = {"kill", "kill gateway", "kill in the dark", "long pause"}
 
 
 def cases() -> Iterator[tuple[str, int]]:
@@ -80,9 +95,11 @@ def cases() -> Iterator[tuple[str, int]]:
 
 @pytest.mark.parametrize(("what", "seed"), list(cases()))
 async def test_what_is_written_down_is_what_happened(what: str, seed: int, tmp_path: Path) -> None:
+    deeds = DISTURBANCES[what]
+    settings = [deed for deed in deeds if deed in SETTINGS]
+    deeds = tuple(deed for deed in deeds if deed not in SETTINGS)
     traffic = Traffic(seed, REQUESTS, SECONDS, clustered="cluster" in what)
     ledgers = [tmp_path / name for name in ("one", "other")[: 1 + ("two" in what)]]
-    deeds = DISTURBANCES[what]
     async with Upstream(traffic.providers) as upstream:
         with contextlib.ExitStack() as stack:
             gateways: list[Gateway] = []
@@ -94,6 +111,8 @@ async def test_what_is_written_down_is_what_happened(what: str, seed: int, tmp_p
                 )
             for ledger in ledgers:
                 config = traffic.config(upstream.url, str(ledger), store.url(gateways))
+                for setting in settings:
+                    config = _with(config, SETTINGS[setting])
                 gateways.append(stack.enter_context(running(config, workers=2)))
             store.belongs_to(gateways[0])
             await traffic.make(gateways[0])
@@ -104,6 +123,7 @@ async def test_what_is_written_down_is_what_happened(what: str, seed: int, tmp_p
             await asyncio.sleep(1.0)  # records are written a quarter of a second later
             killed = not KILLS.isdisjoint(deeds)
             books = Books.of(gateways, ledgers, store.client(), killed)
+            books.restarted = "restart" in deeds
             errors = [
                 line
                 for gateway in gateways
@@ -113,7 +133,15 @@ async def test_what_is_written_down_is_what_happened(what: str, seed: int, tmp_p
     wrong = [*books.wrong(traffic), *Checks(traffic, books, bool(deeds)).wrong(), *errors]
     assert not wrong, f"{len(wrong)} wrong:\n" + "\n".join(wrong[:12])
     outcomes = {record["outcome"] for record in books.records}
-    assert {"ok", "error", "disconnected"} <= outcomes, "the traffic shows too little"
+    least = {"ok", "error"} if "refused" in outcomes else {"ok", "error", "disconnected"}
+    assert least <= outcomes, "the traffic shows too little"
+
+
+def _with(config: str, settings: dict[str, dict[str, Any]]) -> str:
+    document = json.loads(config)
+    for section, values in settings.items():
+        document[section] |= values
+    return json.dumps(document)
 
 
 async def disturb(
@@ -134,7 +162,8 @@ async def disturb(
                 group.create_task(traffic.change_limits(moment, gateways))
                 continue
             # The last of several: the first may have the store.
-            gateway = gateways[-1] if deed == "kill gateway" else dice.choice(gateways)
+            last = deed in ("kill gateway", "restart")
+            gateway = gateways[-1] if last else dice.choice(gateways)
             group.create_task(_disturb(gateway, store, traffic, deed, moment, dice))
 
 
@@ -168,13 +197,16 @@ async def _disturb(
             await store.kill(dice)
         case "pause store":
             await store.pause(dice)
+        case "restart":
+            await asyncio.to_thread(gateway.stop)
+            await asyncio.to_thread(gateway.start)
         case "flush scripts":
             await store.flush_scripts(dice)
-        case "pause":
+        case "pause" | "long pause":
             worker = await _worker(gateway, dice)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGSTOP)
-                await asyncio.sleep(PAUSE_MS / 1000)
+                await asyncio.sleep(PAUSE_MS / 1000 if deed == "pause" else 2 * LEASE_SECONDS)
                 os.kill(worker, signal.SIGCONT)
         case "reload":
             gateway.signal(signal.SIGHUP)
