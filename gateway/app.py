@@ -171,7 +171,8 @@ class Gateway:
         mishaps = Mishaps()
         upkeep = Upkeep(self._services, mishaps, self._journal, self._name, self._upkeep_seconds)
         if self._client.connected:
-            await upkeep.catch_up(follows=self._resources.follows)
+            has_share = self._resources.follows and not self._client.clustered
+            await upkeep.catch_up(has_share=has_share)
         with contextlib.suppress(StoreError):
             await self._admission.roster.count(self._name, self._upkeep_seconds)
         if self._traces is not None:

@@ -72,14 +72,14 @@ class Upkeep:
         self._replay = Replay(services.admission.orphans, journal) if journal is not None else None
         self._name, self._seconds = name, seconds
 
-    async def catch_up(self, *, follows: bool) -> None:
+    async def catch_up(self, *, has_share: bool) -> None:
         """See that this worker, about to serve, asks Redis nothing that it has yet to be told.
 
-        `follows`: others have served before it, so there is a share to decide by meanwhile. Else
-        what an earlier run has left is told first, as far as that goes in a short time.
+        `has_share`: others have served before it, so there is a share to decide by meanwhile. Else
+        what was left is told first, as far as that goes in a short time.
         """
         replay, survived = self._replay, self._mishaps.survived
-        if follows:
+        if has_share:
             left = False
             with survived("looking for journals"):
                 left = replay is not None and await replay.has_any()

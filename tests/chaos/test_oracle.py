@@ -76,9 +76,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 SEEDS = sized(1, 8)  # of each
 ALWAYS = (
-    *("workers are killed", "Redis pauses", "Redis is full", "workers are killed in the dark"),
-    *("keys change", "all of it"),
+    *("workers are killed", "Redis pauses", "keys change", "all of it"),
     *("two gateways, one is killed", "limits change, with all of it", "a cluster"),
+    *("workers are killed in the dark", "workers are worn, Redis in trouble"),
 )
 # Who stands still for longer than a lease is taken for dead.
 KILLS = {"kill", "kill gateway", "kill in the dark", "long pause"}
