@@ -16,7 +16,7 @@ from gateway.pipeline.services import Services
 from gateway.policy.caching import COALESCED, HIT, STALE, shares
 from gateway.policy.limits import CONCURRENCY, MONEY, REQUESTS, TOKENS
 from gateway.policy.pricing import cost_components, in_microusd, rounded
-from gateway.policy.tokens import count_tokens
+from gateway.policy.tokens import count_all, count_tokens
 from gateway.store.lease import REAPED, Applied, Return, Settlement
 from gateway.store.requests import values
 
@@ -315,4 +315,4 @@ def count_prompt(call: Call) -> int:
     given = [bytes(request.fields[name]) for name in _PROMPT_FIELDS if name in request.fields]
     if not given or sum(map(len, given)) // 4 > request.prompt_estimate:
         return request.prompt_estimate
-    return sum([count_tokens(raw.decode(errors="replace")) for raw in given])
+    return count_all([raw.decode(errors="replace") for raw in given])

@@ -1,8 +1,16 @@
 """Token counts by the gateway itself."""
 
 import pytest
+import toktok
 
-from gateway.policy.tokens import MAX_CHARS, count_tokens
+from gateway.policy.tokens import (
+    ENCODING,
+    MAX_CHARS,
+    MAX_TOKENS,
+    PIECE_CHARS,
+    count_all,
+    count_tokens,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,3 +52,25 @@ def test_one_character_past_the_bound_changes_almost_nothing() -> None:
     text = "ab " * (MAX_CHARS // 3) + "a"
     assert len(text) >= MAX_CHARS
     assert 0 <= count_tokens(text + "b") - count_tokens(text[:MAX_CHARS]) <= 1
+
+
+@pytest.mark.parametrize("blank", [" ", ""])
+def test_pieces_add_up(blank: str) -> None:
+    text = "".join(f"{blank}word{number}" for number in range(4_000))
+    exact = toktok.batch_count([text], ENCODING, 1)[0]
+    assert exact < MAX_TOKENS
+    slack = len(text) // PIECE_CHARS if not blank else 0
+    assert exact <= count_tokens(text) <= exact + slack
+
+
+def test_what_is_dear_to_count_is_counted_in_part() -> None:
+    text = "".join(map(chr, range(0x4E00, 0x9FFF))) * 4
+    exact = toktok.batch_count([text], ENCODING, 1)[0]
+    assert exact > 4 * MAX_TOKENS
+    assert count_tokens(text) == pytest.approx(exact, rel=0.05)
+
+
+def test_several_texts_share_the_bound() -> None:
+    assert count_all(["one two three", "", "four"]) == 4
+    text = "ab " * (MAX_CHARS // 3)
+    assert count_all([text] * 6) == pytest.approx(6 * count_tokens(text), rel=0.001)
