@@ -43,6 +43,8 @@ RETIRE_LINGER_SECONDS = 10.0
 STOP_LINGER_SECONDS = 0.2
 BACKLOG = 2048
 MAX_TRACE_CHARS = 4000
+# What runs in a thread, a long translation, leaves the event loop its turn after so long.
+SWITCH_SECONDS = 0.001
 
 logger = logging.getLogger("sluice.worker")
 
@@ -73,6 +75,7 @@ def run(assignment: Assignment) -> NoReturn:
     try:
         _reset_signals()
         faulthandler.enable()  # SIGABRT, the supervisor's word for hung, dumps every stack
+        sys.setswitchinterval(SWITCH_SECONDS)
         gc.set_threshold(10_000, 50, 100)  # requests free by reference count; cycles are rare
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(_Worker(assignment).live())

@@ -58,6 +58,7 @@ _KNOWN_BY = {
     Operation.COMPLETIONS: b'"choices"',
     Operation.EMBEDDINGS: b'"data"',
 }
+THREAD_TOKENS = 16_384  # longer prompts are translated aside: 10 ms and more, for many short turns
 NO_META = Meta("", "", 0)  # replies in the client's own dialect need none
 
 
@@ -67,7 +68,10 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
     assert request is not None
     lane = way.stream_lane if request.stream else way.lane
     try:
-        built = lane.build(request)
+        if request.prompt_estimate > THREAD_TOKENS and not lane.native:
+            built = await asyncio.to_thread(lane.build, request)
+        else:
+            built = lane.build(request)
     except RecursionError:  # decoded further up the stack it just fitted
         raise ApiError("invalid_json", "The request body is nested too deeply.") from None
     call.dropped = built.dropped
