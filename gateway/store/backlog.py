@@ -90,7 +90,7 @@ class Backlog:
     def note(self, tenant: str, ask: Ask) -> None:
         """Write down that Redis is to have a lease, as it may be lost with this worker."""
         lease = ask.lease
-        if lease in self._noted:
+        if lease in self._noted or lease not in self._opening:
             return
         self._noted.add(lease)
         self.doubt(lease)
