@@ -5,7 +5,7 @@ outlives the worker, and what memory cannot hold is not lost.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from itertools import chain
 from math import inf
 from time import monotonic, time
@@ -95,9 +95,9 @@ class Backlog:
         self._noted.add(lease)
         self.doubt(lease)
         if self._journal is not None:
-            rates = tuple([(g.key, g.spec, g.amount) for g in ask.grants if g.spec[0] == RATE])
-            held = msgspec.Raw(_bare(ask.holding))
-            self._journal.enter(Opened(tenant, lease, held, rates, self._began(lease)))
+            took = tuple([(g.key, g.spec, g.amount) for g in ask.grants if g.spec[0] != SLOTS])
+            held = msgspec.Raw(_bare(ask.holding, {key for key, _, _ in took}))
+            self._journal.enter(Opened(tenant, lease, held, took, self._began(lease)))
         self._write_held(lease)
 
     def abandon(self, lease: str) -> None:
@@ -326,8 +326,12 @@ def _wait_no_more(applied: Applied | None) -> None:
         applied(ELSE)
 
 
-def _bare(holding: bytes) -> bytes:
-    """What a lease holds of which Redis has heard nothing: no slot, and no money as yet."""
+def _bare(holding: bytes, asked: Container[str] = ()) -> bytes:
+    """What a lease is to hold that Redis has not heard of: no slot, and money of what is asked."""
     held = msgspec.json.decode(holding, type=Holding)
-    money = tuple([(key, spec, 0) for key, spec, _ in held.holds if spec[0] not in (RATE, SLOTS)])
-    return _to_json(msgspec.structs.replace(held, holds=money))
+    money = [
+        (key, spec, amount if key in asked else 0)
+        for key, spec, amount in held.holds
+        if spec[0] not in (RATE, SLOTS)
+    ]
+    return _to_json(msgspec.structs.replace(held, holds=tuple(money)))

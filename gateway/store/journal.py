@@ -16,13 +16,13 @@ logger = logging.getLogger("sluice.store")
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
     """A request that was admitted without Redis; `holding` is what its lease is to hold.
 
-    `rates` is what it took of those (keys, sorts, amounts), `at` when (Unix seconds).
+    `took` is what it has of rates and budgets (keys, sorts, amounts), since `at` (Unix seconds).
     """
 
     tenant: str
     lease: str
     holding: msgspec.Raw
-    rates: tuple[tuple[str, Spec, int], ...] = ()
+    took: tuple[tuple[str, Spec, int], ...] = ()
     at: float = 0.0
 
 

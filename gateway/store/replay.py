@@ -4,7 +4,7 @@ import contextlib
 import logging
 
 from gateway.core.errors import StoreError
-from gateway.policy.limits import REQUESTS, Grant, Limit, Spec
+from gateway.policy.limits import RATE, REQUESTS, Grant, Limit, Spec
 from gateway.spool import Left, is_left
 from gateway.store.journal import Entry, Journal, Opened, Settled, entries
 from gateway.store.lease import Ask, Settlement, ended, is_felt
@@ -111,9 +111,10 @@ class Replay:
         for entry in told:
             match entry:
                 case Opened(tenant=tenant, lease=lease, holding=holding):
-                    felt = [rate for rate in entry.rates if is_felt(rate[1], now - entry.at)]
-                    rates = tuple([_grant(*rate) for rate in felt])
-                    ask = Ask(lease, bytes(holding), rates, forced=True)
+                    age = now - entry.at
+                    took = [one for one in entry.took if one[1][0] != RATE or is_felt(one[1], age)]
+                    grants = tuple([_grant(*one) for one in took])
+                    ask = Ask(lease, bytes(holding), grants, forced=True)
                     found.setdefault(tenant, ([], []))[0].append(ask)
                 case Settled(settlement=settlement):
                     began = entry.began or settlement.at
@@ -123,5 +124,4 @@ class Replay:
 
 
 def _grant(key: str, spec: Spec, amount: int) -> Grant:
-    _, capacity, per_minute = spec
-    return Grant(Limit(key, REQUESTS, capacity, per_minute, "", fixed=spec), key, spec, amount)
+    return Grant(Limit(key, REQUESTS, spec[1], 0, "", fixed=spec), key, spec, amount)

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from gateway.core.errors import StoreError
-from gateway.policy.limits import REQUESTS, TOKENS
+from gateway.policy.limits import REQUESTS, TOKENS, Budget, Rates, grants, limits
 from gateway.spool import Left
 from gateway.store import names
 from gateway.store.journal import Journal, Opened, Settled
+from gateway.store.lease import Return, holds
 from gateway.store.link import Link
 from gateway.store.replay import Replay
 from tests.chaos.test_store_journal import count, journal_of, journaled, short_directory, until
@@ -175,3 +176,40 @@ async def test_what_was_taken_of_rates_without_redis_outlives_its_worker(
         assert levels == ([None, None] if hours else [str(1000 - 5 * 50 + 3 * 30), "95"])
         assert server.usage(tenant)["requests"] == 3
         assert server.redis.zcard(names.leases(tenant)[0]) == 2
+
+
+async def test_what_was_reserved_without_redis_outlives_its_worker(tmp_path: Path) -> None:
+    """Or others would spend it, until the leases of a killed worker are over."""
+    tenant = new_tenant()
+    budgets = Budget(1000, "total"), Budget(2000, "1m")
+    bounds = limits("key", f"sluice:limit:{{{tenant}}}:key:k", Rates(budgets=budgets))
+    who = principal(tenant, *bounds)
+    granted = grants(bounds, 1, 100, time.time())
+    held = msgspec.structs.replace(holding(), holds=holds(granted))
+    with short_directory() as place, store_server(place) as server:
+        async with journaled(server, tmp_path, timeout=90) as (admission, _, _):
+            server.stop()
+            for name in ("l0", "l1", "l2"):
+                verdict = await admission.admit(tenant, name, held, granted)
+                assert verdict.refused_by is None
+            used = tuple([Return(grant.key, grant.spec, 100, 7) for grant in granted])
+            ended = msgspec.structs.replace(settlement("l0", who), returns=used)
+            admission.settle(ended)
+            await until("written", lambda: count(journal_of(tmp_path), b'"settled"') == 1)
+            kept = b"".join(path.read_bytes() for path in journal_of(tmp_path))
+            server.kill()  # what it was sent it never reads
+        for path in journal_of(tmp_path):
+            path.unlink()
+        server.start()
+        async with journaled(server, tmp_path) as (admission, _, journal):
+            (tmp_path / f"{time.time_ns()}-gone-1.spool").write_bytes(kept)
+            await Replay(admission.orphans, journal).turn()
+            for grant in granted:
+                assert server.redis.hmget(grant.key, "reserved", "spent") == ["200", "7"]
+            for name in ("l1", "l2"):
+                await admission.orphans.deliver(
+                    tenant, [msgspec.structs.replace(ended, lease=name)]
+                )
+        for grant in granted:
+            assert server.redis.hmget(grant.key, "reserved", "spent") == ["0", "21"]
+        assert server.usage(tenant)["requests"] == 3
