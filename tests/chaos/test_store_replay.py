@@ -1,8 +1,9 @@
 """What dead workers have left is told as far as it goes: what cannot be told waits alone."""
 
+import contextlib
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gateway.core.errors import StoreError
 from gateway.policy.limits import REQUESTS, TOKENS, Budget, Rates, grants, limits
 from gateway.spool import Left
 from gateway.store import names
+from gateway.store.admission import Admission
 from gateway.store.journal import Journal, Opened, Settled
 from gateway.store.lease import Return, holds
 from gateway.store.link import Link
@@ -147,6 +149,30 @@ async def test_a_file_that_its_disk_does_not_give_holds_up_no_other(
         assert server.usage(tenant)["requests"] == 2
 
 
+async def killed(server: StoreServer, directory: Path, settled: int) -> bytes:
+    """What a worker's journal has once so many are settled; Redis never reads what it was sent."""
+    await until("written", lambda: count(journal_of(directory), b'"settled"') == settled)
+    kept = b"".join(path.read_bytes() for path in journal_of(directory))
+    server.kill()
+    return kept
+
+
+@contextlib.asynccontextmanager
+async def inherited(
+    server: StoreServer, directory: Path, kept: bytes, hours: int = 0
+) -> AsyncIterator[Admission]:
+    """Its heir, when Redis is back, has told what it left, so much later."""
+    for path in journal_of(directory):
+        path.unlink()
+    server.start()
+    async with journaled(server, directory) as (admission, _, journal):
+        (directory / f"{time.time_ns()}-gone-1.spool").write_bytes(kept)
+        real = admission.orphans.now
+        admission.orphans.now = lambda: real() + hours * 3600
+        await Replay(admission.orphans, journal).turn()
+        yield admission
+
+
 @pytest.mark.parametrize("hours", [0, 17], ids=["at once", "when they are full again"])
 async def test_what_was_taken_of_rates_without_redis_outlives_its_worker(
     tmp_path: Path, hours: int
@@ -161,21 +187,12 @@ async def test_what_was_taken_of_rates_without_redis_outlives_its_worker(
                 await ask(admission, who, f"l{number}", holding(50))
             for number in range(3):
                 admission.settle(settlement(f"l{number}", who, surplus=30))
-            await until("written", lambda: count(journal_of(tmp_path), b'"settled"') == 3)
-            kept = b"".join(path.read_bytes() for path in journal_of(tmp_path))
-            server.kill()  # what it was sent it never reads
-        for path in journal_of(tmp_path):
-            path.unlink()
-        server.start()
-        async with journaled(server, tmp_path) as (admission, _, journal):
-            (tmp_path / f"{time.time_ns()}-gone-1.spool").write_bytes(kept)
-            real = admission.orphans.now
-            admission.orphans.now = lambda: real() + hours * 3600
-            await Replay(admission.orphans, journal).turn()
-        levels = [server.redis.hget(one.name, "level") for one in rates]
-        assert levels == ([None, None] if hours else [str(1000 - 5 * 50 + 3 * 30), "95"])
-        assert server.usage(tenant)["requests"] == 3
-        assert server.redis.zcard(names.leases(tenant)[0]) == 2
+            kept = await killed(server, tmp_path, 3)
+        async with inherited(server, tmp_path, kept, hours):
+            levels = [server.redis.hget(one.name, "level") for one in rates]
+            assert levels == ([None, None] if hours else [str(1000 - 5 * 50 + 3 * 30), "95"])
+            assert server.usage(tenant)["requests"] == 3
+            assert server.redis.zcard(names.leases(tenant)[0]) == 2
 
 
 async def test_what_was_reserved_without_redis_outlives_its_worker(tmp_path: Path) -> None:
@@ -186,30 +203,22 @@ async def test_what_was_reserved_without_redis_outlives_its_worker(tmp_path: Pat
     who = principal(tenant, *bounds)
     granted = grants(bounds, 1, 100, time.time())
     held = msgspec.structs.replace(holding(), holds=holds(granted))
+    used = tuple([Return(grant.key, grant.spec, 100, 7) for grant in granted])
+    ended = [
+        msgspec.structs.replace(settlement(f"l{number}", who), returns=used) for number in range(3)
+    ]
     with short_directory() as place, store_server(place) as server:
         async with journaled(server, tmp_path, timeout=90) as (admission, _, _):
             server.stop()
-            for name in ("l0", "l1", "l2"):
-                verdict = await admission.admit(tenant, name, held, granted)
+            for one in ended:
+                verdict = await admission.admit(tenant, one.lease, held, granted)
                 assert verdict.refused_by is None
-            used = tuple([Return(grant.key, grant.spec, 100, 7) for grant in granted])
-            ended = msgspec.structs.replace(settlement("l0", who), returns=used)
-            admission.settle(ended)
-            await until("written", lambda: count(journal_of(tmp_path), b'"settled"') == 1)
-            kept = b"".join(path.read_bytes() for path in journal_of(tmp_path))
-            server.kill()  # what it was sent it never reads
-        for path in journal_of(tmp_path):
-            path.unlink()
-        server.start()
-        async with journaled(server, tmp_path) as (admission, _, journal):
-            (tmp_path / f"{time.time_ns()}-gone-1.spool").write_bytes(kept)
-            await Replay(admission.orphans, journal).turn()
+            admission.settle(ended[0])
+            kept = await killed(server, tmp_path, 1)
+        async with inherited(server, tmp_path, kept) as admission:
             for grant in granted:
                 assert server.redis.hmget(grant.key, "reserved", "spent") == ["200", "7"]
-            for name in ("l1", "l2"):
-                await admission.orphans.deliver(
-                    tenant, [msgspec.structs.replace(ended, lease=name)]
-                )
+            await admission.orphans.deliver(tenant, ended[1:])
         for grant in granted:
             assert server.redis.hmget(grant.key, "reserved", "spent") == ["0", "21"]
         assert server.usage(tenant)["requests"] == 3

@@ -254,6 +254,18 @@ async def workers(store: StoreServer, directory: Path, count: int) -> AsyncItera
             await worker.close()
 
 
+def connects_late(link: Link, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Let a link connect again when this is set."""
+    may, connect = asyncio.Event(), link._connect
+
+    async def connects() -> object:
+        await may.wait()
+        return await connect()
+
+    monkeypatch.setattr(link, "_connect", connects)
+    return may
+
+
 async def test_who_is_back_first_asks_nothing_before_all_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,14 +275,7 @@ async def test_who_is_back_first_asks_nothing_before_all_are(
             await came(lambda: not (first.link.connected or second.link.connected))
             found = [await first.ask(MOST), await second.ask(MOST // 4)]
             assert found == [MOST // 2, MOST // 4]
-            late = asyncio.Event()
-            connect = second.link._connect
-
-            async def connects_late() -> object:
-                await late.wait()
-                return await connect()
-
-            monkeypatch.setattr(second.link, "_connect", connects_late)
+            late = connects_late(second.link, monkeypatch)
             store.start()
             await came(lambda: first.link.connected)
             await asyncio.sleep(0.3)
@@ -320,14 +325,7 @@ async def test_who_begins_while_another_has_something_to_tell_asks_nothing_yet(
         store.kill()
         await came(lambda: not first.link.connected)
         found.append(await first.ask(MOST))
-        late = asyncio.Event()
-        connect = first.link._connect
-
-        async def connects_late() -> object:
-            await late.wait()
-            return await connect()
-
-        monkeypatch.setattr(first.link, "_connect", connects_late)
+        late = connects_late(first.link, monkeypatch)
         store.start()
         second = Worker(store, tmp_path / "journal", Levels(memory, 1, 2))
         await second.start()
