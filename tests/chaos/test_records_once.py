@@ -13,11 +13,11 @@ from collections import Counter
 import pytest
 
 from tests.chaos.test_store_degraded import degrading, slow
-from tests.chaos.test_store_journal import kill_workers, until
+from tests.chaos.test_store_journal import kill_workers, slow_once, until
 from tests.support.config import chat
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, Client
-from tests.support.upstream import Exchange, Upstream
+from tests.support.upstream import Upstream
 
 SECRETS = {"acme": "sk-limited", "free": "sk-unlimited"}
 
@@ -73,12 +73,7 @@ async def test_what_redis_has_not_read_is_not_recorded_yet(
     upstream: Upstream, tenant: str, journal_mb: int
 ) -> None:
     ready = asyncio.Event()
-
-    async def when_ready(exchange: Exchange) -> None:
-        await ready.wait()
-        await slow(exchange)
-
-    upstream.behaviour = when_ready
+    upstream.behaviour = slow_once(ready)
     with running(configured(upstream.url, journal_mb)) as gateway:
         async with Client(gateway.port) as client:
             await client.send(Ask(chat(max_tokens=10), key=SECRETS[tenant]))

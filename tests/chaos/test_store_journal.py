@@ -39,7 +39,7 @@ from tests.support.store import (
     settlement,
     store_server,
 )
-from tests.support.upstream import Exchange, Upstream
+from tests.support.upstream import Behaviour, Exchange, Upstream
 
 SERVED, HANGING = 40, 3
 
@@ -73,6 +73,16 @@ async def hang_or_answer(exchange: Exchange) -> None:
         await exchange.gone()
     else:
         await slow(exchange)
+
+
+def slow_once(ready: asyncio.Event) -> Behaviour:
+    """Answers slowly, and nobody before that is set."""
+
+    async def when_ready(exchange: Exchange) -> None:
+        await ready.wait()
+        await slow(exchange)
+
+    return when_ready
 
 
 async def test_killed_workers_leave_what_redis_has_missed(upstream: Upstream) -> None:
@@ -405,12 +415,7 @@ async def test_what_redis_has_not_answered_at_the_end_is_told_by_the_next(
     upstream: Upstream, hangs: str
 ) -> None:
     ready = asyncio.Event()
-
-    async def when_ready(exchange: Exchange) -> None:
-        await ready.wait()
-        await slow(exchange)
-
-    upstream.behaviour = when_ready
+    upstream.behaviour = slow_once(ready)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(short_directory())
         server = stack.enter_context(store_server(place))
