@@ -14,7 +14,7 @@ from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Deadlines
 from gateway.timer import LazyTimer
 from gateway.upstream.exchange import MAX_BODY_BYTES, Reply, Sink, Stale
-from gateway.upstream.small_reads import SmallReads
+from gateway.upstream.small_reads import SMALL_BYTES, SmallReads
 from gateway.upstream.unsent import is_unsent
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -198,6 +198,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; the callbacks below do the rest."""
+        if len(data) >= SMALL_BYTES:
+            self._let_others_on()
         if self._between and self._sink is not None:
             try:
                 taken = self._sink.feed_frame(data)
@@ -337,6 +339,21 @@ class Connection(asyncio.Protocol):
         else:
             self._answer()
         self._ended, self._kept = True, self._parser.should_keep_alive()
+
+    def _let_others_on(self) -> None:
+        """Read no more in this turn of the loop: it would go on for up to 32 reads.
+
+        Of a stream that comes as fast as this, less is read at once from here on.
+        """
+        if self._transport is not None:
+            if self._sink is not None and not self._wary:
+                self._be_wary(True)
+            self._transport.pause_reading()
+            self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        if self._transport is not None and not self._paused:
+            self._transport.resume_reading()
 
     def _stop_reading(self) -> None:
         if not self._paused and self._transport is not None:

@@ -3,8 +3,9 @@
 import asyncio
 from typing import Protocol
 
+SMALL_BYTES = 16 * 1024
 # Taken out before the next read of anybody, so one does for all connections.
-_BUFFER = memoryview(bytearray(16 * 1024))
+_BUFFER = memoryview(bytearray(SMALL_BYTES))
 
 
 class Reader(Protocol):

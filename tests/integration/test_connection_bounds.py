@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import trustme
+import uvloop
 
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Deadlines, Origin
@@ -20,6 +21,7 @@ from gateway.upstream.connection import MAX_HEAD_BYTES
 from gateway.upstream.exchange import MAX_BODY_BYTES, Reply
 from gateway.upstream.pool import Pool
 from gateway.upstream.relay import Relay
+from gateway.upstream.small_reads import SMALL_BYTES
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -56,6 +58,15 @@ async def get(
 ) -> Reply:
     until = asyncio.get_running_loop().time() + 30
     return await pool.send(request, sink, Deadlines(2, seconds, seconds, 30), until)
+
+
+def secured(directory: Path) -> tuple[ssl.SSLContext, dict[str, str]]:
+    """What a server needs for TLS, and an origin to trust it."""
+    authority = trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    return tls, {"ca_file": str(directory / "ca.pem")}
 
 
 class Told:
@@ -256,13 +267,7 @@ async def test_nobody_waits_behind_a_body_that_its_provider_does_not_read(
             await over.wait()
             raise ConnectionError
 
-    tls, origin = None, {}
-    if secure:
-        authority = trustme.CA()
-        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        authority.issue_cert("127.0.0.1").configure_cert(tls)
-        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-        origin["ca_file"] = str(tmp_path / "ca.pem")
+    tls, origin = secured(tmp_path) if secure else (None, {})
     async with pool_to(answer, tls, **origin) as pool:
         try:
             request = b"POST / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 16_000_000
@@ -271,3 +276,62 @@ async def test_nobody_waits_behind_a_body_that_its_provider_does_not_read(
             assert (asked, pool.size) == (3, 1)
         finally:
             over.set()
+
+
+class _PerTurn:
+    """A sink that counts what it gets in each turn of the loop."""
+
+    def __init__(self, careful: bool, frame_bytes: int) -> None:
+        self.careful = careful
+        self._frame_bytes = frame_bytes
+        self.got = [0]
+
+    def begin(self, *_: Any) -> bool:
+        self._turn()
+        return True
+
+    def _turn(self) -> None:
+        self.got.append(0)
+        self._next = asyncio.get_running_loop().call_soon(self._turn)
+
+    def feed(self, data: bytes) -> bool:
+        self.got[-1] += len(data)
+        return False
+
+    def feed_frame(self, frame: bytes) -> bool:
+        if len(frame) != self._frame_bytes:
+            return False
+        self.got[-1] += len(frame)
+        return True
+
+    def stop(self) -> None:
+        self._next.cancel()
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize(("careful", "most"), [(True, SMALL_BYTES), (False, 256 * 1024)])
+def test_who_sends_without_a_pause_is_read_once_in_a_turn(
+    careful: bool, most: int, secure: bool, tmp_path: Path
+) -> None:
+    """The loop that workers run reads up to 32 times before it lets others have their turn."""
+    event = b"data: " + b"x" * 1000 + b"\n\n"
+    chunk = b"%x\r\n%b\r\n" % (len(event), event)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        for piece in (CHUNKED + chunk, chunk):
+            writer.write(piece)
+            await asyncio.sleep(0.05)
+        writer.write(chunk * 3000 + b"0\r\n\r\n")
+
+    async def read() -> None:
+        tls, origin = secured(tmp_path) if secure else (None, {})
+        sink = _PerTurn(careful, len(chunk))
+        async with pool_to(answer, tls, **origin) as pool:
+            assert (await get(pool, cast(Relay, sink))).status == 200
+        sink.stop()
+        assert sum(sink.got) >= 3002 * len(event)
+        largest, *others = sorted(sink.got, reverse=True)
+        assert largest <= most
+        assert max(others) <= SMALL_BYTES
+
+    uvloop.run(read())
