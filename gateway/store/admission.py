@@ -288,6 +288,7 @@ class Admission:
         refusing = self.alone.grow(tenant, lease, budgets, amount)
         if refusing is None:
             self._growth.note(tenant, lease, holding, budgets)
+            self._backlog.grew(tenant, lease, holding, budgets)
         return refusing
 
     def retry_unsettled(self) -> None:

@@ -12,8 +12,8 @@ from time import monotonic, time
 
 import msgspec
 
-from gateway.policy.limits import RATE, SLOTS
-from gateway.store.journal import Journal, Opened, Settled
+from gateway.policy.limits import RATE, SLOTS, Grant
+from gateway.store.journal import Grown, Journal, Opened, Settled
 from gateway.store.lease import ELSE, Applied, Ask, Due, Holding, Settlement, ended, is_felt
 
 # Settlements kept in memory while Redis is away: some 50 MB. Beyond it the oldest are on disk only.
@@ -99,6 +99,13 @@ class Backlog:
             held = msgspec.Raw(_bare(ask.holding, {key for key, _, _ in took}))
             self._journal.enter(Opened(tenant, lease, held, took, self._began(lease)))
         self._write_held(lease)
+
+    def grew(self, tenant: str, lease: str, holding: Holding, budgets: tuple[Grant, ...]) -> None:
+        """Write down that a lease holds more than Redis knows: a killed worker tells nobody."""
+        self.doubt(lease)
+        if self._journal is not None:
+            named = tuple([(grant.key, grant.spec) for grant in budgets])
+            self._journal.enter(Grown(tenant, lease, holding, named))
 
     def abandon(self, lease: str) -> None:
         """Know that Redis, which is late, may yet open a lease that nobody waits for any more."""

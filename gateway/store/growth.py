@@ -3,19 +3,15 @@
 import asyncio
 from collections.abc import Callable
 
-import msgspec
-
 from gateway.core.errors import StoreError
-from gateway.policy.limits import Grant
-from gateway.store import names, scripts
+from gateway.policy.limits import Grant, Spec
+from gateway.store import scripts
 from gateway.store.client import Client, ran
 from gateway.store.connection import Reply
 from gateway.store.lease import Holding, Verdict
+from gateway.store.packing import pack_growth
 from gateway.store.part import Heard, Parts
 from gateway.store.patience import PATIENCE_SECONDS
-
-_pack = msgspec.msgpack.Encoder().encode
-_to_json = msgspec.json.Encoder().encode
 
 
 class Growth:
@@ -43,7 +39,7 @@ class Growth:
 
         What comes late takes nothing twice: Redis is told what the lease is to hold in all.
         """
-        keys, data = _packed(tenant, lease, holding, budgets, forced=False)
+        keys, data = pack_growth(tenant, lease, holding, _named(budgets), forced=False)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS if impatient else None):
                 refusing, *short = await ran(self._client, scripts.GROW, keys, data)
@@ -98,14 +94,9 @@ class Growth:
                 del self._untold[lease]
             self._heard(tenant, part, took=True)
 
-        keys, data = _packed(tenant, lease, holding, budgets, forced=True)
+        keys, data = pack_growth(tenant, lease, holding, _named(budgets), forced=True)
         self._client.run(scripts.GROW, keys, (data,), done)
 
 
-def _packed(
-    tenant: str, lease: str, holding: Holding, budgets: tuple[Grant, ...], *, forced: bool
-) -> tuple[list[str], bytes]:
-    """Return the keys and the argument of `grow.lua`."""
-    specs = [(*grant.spec, grant.limit.shadow) for grant in budgets]
-    data = _pack((lease, _to_json(holding).decode(), specs, forced))
-    return [*names.leases(tenant), *(grant.key for grant in budgets)], data
+def _named(budgets: tuple[Grant, ...]) -> tuple[tuple[str, Spec, bool], ...]:
+    return tuple([(grant.key, grant.spec, grant.limit.shadow) for grant in budgets])

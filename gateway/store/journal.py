@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.policy.limits import Spec
 from gateway.spool import Spool
-from gateway.store.lease import Settlement
+from gateway.store.lease import Holding, Settlement
 
 logger = logging.getLogger("sluice.store")
 
@@ -26,6 +26,15 @@ class Opened(msgspec.Struct, frozen=True, tag="opened"):
     at: float = 0.0
 
 
+class Grown(msgspec.Struct, frozen=True, tag="grown"):
+    """A request that reserved more of its budgets without Redis: what its lease is to hold now."""
+
+    tenant: str
+    lease: str
+    holding: Holding
+    budgets: tuple[tuple[str, Spec], ...]
+
+
 class Settled(msgspec.Struct, frozen=True, tag="settled"):
     """What became of a request; `began`: when it was admitted without Redis, 0 if it was not."""
 
@@ -33,7 +42,7 @@ class Settled(msgspec.Struct, frozen=True, tag="settled"):
     began: float = 0.0
 
 
-Entry = Opened | Settled
+Entry = Opened | Grown | Settled
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Entry).decode
@@ -62,8 +71,10 @@ class Journal(Spool):
     def _lose(self, lines: bytes, why: object) -> None:
         super()._lose(lines, why)
         for entry in entries(lines.splitlines()):
-            lease = entry.lease if isinstance(entry, Opened) else entry.settlement.lease
-            self._missed.append(lease)
+            if isinstance(entry, Opened):
+                self._missed.append(entry.lease)
+            elif isinstance(entry, Settled):
+                self._missed.append(entry.settlement.lease)
 
 
 def entries(lines: list[bytes]) -> list[Entry]:

@@ -1,13 +1,14 @@
 """Leases of workers that are gone: which there are, and what those workers had left to say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
 from gateway.store import names, scripts
 from gateway.store.client import Client, ran
+from gateway.store.journal import Grown
 from gateway.store.lease import Ask, Due, Holding, Settlement, batches
-from gateway.store.packing import pack_asks, pack_settlements
+from gateway.store.packing import pack_asks, pack_growth, pack_settlements
 
 
 class Orphans:
@@ -35,6 +36,13 @@ class Orphans:
         for part in batches(asks):
             keys, data, _ = pack_asks(tenant, part, self._lease_ms)
             await ran(self._client, scripts.ADMIT, keys, data)
+
+    async def grow(self, tenant: str, grown: Iterable[Grown]) -> None:
+        """Let Redis know what leases that it has hold besides. Raises StoreError."""
+        for one in grown:
+            budgets = tuple([(key, spec, False) for key, spec in one.budgets])
+            keys, data = pack_growth(tenant, one.lease, one.holding, budgets, forced=True)
+            await ran(self._client, scripts.GROW, keys, data)
 
     async def enlist(self, tenant: str) -> None:
         """Let every worker look after a tenant's leases. Raises StoreError."""

@@ -2,14 +2,15 @@
 
 import msgspec
 
-from gateway.policy.limits import Grant, Limit
+from gateway.policy.limits import SLOTS, Grant, Limit, Spec
 from gateway.store import names, requests
-from gateway.store.lease import Ask, Due, Settlement
+from gateway.store.lease import Ask, Due, Holding, Settlement
 
 DAY_SECONDS = 86_400
 _KEPT = (names.DAY_TTL_SECONDS, names.MONTH_TTL_SECONDS, names.REQUESTS_KEPT)
 
 _pack = msgspec.msgpack.Encoder().encode
+_to_json = msgspec.json.Encoder().encode
 # (now in Unix microseconds, verdicts), a verdict being (refusing, wait in microseconds, *left)
 unpack_verdicts = msgspec.msgpack.Decoder(tuple[int, list[list[int]]]).decode
 unpack_counted = msgspec.msgpack.Decoder(list[int]).decode
@@ -37,6 +38,24 @@ def pack_asks(tenant: str, asks: list[Ask], lease_ms: int) -> tuple[list[str], b
         entries.append((ask.lease, ask.holding.decode(), wants, ask.forced))
     keys.append(names.settled(tenant))
     return keys, _pack((lease_ms, specs, entries)), limits
+
+
+def pack_growth(
+    tenant: str,
+    lease: str,
+    holding: Holding,
+    budgets: tuple[tuple[str, Spec, bool], ...],
+    *,
+    forced: bool,
+) -> tuple[list[str], bytes]:
+    """Return the keys and the argument of `grow.lua`; a budget is its key, its sort, and shadow."""
+    bare = b""
+    if forced:
+        holds = tuple([hold for hold in holding.holds if hold[1][0] != SLOTS])
+        bare = _to_json(msgspec.structs.replace(holding, holds=holds))
+    specs = [(*spec, shadow) for _, spec, shadow in budgets]
+    data = _pack((lease, _to_json(holding).decode(), specs, forced, bare.decode()))
+    return [*names.leases(tenant), *(key for key, _, _ in budgets)], data
 
 
 def pack_settlements(

@@ -2,15 +2,26 @@
 
 import contextlib
 import logging
+from collections import defaultdict
+
+import msgspec
 
 from gateway.core.errors import StoreError
 from gateway.policy.limits import RATE, REQUESTS, Grant, Limit, Spec
 from gateway.spool import Left, is_left
-from gateway.store.journal import Entry, Journal, Opened, Settled, entries
+from gateway.store.journal import Entry, Grown, Journal, Opened, Settled, entries
 from gateway.store.lease import Ask, Settlement, ended, is_felt
 from gateway.store.orphans import Orphans
 
 logger = logging.getLogger("sluice.store")
+
+
+class _Told(msgspec.Struct):
+    """What is to be told of a tenant; of a lease that has grown several times, how far."""
+
+    asks: list[Ask] = []
+    grown: dict[str, Grown] = {}
+    settlements: list[Settlement] = []
 
 
 class Replay:
@@ -75,23 +86,24 @@ class Replay:
         """Tell of a file's tenants, or of some; return those that could not be told."""
         left = set()
         while lines := await self._journal.read(file):
-            for tenant, (asks, settlements) in self._by_tenant(entries(lines)).items():
+            for tenant, told in self._by_tenant(entries(lines)).items():
                 if wanted is None or tenant in wanted:
-                    await self._tell(tenant, asks, settlements)
+                    await self._tell(tenant, told)
                     if tenant in self._away:
                         left.add(tenant)
         return left
 
-    async def _tell(self, tenant: str, asks: list[Ask], settlements: list[Settlement]) -> None:
+    async def _tell(self, tenant: str, told: _Told) -> None:
         """Open leases first: a settlement needs its own."""
         if tenant in self._away:
             return
         try:
-            if asks:
-                await self._orphans.reopen(tenant, asks)
+            if told.asks:
+                await self._orphans.reopen(tenant, told.asks)
                 await self._enlist(tenant)
-            if settlements:
-                await self._orphans.deliver(tenant, settlements)
+            await self._orphans.grow(tenant, told.grown.values())
+            if told.settlements:
+                await self._orphans.deliver(tenant, told.settlements)
         except Exception as error:  # its part of Redis is away, or takes none of this
             self._away[tenant] = error
 
@@ -104,22 +116,24 @@ class Replay:
         else:
             self._unlisted.discard(tenant)
 
-    def _by_tenant(self, told: list[Entry]) -> dict[str, tuple[list[Ask], list[Settlement]]]:
+    def _by_tenant(self, lines: list[Entry]) -> dict[str, _Told]:
         """Return what is to be told of each tenant; of rates no more than is still felt."""
-        found: dict[str, tuple[list[Ask], list[Settlement]]] = {}
+        found = defaultdict[str, _Told](_Told)
         now = self._orphans.now()
-        for entry in told:
+        for entry in lines:
             match entry:
                 case Opened(tenant=tenant, lease=lease, holding=holding):
                     age = now - entry.at
                     took = [one for one in entry.took if one[1][0] != RATE or is_felt(one[1], age)]
                     grants = tuple([_grant(*one) for one in took])
                     ask = Ask(lease, bytes(holding), grants, forced=True)
-                    found.setdefault(tenant, ([], []))[0].append(ask)
+                    found[tenant].asks.append(ask)
+                case Grown(tenant=tenant, lease=lease):
+                    found[tenant].grown[lease] = entry
                 case Settled(settlement=settlement):
                     began = entry.began or settlement.at
                     settlement = ended(settlement, now - began if began else 0.0)
-                    found.setdefault(settlement.tenant, ([], []))[1].append(settlement)
+                    found[settlement.tenant].settlements.append(settlement)
         return found
 
 

@@ -11,12 +11,22 @@ import msgspec
 import pytest
 
 from gateway.core.errors import StoreError
-from gateway.policy.limits import REQUESTS, TOKENS, Budget, Rates, grants, limits
+from gateway.policy.limits import (
+    MONEY,
+    REQUESTS,
+    SLOTS,
+    TOKENS,
+    Budget,
+    Grant,
+    Rates,
+    grants,
+    limits,
+)
 from gateway.spool import Left
 from gateway.store import names
 from gateway.store.admission import Admission
 from gateway.store.journal import Journal, Opened, Settled
-from gateway.store.lease import Return, holds
+from gateway.store.lease import Holding, Return, holds
 from gateway.store.link import Link
 from gateway.store.replay import Replay
 from tests.chaos.test_store_journal import count, journal_of, journaled, short_directory, until
@@ -149,9 +159,11 @@ async def test_a_file_that_its_disk_does_not_give_holds_up_no_other(
         assert server.usage(tenant)["requests"] == 2
 
 
-async def killed(server: StoreServer, directory: Path, settled: int) -> bytes:
-    """What a worker's journal has once so many are settled; Redis never reads what it was sent."""
-    await until("written", lambda: count(journal_of(directory), b'"settled"') == settled)
+async def killed(
+    server: StoreServer, directory: Path, lines: int, kind: bytes = b'"settled"'
+) -> bytes:
+    """What a worker's journal has once it has so many; Redis never reads what it was sent."""
+    await until("written", lambda: count(journal_of(directory), kind) == lines)
     kept = b"".join(path.read_bytes() for path in journal_of(directory))
     server.kill()
     return kept
@@ -222,3 +234,58 @@ async def test_what_was_reserved_without_redis_outlives_its_worker(tmp_path: Pat
         for grant in granted:
             assert server.redis.hmget(grant.key, "reserved", "spent") == ["0", "21"]
         assert server.usage(tenant)["requests"] == 3
+
+
+@pytest.mark.parametrize("begun", ["before", "without"])
+@pytest.mark.parametrize("ends", ["by itself", "with its worker"])
+async def test_what_a_stream_was_given_without_redis_outlives_its_worker(
+    tmp_path: Path, begun: str, ends: str
+) -> None:
+    tenant = new_tenant()
+    rates = Rates(concurrency=2, budgets=(Budget(1000, "total"),))
+    bounds = limits("key", f"sluice:limit:{{{tenant}}}:key:k", rates)
+    (slots,) = [bound.key(0) for bound in bounds if bound.unit not in (MONEY, TOKENS)]
+    (budget,) = [bound.key(0) for bound in bounds if bound.unit == MONEY]
+    who = principal(tenant, *bounds)
+
+    def slices(money: int) -> tuple[Holding, tuple[Grant, ...]]:
+        granted = grants(bounds, 1, money, 0)
+        return Holding("k", "m", "p", "g", "chat", 1, money, 1, holds(granted)), granted
+
+    with short_directory() as place, store_server(place) as server:
+        async with journaled(server, tmp_path, timeout=90) as (admission, _, _):
+            if begun == "without":
+                server.stop()
+            held, granted = slices(100)
+            verdict = await admission.admit(tenant, "stream", held, granted)
+            assert verdict.refused_by is None
+            if begun == "before":
+                server.stop()
+            for money in (200, 300):
+                held, granted = slices(money)
+                more = tuple([grant for grant in granted if grant.limit.unit == MONEY])
+                with pytest.raises(StoreError):
+                    await admission.grow(tenant, "stream", held, more, 100)
+                assert admission.grow_alone(tenant, "stream", held, more, 100) is None
+            used = tuple([Return(one.key, one.spec, one.amount, 0) for one in granted[:-1]])
+            used += (Return(budget, granted[-1].spec, 300, 250),)
+            ended = msgspec.structs.replace(settlement("stream", who), returns=used, marked=True)
+            if ends == "by itself":
+                admission.settle(ended)
+                await until("written", lambda: count(journal_of(tmp_path), b'"settled"') == 1)
+            kept = await killed(server, tmp_path, 2, b'"grown"')
+        async with inherited(server, tmp_path, kept) as admission:
+            if ends == "with its worker":
+                assert server.redis.hmget(budget, "reserved", "spent") == ["300", "0"]
+                assert server.redis.hget(slots, "in_use") == ("1" if begun == "before" else None)
+                found = msgspec.json.decode(
+                    server.redis.hget(names.leases(tenant)[1], "stream"), type=Holding
+                )
+                assert found.output == 300, "what it is charged for if nobody settles it"
+                sorts = {spec[0] for _, spec, _ in found.holds}
+                assert (SLOTS in sorts) is (begun == "before"), "it gives back what it has"
+                await admission.orphans.deliver(tenant, [ended])
+        assert server.redis.hmget(budget, "reserved", "spent") == ["0", "250"]
+        assert server.redis.hget(slots, "in_use") in (None, "0")
+        assert server.usage(tenant)["requests"] == 1
+        assert server.redis.zcard(names.leases(tenant)[0]) == 0

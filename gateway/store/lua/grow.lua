@@ -3,7 +3,8 @@
 -- KEYS[1]   zset of the tenant's open leases; KEYS[2] hash of what they hold
 -- KEYS[3..] budgets (see limits.lua)
 -- ARGV[1]   msgpack [lease id, holding JSON with the new amounts, [[sort, capacity, more, shadow],
---           ...], forced]; forced: a worker has given it by itself, so no budget refuses it
+--           ...], forced, bare]; forced: a worker has given it by itself, so no budget refuses it;
+--           bare: the holding without slots, for a lease that has been opened without, or ''
 -- returns   {0, the budgets in shadow that do not cover it, ...} when it was taken; or one number:
 --           of the budget that refuses, or -1: no such lease
 --
@@ -12,10 +13,11 @@
 -- arrive late, before or behind the next.
 
 local input = cmsgpack.unpack(ARGV[1])
-local lease, holding, specs, forced = input[1], input[2], input[3], input[4]
+local lease, holding, specs, forced, bare = input[1], input[2], input[3], input[4], input[5]
 if not redis.call('ZSCORE', KEYS[1], lease) then return {-1} end
 local now = clock_us()
-local held, wanted = held_by(redis.call('HGET', KEYS[2], lease)), held_by(holding)
+local before = redis.call('HGET', KEYS[2], lease)
+local held, wanted = held_by(before), held_by(holding)
 local limits, missing, grows = {}, {}, false
 for i, spec in ipairs(specs) do
   local key = KEYS[i + 2]
@@ -33,5 +35,6 @@ for i, limit in ipairs(limits) do
   save_limit(limit, now)
   if limit.left < 0 and specs[i][4] then taken[#taken + 1] = i end
 end
+if bare ~= '' and not has_slots(before) then holding = bare end
 redis.call('HSET', KEYS[2], lease, holding)
 return taken

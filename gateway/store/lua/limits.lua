@@ -130,6 +130,13 @@ local function held_by(json)
   return amounts
 end
 
+local function has_slots(json)
+  for _, hold in ipairs(json and cjson.decode(json).holds or {}) do
+    if hold[2][1] == SLOTS then return true end
+  end
+  return false
+end
+
 local function take(limit, amount)
   limit.left = limit.left - amount
   limit.changed = true
