@@ -20,6 +20,7 @@ from gateway.check import open_ledger
 from gateway.config.caching import Cache as CacheSettings
 from gateway.config.caching import KeyCache, ModelCache
 from gateway.config.schema import MEBIBYTE, Config, Ledger
+from gateway.connecting import trusting
 from gateway.core.errors import ConfigError, StoreError
 from gateway.core.record import RequestRecord
 from gateway.http.admin import AdminRoutes
@@ -41,6 +42,7 @@ from gateway.pipeline.looking import Answers
 from gateway.pipeline.planning import KIBIBYTE
 from gateway.pipeline.serve import serve
 from gateway.pipeline.services import Services
+from gateway.pipeline.targets import base_url_of
 from gateway.pipeline.upkeep import Mishaps, Upkeep
 from gateway.policy.overload import Gate
 from gateway.policy.overload import Rules as OverloadRules
@@ -57,6 +59,7 @@ from gateway.store.levels import Levels
 from gateway.store.location import Location
 from gateway.store.targets import TargetBoard
 from gateway.store.usage import UsageReader
+from gateway.upstream.dial import PROTOCOL
 from gateway.upstream.pool import Transport
 
 logger = logging.getLogger("sluice.app")
@@ -167,6 +170,7 @@ class Gateway:
 
     async def start(self) -> GatewayServer:
         """Connect to the store, open the demo upstream, build the server. Raises StoreError."""
+        _trust_ahead(self._config)
         await self._connect()
         mishaps = Mishaps()
         upkeep = Upkeep(self._services, mishaps, self._journal, self._name, self._upkeep_seconds)
@@ -385,6 +389,13 @@ class Gateway:
         if self._traces is not None:
             counters["sluice_spans_dropped"] = self._traces.dropped
         return counters
+
+
+def _trust_ahead(config: Config) -> None:
+    """Read authorities before serving: it takes so long that others' requests would wait."""
+    for provider in config.providers.values():
+        if base_url_of(provider).startswith("https:"):
+            trusting(provider.ca_file, PROTOCOL)
 
 
 def _caches(config: Config) -> bool:

@@ -10,7 +10,6 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Set
-from functools import cache
 from types import SimpleNamespace
 
 import aiohttp
@@ -18,6 +17,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from gateway.connecting import trusting
 from gateway.core import record
 from gateway.core.errors import STORE_AWAY, ApiError, Failure, StoreError, UpstreamError
 from gateway.core.target import Target
@@ -32,6 +32,7 @@ from gateway.pipeline.named_models import in_path
 from gateway.pipeline.passthrough import Passage, begin, new_call, shutting_down
 from gateway.pipeline.services import Services
 from gateway.policy.retry import client_error
+from gateway.upstream.dial import PROTOCOL
 
 logger = logging.getLogger("sluice.http")
 
@@ -154,7 +155,7 @@ class PassthroughRoutes:
                 total=times.total, sock_connect=times.connect, sock_read=times.first_byte
             ),
             proxy=origin.proxy,
-            ssl=True if origin.ca_file is None else _trusting(origin.ca_file),
+            ssl=True if origin.ca_file is None else trusting(origin.ca_file, PROTOCOL),
             trace_request_ctx=passage.call,
         ) as reply:
             if reply.status < 200:
@@ -417,8 +418,3 @@ def _url(target: Target, path: str) -> URL:
     origin = target.origin
     text = f"{origin.scheme}://{origin.authority}{_full_path(target, path)}"
     return URL(text, encoded=True)  # as the client wrote it
-
-
-@cache
-def _trusting(ca_file: str) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=ca_file)

@@ -1,7 +1,7 @@
 """One Redis server: keeps a multiplexed connection up to it, with the Lua functions loaded."""
 
 import asyncio
-import ssl
+import socket
 from collections.abc import Callable
 from math import inf
 from time import monotonic
@@ -9,6 +9,7 @@ from time import monotonic
 import hiredis
 import msgspec
 
+from gateway.connecting import connect, trusting
 from gateway.core.errors import StoreError
 from gateway.store import scripts
 from gateway.store.connection import Callback, Connection, Reply, pack
@@ -189,15 +190,25 @@ class Link:
                 if place.unix_path is not None:
                     _, connection = await self._loop.create_unix_connection(make, place.unix_path)
                 else:
-                    context = (
-                        ssl.create_default_context(cafile=place.ca_file) if place.tls else None
-                    )
-                    _, connection = await self._loop.create_connection(
-                        make, place.host, place.port, ssl=context
-                    )
+                    connection = await self._dial(make, place)
         except (OSError, TimeoutError) as error:
             reason = str(error) or type(error).__name__
             raise StoreError(f"cannot connect to Redis at {place}: {reason}") from None
+        return connection
+
+    async def _dial(self, make: Callable[[], Connection], place: Location) -> Connection:
+        loop = self._loop
+        addresses = await loop.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+        sock = await connect(loop, addresses)
+        try:
+            context = trusting(place.ca_file) if place.tls else None
+            name = place.host if place.tls else None
+            _, connection = await loop.create_connection(
+                make, sock=sock, ssl=context, server_hostname=name
+            )
+        except BaseException:
+            sock.close()
+            raise
         return connection
 
     async def master(self) -> Location:

@@ -5,20 +5,17 @@ import base64
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import aiohappyeyeballs
-
+from gateway.connecting import AddressInfo, connect, trusting
 from gateway.core.errors import Failure, UpstreamError
 from gateway.core.target import Origin
 from gateway.upstream.connection import Connection
 
-HAPPY_EYEBALLS_SECONDS = 0.25  # RFC 8305 section 5
 NAMES_SECONDS = 30.0
+NAME_SERVER_SECONDS = 1.0  # how long it is waited for, and left alone, where addresses are known
 MAX_PROXY_HEAD_BYTES = 16 * 1024
-
-AddressInfo = list[Any]  # what getaddrinfo returns
+PROTOCOL = "http/1.1"  # as ALPN names it
 
 
 class Dialer:
@@ -28,7 +25,7 @@ class Dialer:
         self._origin = origin
         self._loop = asyncio.get_running_loop()
         self._names: tuple[float, AddressInfo] = (0.0, [])
-        self._tls = _tls_context(origin) if origin.scheme == "https" else None
+        self._tls = trusting(origin.ca_file, PROTOCOL) if origin.scheme == "https" else None
 
     async def dial(self, make: Callable[[], Connection], seconds: float) -> Connection:
         """Return a connected protocol. Raises UpstreamError saying how it failed."""
@@ -54,7 +51,6 @@ class Dialer:
         try:
             if origin.proxy is not None and self._tls is not None:
                 await _tunnel(loop, sock, origin)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             name = origin.host if self._tls is not None else None
             _, connection = await loop.create_connection(
@@ -70,27 +66,29 @@ class Dialer:
         if self._origin.proxy is not None:
             proxy = urlsplit(self._origin.proxy)
             host, port = proxy.hostname or "", proxy.port or 3128
-        fresh_until, addresses = self._names
-        if self._loop.time() >= fresh_until:
-            addresses = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            self._names = (self._loop.time() + NAMES_SECONDS, addresses)
+        addresses = await self._addresses(host, port)
         try:
-            return await aiohappyeyeballs.start_connection(
-                addresses,
-                happy_eyeballs_delay=HAPPY_EYEBALLS_SECONDS,
-                interleave=1,
-                loop=self._loop,
-            )
+            return await connect(self._loop, addresses)
         except OSError:
-            self._names = (0.0, [])  # the name may point elsewhere by now
+            self._names = (0.0, addresses)  # the name may point elsewhere by now
             raise
 
-
-def _tls_context(origin: Origin) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=origin.ca_file)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    return context
+    async def _addresses(self, host: str, port: int) -> AddressInfo:
+        """Return the addresses of a name; what was found last where no name server says."""
+        loop = self._loop
+        fresh_until, known = self._names
+        if loop.time() < fresh_until:
+            return known
+        try:
+            async with asyncio.timeout(NAME_SERVER_SECONDS if known else None):
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            self._names = (loop.time() + NAMES_SECONDS, found)
+        except (socket.gaierror, TimeoutError):
+            if not known:
+                raise
+            self._names = (loop.time() + NAME_SERVER_SECONDS, known)
+            return known
+        return found
 
 
 def proxy_headers(url: str) -> tuple[tuple[str, str], ...]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 import subprocess
 import time
@@ -14,6 +15,8 @@ import pytest
 import redis
 import trustme
 
+from gateway.store.link import Link
+from gateway.store.location import Location
 from tests.bench.processes import free_port
 from tests.support.config import chat, config
 from tests.support.gateway import running
@@ -111,3 +114,68 @@ async def test_tls_is_verified_against_the_operators_own_authority(
             await asyncio.to_thread(asyncio.run, serves(upstream, f"{url}/known.pem"))
             with pytest.raises(AssertionError, match="CERTIFICATE_VERIFY_FAILED"):
                 await asyncio.to_thread(asyncio.run, serves(upstream, f"{url}/unknown.pem"))
+
+
+async def test_a_name_of_which_one_address_never_answers_is_reached_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    with server(tmp_path, "port {port}\n") as port, deaf() as silent:
+
+        async def addresses(host: str, *_: object, **__: object) -> list[Any]:
+            assert host == "redis.test"
+            return [
+                (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", one))
+                for one in (silent, port)
+            ]
+
+        monkeypatch.setattr(loop, "getaddrinfo", addresses)
+        link = Link(Location(host="redis.test", port=port), 20.0, "test")
+        try:
+            await link.start()
+            assert await link.call("PING") == b"PONG"
+        finally:
+            await link.aclose()
+
+
+@contextlib.contextmanager
+def deaf() -> Iterator[int]:
+    """A port that answers no connection, as a host that is gone does; yields it."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        for _ in range(10):  # until nobody more may wait to be accepted
+            one = stack.enter_context(socket.socket())
+            one.settimeout(0.3)
+            try:
+                one.connect(("127.0.0.1", port))
+            except TimeoutError:
+                yield port
+                return
+        pytest.skip("this system lets any number wait")
+
+
+async def test_authorities_are_read_once_for_all_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority, made = trustme.CA(), []
+    bundle = tmp_path / "known.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    make = ssl.create_default_context
+
+    def counted(**options: Any) -> ssl.SSLContext:
+        made.append(options)
+        return make(**options)
+
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+    with server(tmp_path, "port {port}\n") as port:
+        async with behind_tls(port, authority) as secure:
+            place = Location(port=secure, tls=True, ca_file=str(bundle))
+            for _ in range(3):
+                link = Link(place, 20.0, "test")
+                await link.start()
+                assert await link.call("PING") == b"PONG"
+                await link.aclose()
+    assert len(made) == 1
