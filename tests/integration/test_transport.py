@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import threading
 import zlib
 
 import pytest
@@ -149,16 +150,22 @@ EXTRA = {
 async def test_bytes_after_a_reply_never_reach_the_next_request(
     wired: Wired, name: str, late: bool
 ) -> None:
+    sent = threading.Event()
+
     async def too_much(exchange: Exchange) -> None:
-        if late:
-            await exchange.send(SIZED)
-            await asyncio.sleep(0.05)
-            await exchange.send(EXTRA[name])
-        else:
-            await exchange.send(SIZED + EXTRA[name])
+        try:
+            if late:
+                await exchange.send(SIZED)
+                await asyncio.sleep(0.05)
+                await exchange.send(EXTRA[name])
+            else:
+                await exchange.send(SIZED + EXTRA[name])
+        finally:
+            sent.set()
 
     wired.behave(too_much)
     assert_answered(await once(wired.port, ONE))
+    assert await asyncio.to_thread(sent.wait, 10)
     await asyncio.sleep(0.1)
     wired.behave(says(SIZED))
     for _ in range(3):
