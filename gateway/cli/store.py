@@ -25,7 +25,11 @@ def with_master(url: str) -> Location:
     """Return where the master is that a URL's sentinels name. Raises ConfigError."""
 
     async def ask() -> Location:
-        return await Link(parse_url(url), TIMEOUT_SECONDS, "sluice-cli").master()
+        link = Link(parse_url(url), TIMEOUT_SECONDS, "sluice-cli")
+        try:
+            return await link.master()
+        finally:
+            await link.aclose()
 
     try:
         return asyncio.run(ask())

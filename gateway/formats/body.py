@@ -39,6 +39,7 @@ WINDOW_BYTES = 64  # of a text: without a blank and a quotation mark it may be a
 # A file's text, as JSON writes it; of one that is too long to look at all of it, some parts.
 BASE64 = string.ascii_letters.encode() + string.digits.encode() + b"+/-_=%\\"
 MOST_LOOKED_AT, PARTS, PART_BYTES = 128 * 1024, 64, 256
+MOST_MARKS = 5_000  # of one sort; what is behind more of them is text
 
 
 class StreamOptions(msgspec.Struct):
@@ -177,9 +178,10 @@ def _may_have_files(body: bytes) -> bool:
 
 def _without_files(body: bytes, mark: bytes) -> tuple[bytes, int]:
     """Return a body without the files behind a mark, and how many those were."""
-    kept, at = list[bytes](), 0
+    kept, at, looked = list[bytes](), 0, 0
     start = body.find(mark)
-    while start >= 0:
+    while start >= 0 and looked < MOST_MARKS:
+        looked += 1
         end = start + len(mark)
         begins = _begins(body, mark, start, end)
         closing = body.find(b'"', begins) if begins else -1

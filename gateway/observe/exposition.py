@@ -64,7 +64,7 @@ GAUGES: dict[str, str] = {
 
 
 class Expositions:
-    """Renders totals once for all who ask meanwhile, in a small share of the loop's time."""
+    """Renders totals in a thread, once for all who ask meanwhile, in a small share of the time."""
 
     def __init__(self, total: Callable[[], Totals]) -> None:
         self._total = total
@@ -82,7 +82,7 @@ class Expositions:
         await asyncio.sleep(self._rests_until - now())
         self._next = None  # who asks from now on is told what is so later
         began = now()
-        body = exposition(self._total())
+        body = await asyncio.to_thread(exposition, self._total())
         self._rests_until = now() + min(REST_TIMES * (now() - began), LONGEST_REST_SECONDS)
         return body
 

@@ -24,6 +24,7 @@ logger = logging.getLogger("sluice.pipeline")
 
 ANONYMOUS = "anonymous"
 WATCH_SECONDS = 0.5
+ANSWER_SECONDS = 0.4  # with the time between two looks less than the second that a change may take
 MAX_REMEMBERED = 10_000
 MAX_DIGESTS = 256  # of secrets as they came: as many as heads are remembered
 
@@ -121,13 +122,22 @@ class Keyring:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             if self._remembered and self._virtual is not None:
-                version = self._version if self._trusting else -1
-                with contextlib.suppress(StoreError):
-                    version = await self._virtual.version()
-                if version != self._version or version < 0:
+                version = await self._asked(self._virtual)
+                if version != self._version or (version < 0 and not self._trusting):
                     self._remembered.clear()
                     self._generation += 1
                 self._version = version
+
+    async def _asked(self, virtual: VirtualKeys) -> int:
+        """Return the version; where Redis does not say, the one before or, without trust, -1."""
+        if self._trusting:
+            with contextlib.suppress(StoreError):
+                return await virtual.version()
+            return self._version
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await virtual.version()
+        return -1
 
     def _opened(self, known: _Known) -> Principal:
         now = time.time()

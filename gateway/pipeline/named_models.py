@@ -110,13 +110,13 @@ async def authorize(
             raise ApiError("model_not_allowed", f"This key may not use {shown!a}.", param="model")
 
 
-def named_beside(catalogue: Catalogue, served: Served, request: Request) -> list[Names]:
+async def named_beside(catalogue: Catalogue, served: Served, request: Request) -> list[Names]:
     """Return the names of each model that a request names beside the one asked for.
 
     Providers act on them: to fall back to, or as what a tool asks. Raises ApiError.
     """
     try:
-        found = _in_fields(request.fields)
+        found = await _beside(request.fields)
     except _UNREADABLE:
         raise ApiError("invalid_json", "The request body is nested too deeply.") from None
     providers = {route.target.provider for route in served.routes}
@@ -142,14 +142,23 @@ def limited_beside(principal: Principal, served: Served, beside: list[Names]) ->
     return principal.limited_to(tuple(limits))
 
 
-def _in_fields(fields: dict[str, Raw]) -> list[str]:
+async def _beside(fields: dict[str, Raw]) -> list[str]:
     """Return the models that fields name beside the request's own. Raises one of _UNREADABLE."""
-    suspicious = [
-        (name, json.loads(bytes(raw), object_pairs_hook=tuple))
+    suspicious = {
+        name: raw
         for name, raw in fields.items()
         if name not in _SAID and (name.lower() in _MEMBERS or _MAY_NAME.search(raw))
+    }
+    if sum(len(memoryview(raw)) for raw in suspicious.values()) > LARGE_BODY_BYTES:
+        return await asyncio.to_thread(_in_fields, suspicious)
+    return _in_fields(suspicious)
+
+
+def _in_fields(fields: dict[str, Raw]) -> list[str]:
+    read = [
+        (name, json.loads(bytes(raw), object_pairs_hook=_pairs)) for name, raw in fields.items()
     ]
-    return _names_in(tuple(suspicious), _SCHEMAS)
+    return _names_in(tuple(read), _SCHEMAS)
 
 
 async def own_models(body: bytes | None) -> list[str]:
@@ -238,10 +247,14 @@ def _in_body(body: bytes | None) -> tuple[Members, list[str]]:
     """
     if body is None:
         return (), []
-    # An object is a tuple, a list a list. A function of ours in between lets other threads run.
-    whole = json.loads(body, object_pairs_hook=lambda members: tuple(members))
+    whole = json.loads(body, object_pairs_hook=_pairs)
     own = whole if isinstance(whole, tuple) else ()
     return own, _names_in(whole, _CONTENT)
+
+
+def _pairs(members: list[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+    """Return an object as a tuple, as a list is one; it being ours lets other threads run."""
+    return tuple(members)
 
 
 def _names_in(whole: Any, unread: Set[str]) -> list[str]:
@@ -250,8 +263,10 @@ def _names_in(whole: Any, unread: Set[str]) -> list[str]:
     waiting = [whole] if isinstance(whole, tuple | list) else []
     while waiting:
         one = waiting.pop()
-        members = one if isinstance(one, tuple) else [("", value) for value in one]
-        for key, value in members:
+        if isinstance(one, list):
+            waiting += [value for value in one if isinstance(value, tuple | list)]
+            continue
+        for key, value in one:
             if key.lower() in _MEMBERS:
                 found += value if isinstance(value, list) else [value]
             if isinstance(value, tuple | list) and key not in unread:

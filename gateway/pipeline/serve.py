@@ -15,7 +15,6 @@ from gateway.core import record
 from gateway.core.errors import STORE_AWAY, ApiError, StoreError, UpstreamError
 from gateway.core.ids import request_id
 from gateway.core.operations import Operation
-from gateway.core.request import Request
 from gateway.formats import FORMATS
 from gateway.formats.body import decode as decode_body
 from gateway.pipeline.admit import admit
@@ -26,7 +25,7 @@ from gateway.pipeline.call import Call, Deliver
 from gateway.pipeline.elsewhere import Elsewhere
 from gateway.pipeline.named_models import authorize_beside, limited_beside, named_beside
 from gateway.pipeline.planning import Plan
-from gateway.pipeline.served import Served, Shadow
+from gateway.pipeline.served import Shadow
 from gateway.pipeline.services import Services
 from gateway.pipeline.settle import settle
 from gateway.policy.access import may_use
@@ -99,8 +98,9 @@ async def _answer(services: Services, call: Call) -> Deliver:
                 _enter(services, call)
             cache = services.cache
             if cache is None:
-                decode(services, call)
-            elif (plan := _planned(services, cache, call)) is not None:
+                if decode(services, call):
+                    await _mind_others(services, call)
+            elif plan := _recalled(cache, call) or await _planned(services, cache, call):
                 deliver = await cache.answer(services, call, plan)
                 if deliver is not None:
                     return deliver
@@ -134,19 +134,23 @@ async def _answer(services: Services, call: Call) -> Deliver:
         return _refuse(call, ApiError("internal_error", "The gateway failed. See its log."))
 
 
-def _planned(services: Services, cache: Cache, call: Call) -> Plan | None:
+def _recalled(cache: Cache, call: Call) -> Plan | None:
+    """Say what the cache may do for a request that has been here before; None: it has not."""
+    plan = cache.planner.recall(call)
+    if plan is not None:
+        call.body = b""
+    return plan
+
+
+async def _planned(services: Services, cache: Cache, call: Call) -> Plan | None:
     """Decode a request, and say what the cache may do for it; None: nothing."""
     planner = cache.planner
-    plan = planner.recall(call)
-    if plan is None:
-        body, holder = call.body, call.principal
-        decode(services, call)
-        plan = planner.plan(call)
-        if plan is None:
-            return None
-        if call.principal is holder:  # else limits of other models apply, this once
-            planner.remember(call, body, plan)
-    call.body = b""
+    body, holder = call.body, call.principal
+    if decode(services, call):
+        await _mind_others(services, call)
+    plan = planner.plan(call)
+    if plan is not None and call.principal is holder:
+        planner.remember(call, body, plan)  # else limits of other models apply, this once
     return plan
 
 
@@ -195,8 +199,11 @@ def _enter(services: Services, call: Call) -> None:
         raise ApiError("overloaded", message, retry_after=1)
 
 
-def decode(services: Services, call: Call) -> None:
-    """Understand the request: its model must exist, and the key must be allowed to use it."""
+def decode(services: Services, call: Call) -> bool:
+    """Understand the request: its model must exist, and the key must be allowed to use it.
+
+    Tell whether it matters to the key which other models it names.
+    """
     assert call.principal is not None
     call.request = request = decode_body(call.operation, call.body)
     call.body = b""
@@ -210,21 +217,23 @@ def decode(services: Services, call: Call) -> None:
     if not served.does(call.operation) and call.operation is not Operation.COUNT_TOKENS:
         message = f"The model '{request.model}' does not do {call.operation.value}."
         raise ApiError("invalid_value", message, param="model")
-    if call.principal.by_model or "*" not in call.principal.models:
-        _mind_others(services, call, served, request)
     call.model = served
+    return bool(call.principal.by_model) or "*" not in call.principal.models
 
 
-def _mind_others(services: Services, call: Call, served: Served, request: Request) -> None:
+async def _mind_others(services: Services, call: Call) -> None:
     """Let the models that a request names beside its own be allowed, and count against limits."""
-    principal = call.principal
+    principal, served, request = call.principal, call.model, call.request
     assert principal is not None
-    beside = named_beside(services.catalogue, served, request)
-    if not beside:
-        return
-    if "*" not in principal.models:
-        authorize_beside(principal, beside)
-    call.principal = limited_beside(principal, served, beside)
+    assert served is not None
+    assert request is not None
+    call.model = None  # what is refused here was asked of none
+    beside = await named_beside(services.catalogue, served, request)
+    if beside:
+        if "*" not in principal.models:
+            authorize_beside(principal, beside)
+        call.principal = limited_beside(principal, served, beside)
+    call.model = served
 
 
 def _refuse(call: Call, error: ApiError) -> Deliver:

@@ -23,7 +23,7 @@ class Spelled:
         self._ways = [_ways(character) for character in secret]
         self._longest = sum([len(ways[0]) for ways in self._ways])
         self._firsts = {ord(way[:1]) for way in self._ways[0]}
-        self._first = re.compile(_any(self._ways[0]))
+        self._whole = re.compile(b"".join([b"(?:%b)" % _any(ways) for ways in self._ways]))
         escapes = {escape for character in secret for escape in _escapes(character)}
         self._short = [escape for escape in escapes if len(escape) == 2]
         self._long = re.compile(_any([escape for escape in escapes if len(escape) > 2]))
@@ -33,7 +33,7 @@ class Spelled:
         if not self._has_escapes(data):
             return data.replace(self.plain, cover(self.plain))
         parts, done, at = [], 0, 0
-        while (found := self._first.search(data, at)) is not None:
+        while (found := self._whole.search(data, at)) is not None:
             start, end = found.start(), self._end(data, found.start())
             at = start + 1
             if end > 0:

@@ -8,6 +8,7 @@ import binascii
 import contextlib
 import logging
 from collections.abc import Callable
+from itertools import compress
 
 import hiredis
 import msgspec
@@ -236,13 +237,24 @@ class Cluster:
             await asyncio.sleep(REFRESH_SECONDS)
 
     async def _look(self) -> None:
-        """Learn from any server that is connected, or else from the seeds. Raises StoreError."""
-        for link in list(self._links.values()):
-            if link.connected:
-                with contextlib.suppress(StoreError):
-                    await self._learn(link)
-                    return
+        """Learn from a server that is connected, or else from the seeds. Raises StoreError.
+
+        One that is cut off from the others, and says so, is believed last.
+        """
+        links = [link for link in self._links.values() if link.connected]
+        states = await asyncio.gather(*map(_is_well, links))
+        for link in [*compress(links, states), *links]:
+            with contextlib.suppress(StoreError):
+                await self._learn(link)
+                return
         await self._ask_seeds()
+
+
+async def _is_well(link: Link) -> bool:
+    """Tell whether a server sees enough of its cluster to know who has which slots."""
+    with contextlib.suppress(StoreError):
+        return b"cluster_state:ok" in await link.call("CLUSTER", "INFO")
+    return False
 
 
 def _known(host: bytes | None) -> bytes | None:

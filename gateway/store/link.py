@@ -1,13 +1,14 @@
 """One Redis server: keeps a multiplexed connection up to it, with the Lua functions loaded."""
 
 import asyncio
+import contextlib
+import logging
 import socket
 from collections.abc import Callable
 from math import inf
 from time import monotonic
 
 import hiredis
-import msgspec
 
 from gateway.connecting import connect, trusting
 from gateway.core.errors import StoreError
@@ -15,10 +16,14 @@ from gateway.store import scripts
 from gateway.store.connection import Callback, Connection, Reply, pack
 from gateway.store.location import Location
 from gateway.store.scripts import Script
+from gateway.store.sentinels import Sentinels
+
+logger = logging.getLogger("sluice.store")
 
 SCAN_COUNT = 1000
 FIRST_BACKOFF_SECONDS = 0.05
 LAST_BACKOFF_SECONDS = 0.5
+WATCH_SECONDS = 0.25  # how often sentinels are asked whether the master is one still
 
 
 class Link:
@@ -33,6 +38,8 @@ class Link:
         self._location, self._timeout, self._name = location, timeout, name
         self._loop = asyncio.get_running_loop()
         self._connection: Connection | None = None
+        self._sentinels = Sentinels(location, self._open) if location.sentinels else None
+        self._master = location  # where the connection leads
         self._lost = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self.on_connect: Callable[[], None] = lambda: None
@@ -71,6 +78,8 @@ class Link:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._sentinels is not None:
+            self._sentinels.close()
 
     def call(self, *args: bytes | str | int) -> asyncio.Future[Reply]:
         """Send a command; the future raises StoreError where it fails."""
@@ -143,7 +152,7 @@ class Link:
     async def _keep_connected(self) -> None:
         backoff, connected_at = FIRST_BACKOFF_SECONDS, -inf
         while True:
-            await self._lost.wait()
+            await self._end()
             self._lost.clear()
             # One that is lost at once, as it is no master any more, is as good as none.
             if monotonic() - connected_at < LAST_BACKOFF_SECONDS:
@@ -160,16 +169,38 @@ class Link:
             connected_at = monotonic()
             self.on_connect()
 
+    async def _end(self) -> None:
+        """Wait until the connection is lost; leave a server that sentinels call master no more.
+
+        It may take writes for seconds after another one was promoted, all of which will be lost.
+        """
+        sentinels = self._sentinels
+        if sentinels is None:
+            await self._lost.wait()
+            return
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await self._lost.wait()
+                    return
+            with contextlib.suppress(StoreError):
+                master = await sentinels.agreed()
+                if master not in (None, self._master) and self._connection is not None:
+                    logger.warning("the sentinels name another master: leaving this one")
+                    self._connection.close()
+
     async def _connect(self) -> Connection:
-        place = self._location
-        if not place.sentinels:
-            return await self._greeted(place)
+        if self._sentinels is None:
+            return await self._greeted(self._location)
         trouble = StoreError("no sentinel answers")
-        for one in place.sentinels:  # one that is cut off names a master that is none any more
+        for master in await self._sentinels.masters():  # those cut off name one that is none
             try:
-                return await self._greeted(await self._master_by(one))
+                connection = await self._greeted(master)
             except StoreError as error:
                 trouble = error
+            else:
+                self._master = master
+                return connection
         raise trouble
 
     async def _greeted(self, place: Location) -> Connection:
@@ -212,27 +243,9 @@ class Link:
         return connection
 
     async def master(self) -> Location:
-        """Ask the sentinels, one after the other, where the master is now. Raises StoreError."""
-        trouble = StoreError("no sentinel answers")
-        for one in self._location.sentinels:
-            try:
-                return await self._master_by(one)
-            except StoreError as error:
-                trouble = error
-        raise trouble
-
-    async def _master_by(self, address: tuple[str, int]) -> Location:
-        place = self._location
-        host, port = address
-        there = msgspec.structs.replace(place, host=host, port=port, sentinels=())
-        sentinel = await self._open(there)
-        try:
-            found = await sentinel.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", place.service)
-        finally:
-            sentinel.close()
-        if found is None:
-            raise StoreError(f"a sentinel knows no service {place.service!r}")
-        return msgspec.structs.replace(there, host=found[0].decode(), port=int(found[1]))
+        """Ask the sentinels where the master is now. Raises StoreError."""
+        assert self._sentinels is not None
+        return (await self._sentinels.masters())[0]
 
     async def _greet(self, connection: Connection) -> None:
         place = self._location
@@ -242,7 +255,7 @@ class Link:
             calls.append(connection.call("AUTH", *user, place.password))
         if place.database:
             calls.append(connection.call("SELECT", place.database))
-        if place.sentinels:
+        if self._sentinels is not None:
             calls.append(connection.call("ROLE"))
         calls.append(connection.call("CLIENT", "SETNAME", self._name))
         calls.extend(connection.call("SCRIPT", "LOAD", s.source) for s in scripts.ALL)

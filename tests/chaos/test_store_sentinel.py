@@ -20,6 +20,7 @@ from workers.store_server import find_server
 
 START_SECONDS = 20.0
 FAILOVER_SECONDS = 30.0
+WORKERS = 2
 
 
 class Group:
@@ -58,6 +59,11 @@ class Group:
         """End it at once, as a crash would."""
         self.servers[0].kill()
         self.servers[0].wait()
+
+    def has_gateway(self, port: int) -> bool:
+        """Tell whether every worker's own connection leads to a server."""
+        names = [one["name"] for one in self.redis(port).client_list()]
+        return [str(name).startswith("sluice") for name in names].count(True) >= WORKERS
 
     def is_master(self, port: int) -> bool:
         """Tell whether a server has been promoted."""
@@ -99,42 +105,74 @@ async def slow(exchange: Exchange) -> None:
     await exchange.reply(completion("one two three four five", usage(7, 5)))
 
 
+def limited(upstream: Upstream, servers: Group) -> str:
+    text = json.loads(config(upstream.url))
+    limits = {"rpm": 600_000, "concurrency": 99}
+    text["auth"]["keys"] = [{"name": "k", "tenant": "acme", "sha256": digest(KEY), **limits}]
+    text["redis"] = {"url": servers.url, "timeout": 1}
+    text["limits"] = {"lease": 3}
+    return json.dumps(text)
+
+
 async def test_a_failover_costs_no_request(upstream: Upstream, tmp_path: Path) -> None:
     upstream.behaviour = slow
-    with group(tmp_path) as servers:
-        text = json.loads(config(upstream.url))
-        text["auth"]["keys"] = [
-            {
-                "name": "k",
-                "tenant": "acme",
-                "sha256": digest(KEY),
-                "rpm": 600_000,
-                "concurrency": 99,
-            }
-        ]
-        text["redis"] = {"url": servers.url, "timeout": 1}
-        text["limits"] = {"lease": 3}
-        with running(json.dumps(text), workers=2) as gateway:
-            async with steady(gateway.port, lambda: Ask(chat()), 10, 0.03) as outcomes:
-                await asyncio.sleep(1)
-                await asyncio.to_thread(servers.kill_master)
-                killed_at = len(outcomes)
-                deadline = time.monotonic() + FAILOVER_SECONDS
-                while not await asyncio.to_thread(servers.is_master, servers.ports[1]):
-                    assert time.monotonic() < deadline, "the sentinels promote nobody"
-                    await asyncio.sleep(0.1)
-                await asyncio.sleep(3)
-            assert {(o.status, o.failure) for o in outcomes} == {(200, "")}
-            store = servers.redis(servers.ports[1])
-            deadline = time.monotonic() + 15
-            while store.zcard("sluice:leases:{acme}"):
-                assert time.monotonic() < deadline, "leases stay open"
+    with (
+        group(tmp_path) as servers,
+        running(limited(upstream, servers), workers=WORKERS) as gateway,
+    ):
+        async with steady(gateway.port, lambda: Ask(chat()), 10, 0.03) as outcomes:
+            await asyncio.sleep(1)
+            await asyncio.to_thread(servers.kill_master)
+            killed_at = len(outcomes)
+            deadline = time.monotonic() + FAILOVER_SECONDS
+            while not await asyncio.to_thread(servers.is_master, servers.ports[1]):
+                assert time.monotonic() < deadline, "the sentinels promote nobody"
                 await asyncio.sleep(0.1)
-            day = time.strftime("%Y-%m-%d", time.gmtime())
-            used = int(store.hget(f"sluice:usage:{{acme}}:{day}", "requests"))
-            in_use = store.hget("sluice:limit:{acme}:key:k:concurrency", "in_use")
-            store.close()
+            await asyncio.sleep(3)
+        assert {(o.status, o.failure) for o in outcomes} == {(200, "")}
+        store = servers.redis(servers.ports[1])
+        deadline = time.monotonic() + 15
+        while store.zcard("sluice:leases:{acme}"):
+            assert time.monotonic() < deadline, "leases stay open"
+            await asyncio.sleep(0.1)
+        day = time.strftime("%Y-%m-%d", time.gmtime())
+        used = int(store.hget(f"sluice:usage:{{acme}}:{day}", "requests"))
+        in_use = store.hget("sluice:limit:{acme}:key:k:concurrency", "in_use")
+        store.close()
     assert len(outcomes) > killed_at + 50
     # What the old master had answered for and not yet passed on is lost with it: a moment's worth.
     assert len(outcomes) - 20 <= used <= len(outcomes)
     assert in_use == "0"
+
+
+async def test_a_master_that_still_takes_writes_is_left_when_another_one_is_named(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    upstream.behaviour = slow
+    with (
+        group(tmp_path) as servers,
+        running(limited(upstream, servers), workers=WORKERS) as gateway,
+    ):
+        old, new = servers.ports
+        async with steady(gateway.port, lambda: Ask(chat()), 10, 0.03) as outcomes:
+            await asyncio.sleep(1)
+            servers.redis(servers.sentinels[0]).execute_command("SENTINEL FAILOVER main")
+            deadline = time.monotonic() + FAILOVER_SECONDS
+            while not await asyncio.to_thread(servers.has_gateway, new):
+                assert time.monotonic() < deadline, "no worker goes over"
+                await asyncio.sleep(0.05)
+            # Sentinels make it a replica seconds later, and cut nobody before.
+            assert await asyncio.to_thread(servers.is_master, old)
+            gone_over = len(outcomes)
+            await asyncio.sleep(2)
+        assert {(o.status, o.failure) for o in outcomes} == {(200, "")}
+        store = servers.redis(new)
+        deadline = time.monotonic() + 15
+        while store.zcard("sluice:leases:{acme}"):
+            assert time.monotonic() < deadline, "leases stay open"
+            await asyncio.sleep(0.1)
+        day = time.strftime("%Y-%m-%d", time.gmtime())
+        used = int(store.hget(f"sluice:usage:{{acme}}:{day}", "requests"))
+        store.close()
+    assert len(outcomes) > gone_over + 50
+    assert used >= len(outcomes) - gone_over

@@ -194,6 +194,19 @@ async def test_a_clock_that_steps_back_gives_nothing_and_takes_nothing(server: S
         assert levels(await ask(admission, who, "b", holding())) == [3]
 
 
+async def test_an_empty_bucket_refills_though_the_clock_stepped_back(server: StoreServer) -> None:
+    tenant = new_tenant()
+    requests = bucket(tenant, REQUESTS, 2, 60)
+    who = principal(tenant, requests)
+    async with connected(server) as (admission, _):
+        for lease in ("a", "b"):
+            assert (await ask(admission, who, lease, holding())).refused_by is None
+        server.rewind(requests, -300)  # it was taken from five minutes from now
+        assert (await ask(admission, who, "c", holding())).refused_by == requests
+        server.rewind(requests, 2)
+        assert (await ask(admission, who, "d", holding())).refused_by is None
+
+
 # --- Settling ------------------------------------------------------------------------------------
 
 

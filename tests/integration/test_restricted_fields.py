@@ -80,6 +80,8 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     (MESSAGES, {"tools": [{**ADVISOR, "model": "claude-opus-4-6"}]}),
     (MESSAGES, {"tools": [{**ADVISOR, "MODEL": "claude-opus-4-6"}]}),
     (RESPONSES, {"tools": [{"type": "image_generation", "model": "gpt-image-1"}]}),
+    # So large that it is read in a thread.
+    (CHAT_PATH, {"plugins": [*(["model"] * 20_000), [{"id": "x", "model": "dear/model"}]]}),
 ]
 SCHEMA = {
     "type": "object",
@@ -93,6 +95,7 @@ SERVED: list[tuple[str, dict[str, Any]]] = [
     (CHAT_PATH, {"tools": [{"type": "function", "function": FUNCTION}]}),
     (CHAT_PATH, {"metadata": {"model": "T"}, "user": "model", "stop": ["model", "\ud83d\ude00"]}),
     (CHAT_PATH, {"messages": NAMED_IN_TEXT, "models": None}),
+    (CHAT_PATH, {"plugins": [*(["model"] * 20_000), {"id": "x", "model": "cheap/model"}]}),
     (MESSAGES, {"fallbacks": [{"model": HAIKU}]}),
     (MESSAGES, {"tools": [{"name": "order", "input_schema": SCHEMA}]}),
     (
@@ -104,7 +107,7 @@ SERVED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "fields"), REFUSED)
+@pytest.mark.parametrize(("path", "fields"), REFUSED, ids=lambda one: str(one)[:60])
 async def test_no_field_gets_a_restricted_key_another_model(
     served: Gateway, provider: UpstreamThread, path: str, fields: dict[str, Any]
 ) -> None:
@@ -146,7 +149,7 @@ async def test_no_repetition_of_a_name_does(
     assert provider.received == []
 
 
-@pytest.mark.parametrize(("path", "fields"), SERVED)
+@pytest.mark.parametrize(("path", "fields"), SERVED, ids=lambda one: str(one)[:60])
 async def test_what_names_an_allowed_model_or_none_is_served(
     served: Gateway, provider: UpstreamThread, path: str, fields: dict[str, Any]
 ) -> None:

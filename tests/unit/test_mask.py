@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.http.mask import Mask
+from gateway.policy.spelled import Spelled
 
 SECRETS = ("sk-secret", "sk-secret-2", "aab")
 PIECES = st.sampled_from([*SECRETS, "sk-", "secret", "a", "aa", "b", "s", "\n", "-2", "x"])
@@ -105,6 +106,24 @@ def test_what_cannot_be_a_secret_is_shown_at_once() -> None:
     assert mask.feed(b"x") == b"sk-x"
     assert mask.feed(b"sk-secre") == b""
     assert mask.rest() == b"sk-secre"
+
+
+def test_only_whole_secrets_are_looked_at_closely(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    end = Spelled._end
+
+    def counted(self: Spelled, data: bytes, at: int) -> int:
+        looked.append(at)
+        return end(self, data, at)
+
+    monkeypatch.setattr(Spelled, "_end", counted)
+    text = b"sk-up s sk- \\u0073 " * 50_000  # one escape is enough to look for more
+    assert Spelled("sk-upstream").replaced(text, lambda secret: b"*") == text
+    assert looked == []
+    assert (
+        Spelled("sk-upstream").replaced(text + b"\\u0073k-upstream", lambda _: b"*") == text + b"*"
+    )
+    assert 1 <= len(looked) <= 2
 
 
 def test_without_secrets_nothing_is_held() -> None:

@@ -14,7 +14,9 @@ from gateway.core.errors import ApiError
 from gateway.core.operations import Operation
 from gateway.formats.body import (
     INLINE_DATA_TOKENS,
+    MOST_MARKS,
     SHORTEST_FILE_BYTES,
+    _begins,
     decode,
     estimate_prompt,
 )
@@ -243,6 +245,22 @@ def test_files_inside_a_prompt_count_flat_whatever_their_size() -> None:
     assert estimate_prompt(body(4_000_000)) == estimate_prompt(body(4000))
     assert 2000 < estimate_prompt(body(4000)) < 2050
     assert estimate_prompt(b'"data:x;base64,","data:y;base64,AAAA') == 1000 + 36 // 4 + 1
+
+
+@pytest.mark.parametrize("mark", [b";base64,", b'"data"', b'"data":"'])
+def test_what_is_nothing_but_marks_is_not_looked_at_for_ever(
+    monkeypatch: pytest.MonkeyPatch, mark: bytes
+) -> None:
+    looked = []
+
+    def counted(*where: Any) -> int:
+        looked.append(where)
+        return _begins(*where)
+
+    monkeypatch.setattr("gateway.formats.body._begins", counted)
+    text = b"A" * SHORTEST_FILE_BYTES + mark * 100_000
+    assert estimate_prompt(text) == len(text) // 4 + 1
+    assert len(looked) <= 2 * MOST_MARKS
 
 
 @given(st.integers(0, 3000), st.integers(0, 100), st.sampled_from(["data", "bytes", "result"]))

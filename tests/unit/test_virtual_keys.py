@@ -1,8 +1,10 @@
 """A virtual key's record: how it is kept, how long a secret is good, how many are remembered."""
 
+import asyncio
 import hashlib
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -197,6 +199,7 @@ class Store:
 
     def __init__(self) -> None:
         self.asked, self.noted, self.down = 0, 0, False
+        self.looked = 0
 
     async def find(self, digest: str) -> VirtualKey | None:
         """Count, and know one."""
@@ -205,15 +208,25 @@ class Store:
             raise StoreError("away")
         return a_record() if digest == CURRENT else None
 
+    async def version(self) -> int:
+        """Count; where it is down, say nothing for ever the first time, then fail."""
+        self.looked += 1
+        if self.down and self.looked == 1:
+            await asyncio.Event().wait()
+        if self.down:
+            raise StoreError("away")
+        return 1
+
     def used(self, key_id: str, now: float) -> None:
         """Count."""
         self.noted += 1
 
 
-def a_keyring(store: Store) -> Keyring:
+def a_keyring(store: Store, *, trusting: bool = False) -> Keyring:
     """A keyring with a static key beside."""
     static = Key(name="k", sha256=sha256("static"))
-    return Keyring(Config(auth=Auth(enabled=True, keys=(static,))), cast(VirtualKeys, store))
+    config = Config(auth=Auth(enabled=True, keys=(static,)))
+    return Keyring(config, cast(VirtualKeys, store), trusting=trusting)
 
 
 async def test_each_key_good_or_wrong_is_asked_for_once() -> None:
@@ -250,3 +263,40 @@ async def test_what_the_store_did_not_answer_is_not_remembered() -> None:
     store.down = False
     assert (await keyring.authenticate("1")).key == "key_0"
     assert store.asked == 3
+
+
+async def watched(ring: Keyring, until: Callable[[], bool]) -> None:
+    """Let a keyring look for changes until something is so."""
+    watching = asyncio.create_task(ring.watch())
+    async with asyncio.timeout(20):
+        while not until():
+            await asyncio.sleep(0)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_key_first_seen_right_before_redis_goes_away_is_trusted_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.pipeline.keyring.WATCH_SECONDS", 0.0)
+    store = Store()
+    ring = a_keyring(store, trusting=True)
+    await ring.authenticate("1")
+    store.down, store.looked = True, 1
+    await watched(ring, lambda: store.looked > 5)
+    assert ring.find("1") is not None
+    store.down = False
+    await watched(ring, lambda: ring.find("1") is None)  # it may have changed meanwhile
+
+
+async def test_without_trust_a_redis_that_stands_still_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.pipeline.keyring.WATCH_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.pipeline.keyring.ANSWER_SECONDS", 0.01)
+    store = Store()
+    ring = a_keyring(store)
+    await ring.authenticate("1")
+    store.down = True
+    await watched(ring, lambda: ring.find("1") is None)
+    assert store.looked == 1

@@ -46,10 +46,11 @@ local function load_rate(key, capacity, refill, now, kept)
     level = level + credit
     updated = updated + math.ceil(credit * 60000000 / refill)
   end
-  if level >= capacity or updated > now then
+  local set_back = updated > now  -- the clock was: else it refilled not before that moment comes again
+  if level >= capacity or set_back then
     level, updated = math.min(level, capacity), now
   end
-  return {left = level, updated = updated, capacity = capacity, more = refill,
+  return {left = level, changed = set_back, updated = updated, capacity = capacity, more = refill,
     fresh = math.floor(seen / 1000000) == math.floor(now / 1000000)}
 end
 
