@@ -9,6 +9,7 @@ import random
 import resource
 import secrets
 import socket
+from collections.abc import Set
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -166,6 +167,7 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self._demo: DemoUpstream | None = None
         self._hot: HotRoutes | None = None
+        self._admin: AdminRoutes | None = None
         self.server: GatewayServer | None = None
 
     async def start(self) -> GatewayServer:
@@ -191,7 +193,7 @@ class Gateway:
         if any(provider.kind == "demo" for provider in self._config.providers.values()):
             self._demo = DemoUpstream(self._resources.demo_socket)
             await self._demo.start()
-        admin = AdminRoutes(
+        self._admin = admin = AdminRoutes(
             self._config.auth.admin_key,
             self._keys,
             self._services.keyring.book,
@@ -253,6 +255,15 @@ class Gateway:
             return False  # a bound below what a fresh worker needs must not turn in circles
         return recycle.rss_mb is not None and resident_bytes() > recycle.rss_mb * MEBIBYTE
 
+    def accept_only(self, keys: Set[str], admin: str | None, *, anonymous: bool) -> None:
+        """Forget other keys of the configuration: there is a newer one without them.
+
+        SHA-256 as hexadecimal digits; `anonymous`: nobody is asked for a key in that one.
+        """
+        self._services.keyring.accept_only(keys, anonymous=anonymous)
+        if self._admin is not None:
+            self._admin.accept_only(admin)
+
     def lame_duck(self) -> None:
         """Go on serving, but ask for no more traffic."""
         self._readiness.draining = True
@@ -313,6 +324,8 @@ class Gateway:
             await self.server.shutdown(CANCEL_SECONDS)
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._admin is not None:
+            await self._admin.aclose()
         self._transport.close()
         if self._demo is not None:
             await self._demo.aclose()

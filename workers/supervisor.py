@@ -21,7 +21,7 @@ from gateway.observe.scoreboard import RETIRED
 from gateway.policy.tokens import preload
 from gateway.store.levels import shared_memory
 from gateway.store.location import Location, parse_url
-from workers import settings
+from workers import credentials, settings
 from workers.backoff import MOST_SECONDS, Backoff
 from workers.kernel import how_it_ended, raise_file_limit
 from workers.plan import Plan
@@ -34,6 +34,7 @@ from workers.store_server import EmbeddedStore
 from workers.systemd import Notifier
 from workers.worker import (
     DRAIN,
+    FORGET,
     LAME,
     READY,
     RETIRE,
@@ -281,14 +282,27 @@ class Supervisor:
         if not whole or (self._booted and self._serving == self._generation):
             return
         if self._booted:
+            told = self._tell_credentials()
             for process in self._workers.values():
                 if process.generation != self._generation and process.phase is not Phase.HUNG:
+                    if told:
+                        process.say(FORGET)
                     self._end_worker(process, RETIRE)
             if self._served.listeners is not self._plan.listeners:
                 self._served.listeners.close()
             self._due.clear()  # they were of the old generation
         self._serving, self._served, self._booted = self._generation, self._plan, True
         self._announce()
+
+    def _tell_credentials(self) -> bool:
+        """Write down which keys are good now; tell whether that worked."""
+        try:
+            credentials.write(self._state.path, self._plan.config)
+        except OSError as error:
+            why = (error.strerror or "").lower()
+            report(f"keys that were taken away go on until the old workers end: {why}")
+            return False
+        return True
 
     def _announce(self) -> None:
         tls = "https" if self._config.server.tls else "http"

@@ -1,8 +1,8 @@
 """One worker process: an event loop, the gateway, its listeners, and a channel to the supervisor.
 
 The channel carries single bytes. The supervisor asks PING and the loop itself answers PONG, and
-WORN where a fresh worker should take its place; it says LAME, DRAIN or RETIRE; the worker says
-READY. Its end means the supervisor is gone: drain, exit.
+WORN where a fresh worker should take its place; it says LAME, DRAIN, RETIRE or FORGET; the worker
+says READY. Its end means the supervisor is gone: drain, exit.
 """
 
 import asyncio
@@ -31,10 +31,12 @@ from gateway.observe.log import LineWriter, route_logging
 from gateway.observe.scoreboard import Scoreboard
 from gateway.policy.pricing import PriceTable
 from gateway.store.location import Location
+from workers import credentials
 from workers.report import report
 
 PING, PONG, READY, WORN = b"p", b"P", b"R", b"W"
 LAME, DRAIN, RETIRE = b"l", b"d", b"t"
+FORGET = b"f"  # keys that are not in the configuration any more
 
 # When another worker takes the place of one, its idle connections stay open this long: a client
 # that is about to send on one must not find it closed.
@@ -190,9 +192,20 @@ class _Worker:
             self._end(STOP_LINGER_SECONDS)
             if self._gateway is not None:  # one that was replaced has no more time than others now
                 self._gateway.hurry(self._assignment.config.server.drain.grace)
+        if FORGET in said:
+            self._forget()
         if RETIRE in said:
             self._retired = True
             self._end(RETIRE_LINGER_SECONDS)
+
+    def _forget(self) -> None:
+        try:
+            good = credentials.read(self._assignment.state)
+        except (OSError, ValueError) as error:
+            logger.warning("keys that were taken away go on until this worker ends: %s", error)
+            return
+        if self._gateway is not None:
+            self._gateway.accept_only(good.keys, good.admin, anonymous=good.anonymous)
 
     def _say(self, word: bytes) -> None:
         with contextlib.suppress(OSError):  # gone: its end is read next

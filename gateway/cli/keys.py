@@ -134,15 +134,18 @@ async def _act(
         book.check(settings)
         record, secret = await keys.create(settings)
     elif action == "update":
-        record = await keys.get(arguments.id)
-        before = record.settings
-        built = {n: v for n, v in msgspec.to_builtins(before).items() if n not in arguments.clear}
-        settings = settings_of(built, arguments)
-        if settings != before:
+
+        def change(record: VirtualKey) -> KeySettings | None:
+            before = record.settings
+            built = msgspec.to_builtins(before)
+            kept = {name: v for name, v in built.items() if name not in arguments.clear}
+            settings = settings_of(kept, arguments)
+            if settings == before:
+                return None
             book.check(settings, before)
-        record = await keys.update(
-            record, None if settings == before else settings, blocked=arguments.blocked
-        )
+            return settings
+
+        record = await keys.update(arguments.id, change, blocked=arguments.blocked)
     elif action == "rotate":
         record, secret = await keys.rotate(arguments.id, arguments.grace)
     elif action == "revoke":

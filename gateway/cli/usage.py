@@ -1,7 +1,6 @@
 """`sluice usage`: what was used, as a table, CSV or JSON."""
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ import msgspec
 
 from gateway.cli.store import explained, with_store
 from gateway.core.errors import StoreError
-from gateway.store.usage import COUNTERS, GROUPS, Query, Row, UsageReader
+from gateway.store.usage import COUNTERS, GROUPS, Query, Row, UsageReader, as_csv
 
 _TITLES = {
     "requests": "REQUESTS",
@@ -23,7 +22,6 @@ _TITLES = {
     "cost_microusd": "USD",
     "saved_microusd": "SAVED",
 }
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what OWASP names under CSV injection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,17 +55,10 @@ def run(url: str, arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         print(json.dumps([msgspec.to_builtins(row) for row in rows]))
     elif arguments.format == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(Row.__struct_fields__)
-        writer.writerows(map(_plain, msgspec.structs.astuple(row)) for row in rows)
+        sys.stdout.write(as_csv(rows))
     else:
         _print_table(rows, arguments.by)
     return 0
-
-
-def _plain(cell: str | int) -> str | int:
-    """Return a cell that no spreadsheet takes for a formula: clients choose some of these names."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def _print_table(rows: list[Row], by: str) -> None:

@@ -52,7 +52,7 @@ def _admin_key(given: str) -> str:
     """Refuse what anybody would try first."""
     key = _sendable(given, "auth.admin_key")
     short = len(key) < MIN_ADMIN_KEY_CHARS or len(set(key)) < MIN_ADMIN_KEY_VARIETY
-    if short or is_placeholder(key):
+    if short or is_placeholder(key, operators=True) or is_well_known(_digest(key)):
         raise ConfigError(
             f"an admin key has at least {MIN_ADMIN_KEY_CHARS} characters that nobody would guess; "
             "make one with: openssl rand -hex 32",
@@ -73,7 +73,7 @@ def _hashed(key: Key, field: str) -> Key:
     clear = _sendable(key.key, f"{field}.key")
     if len(clear) < MIN_KEY_CHARS:
         raise ConfigError(f"a key has at least {MIN_KEY_CHARS} characters", field=f"{field}.key")
-    if is_placeholder(clear):
+    if is_placeholder(clear) or is_well_known(_digest(clear)):
         raise ConfigError(CALL_FOR_ANOTHER, field=f"{field}.key")
     return msgspec.structs.replace(key, sha256=_digest(clear), key=None)
 

@@ -24,6 +24,11 @@ _WORDS = (
     *("token", "unsafe", "use", "user", "value", "very", "with", "x", "your"),
     *("qwerty", *_KEYBOARD),
 )
+# Of keys for trials, which may be somebody's own, but not an operator's.
+_WORDS_OF_TRIALS = (
+    *("administrator", "dev", "development", "foo", "guest", "hello", "local", "localhost"),
+    *("passw0rd", "server", "staging", "temp", "test", "testing", "virtual", "welcome", "world"),
+)
 _BETWEEN = re.compile(r"[\W_]+")
 CALL_FOR_ANOTHER = "anybody would try that first; make one with: openssl rand -hex 32"
 # Of OpenAI's and Anthropic's keys, and of examples made after them.
@@ -34,21 +39,22 @@ _SHORTEST_RUN, _LONGEST = 4, 256  # characters
 _LAST_DIGITS = re.compile(r"[0-9]{0,4}\Z")
 
 
-def is_placeholder(key: str) -> bool:
-    """Tell whether anybody would try a key first."""
+def is_placeholder(key: str, *, operators: bool = False) -> bool:
+    """Tell whether anybody would try a key first, a client's or an operator's."""
+    words = _WORDS + _WORDS_OF_TRIALS if operators else _WORDS
     bare = _BETWEEN.sub("", key.lower())
     if len(set(bare or key)) == 1:
         return True
     if len(bare) > _LONGEST:
         return False
-    return any(_is_nothing_but_pieces(bare.removeprefix(prefix)) for prefix in _PREFIXES)
+    return any(_is_nothing_but_pieces(bare.removeprefix(one), words) for one in _PREFIXES)
 
 
-def _is_nothing_but_pieces(text: str) -> bool:
+def _is_nothing_but_pieces(text: str, known: tuple[str, ...]) -> bool:
     """Tell whether a text is words and runs, and a few digits behind a word at its end."""
     ends = [0]  # of pieces that follow each other from the beginning on
     for start in ends:
-        words = [start + len(word) for word in _WORDS if text.startswith(word, start)]
+        words = [start + len(word) for word in known if text.startswith(word, start)]
         if any(_LAST_DIGITS.match(text, end) for end in words):
             return True
         runs = range(start + _SHORTEST_RUN, _end_of_run(text, start) + 1)

@@ -1,9 +1,10 @@
 """The admin API: virtual keys and usage, for whoever holds the admin key."""
 
+import asyncio
 import hashlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,10 +17,11 @@ from gateway.http.body import Room, read_body
 from gateway.http.hot import secret_of
 from gateway.pipeline.limiting import LimitBook
 from gateway.store.keys import MAX_GRACE_SECONDS, NoSuchKey, VirtualKey, VirtualKeys
-from gateway.store.usage import GROUPS, Query, UsageReader
+from gateway.store.usage import GROUPS, Query, UsageReader, as_csv
 
 MAX_BODY_BYTES, BODY_SECONDS = 64 * 1024, 30.0
 DEFAULT_GRACE_SECONDS = 24 * 3600
+JSON = "application/json"
 
 _T = TypeVar("_T")
 _MISSING = re.compile(r"Object missing required field `(.*)`")
@@ -41,6 +43,16 @@ class AdminRoutes:
     ) -> None:
         self._digest = hashlib.sha256(admin_key.encode()).digest() if admin_key else None
         self._keys, self._book, self._usage = keys, book, usage
+        self._changes: set[asyncio.Task[Any]] = set()
+
+    def accept_only(self, digest: str | None) -> None:
+        """Forget the admin key if it is not the one with this SHA-256."""
+        if self._digest is not None and self._digest.hex() != digest:
+            self._digest = None
+
+    async def aclose(self) -> None:
+        """Wait for changes under way; each ends by itself, by Redis's deadline at the latest."""
+        await asyncio.gather(*self._changes, return_exceptions=True)
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes, guarded."""
@@ -78,16 +90,33 @@ class AdminRoutes:
         if self._digest is None or not hmac.compare_digest(presented, self._digest):
             raise ApiError("admin_key_required", "This needs the admin key (auth.admin_key).")
 
+    async def _whole(self, change: Coroutine[Any, Any, _T]) -> _T:
+        """Make a change to its end, though its caller hangs up: half of one is told to nobody."""
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked has it, unless they are gone
+
     async def list_keys(self, request: web.Request) -> web.Response:
         """List every virtual key, or a tenant's; `has_more`: there are older ones."""
         found, more = await self._keys.all(request.query.get("tenant"))
-        return _json({"object": "list", "data": [r.public() for r in found], "has_more": more})
+
+        def written() -> bytes:
+            shown = [record.public() for record in found]
+            return msgspec.json.encode({"object": "list", "data": shown, "has_more": more})
+
+        return _response(await asyncio.to_thread(written), JSON)  # thousands of them, perhaps
 
     async def create(self, request: web.Request) -> web.Response:
         """Make a key; the answer is the only place where its secret ever stands."""
         settings = _convert(await _body(request), KeySettings)
         self._book.check(settings)
-        record, secret = await self._keys.create(settings)
+        record, secret = await self._whole(self._keys.create(settings))
         return _json({"key": secret, **record.public()}, status=201)
 
     async def show(self, request: web.Request) -> web.Response:
@@ -104,11 +133,14 @@ class AdminRoutes:
             raise ApiError("invalid_value", "'blocked' is true or false.", param="blocked")
         if changes.get("tenant", "") is None:
             raise ApiError("invalid_value", "'tenant' is a name.", param="tenant")
-        record, settings = await self._keys.get(key_id), None
-        if changes:
+
+        def change(record: VirtualKey) -> KeySettings:
             settings = merged(record, changes)
             self._book.check(settings, record.settings)
-        return _json((await self._keys.update(record, settings, blocked=blocked)).public())
+            return settings
+
+        update = self._keys.update(key_id, change if changes else None, blocked=blocked)
+        return _json((await self._whole(update)).public())
 
     async def rotate(self, request: web.Request) -> web.Response:
         """Give a key a new secret."""
@@ -117,20 +149,30 @@ class AdminRoutes:
         if not 0 <= grace <= MAX_GRACE_SECONDS:
             message = f"grace_seconds is from 0 to {MAX_GRACE_SECONDS}."
             raise ApiError("invalid_value", message, param="grace_seconds")
-        record, secret = await self._keys.rotate(request.match_info["id"], grace)
+        rotate = self._keys.rotate(request.match_info["id"], grace)
+        record, secret = await self._whole(rotate)
         return _json({"key": secret, **record.public()})
 
     async def revoke(self, request: web.Request) -> web.Response:
         """Make a key worthless for good."""
-        return _json((await self._keys.revoke(request.match_info["id"])).public())
+        revoke = self._keys.revoke(request.match_info["id"])
+        return _json((await self._whole(revoke)).public())
 
     async def usage(self, request: web.Request) -> web.Response:
-        """Sum up what was used, by any of the groups."""
+        """Sum up what was used, by any of the groups, as JSON or `format=csv`."""
+        asked = dict(request.query)
+        form = asked.pop("format", "json")
+        if form not in ("json", "csv"):
+            raise ApiError("invalid_value", "'format' is json or csv.", param="format")
         try:
-            rows = await self._usage.read(Query.of(dict(request.query)))
+            rows = await self._usage.read(Query.of(asked))
         except ValueError as error:
             raise ApiError("invalid_value", f"{error}. Groups: {', '.join(GROUPS)}.") from None
-        return _json({"object": "list", "data": [msgspec.to_builtins(row) for row in rows]})
+        if form == "csv":
+            text = await asyncio.to_thread(as_csv, rows)
+            return _response(text.encode(), "text/csv")
+        whole = {"object": "list", "data": rows}
+        return _response(await asyncio.to_thread(msgspec.json.encode, whole), JSON)
 
 
 def merged(record: VirtualKey, changes: dict[str, Any]) -> KeySettings:
@@ -163,7 +205,10 @@ def _convert(content: Any, kind: type[_T]) -> _T:
 
 
 def _json(content: object, status: int = 200) -> web.Response:
-    body = msgspec.json.encode(content)
-    response = web.Response(body=body, status=status, content_type="application/json")
+    return _response(msgspec.json.encode(content), JSON, status)
+
+
+def _response(body: bytes, kind: str, status: int = 200) -> web.Response:
+    response = web.Response(body=body, status=status, content_type=kind)
     response.headers["Cache-Control"] = "no-store"
     return response

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import logging
 import time
+from collections.abc import Set
 from functools import lru_cache
 from hmac import compare_digest
 
@@ -90,6 +91,13 @@ class Keyring:
         if self._virtual is None:
             raise _invalid()
         return None
+
+    def accept_only(self, digests: Set[str], *, anonymous: bool) -> None:
+        """Forget static keys whose SHA-256 is none of these, and whoever needs none, if told so."""
+        kept = {digest: one for digest, one in self._by_digest.items() if digest.hex() in digests}
+        self._by_digest = kept
+        if not anonymous:
+            self._anonymous = None
 
     async def authenticate(self, secret: str | None) -> Principal:
         """Return who holds a secret, asking Redis if need be. Raises ApiError and StoreError."""

@@ -53,6 +53,7 @@ class VirtualKey(msgspec.Struct, frozen=True):
     last_used: int = 0
     blocked: bool = False
     revoked: int = 0
+    edition: int = 0  # of the settings: how often they were changed
 
     def good_until(self, digest: str, now: float) -> float:
         """Return until when a secret with this digest opens anything; 0 for not at all."""
@@ -71,6 +72,10 @@ class VirtualKey(msgspec.Struct, frozen=True):
         shown = msgspec.to_builtins(self.settings)
         own = ("sha256", "created", "previous_until", "last_used", "blocked", "revoked")
         return {"id": self.id, **shown} | {name: getattr(self, name) for name in own}
+
+
+# Returns what a key's settings are to be, None for what they are; raises what forbids it.
+Change = Callable[[VirtualKey], KeySettings | None]
 
 
 class NoSuchKey(SluiceError):
@@ -125,25 +130,31 @@ class VirtualKeys:
         return sorted(newest, key=_age), more
 
     async def update(
-        self,
-        record: VirtualKey,
-        settings: KeySettings | None = None,
-        *,
-        blocked: bool | None = None,
+        self, key_id: str, change: Change | None = None, *, blocked: bool | None = None
     ) -> VirtualKey:
         """Change what differs from a record as it was read, and nothing else. Raises NoSuchKey.
 
-        Others may be changing the rest of it.
+        Others may be changing it as well: `change` is asked again where they were faster, so what
+        it allows is what comes about. Raises what it does.
         """
-        before = _encode_settings(record.settings)
-        after = before if settings is None else _encode_settings(settings)
-        changes = {name: value for name, value in after.items() if value != before.get(name)}
-        if not changes.keys().isdisjoint(_TOGETHER):
-            changes |= {name: after[name] for name in _TOGETHER}
-        if blocked is not None:
-            changes["blocked"] = str(int(blocked))
-        await self._change(record.id, changes)
-        return await self.get(record.id)
+        own = {} if blocked is None else {"blocked": str(int(blocked))}
+        for _ in range(MAX_TRIES):
+            record = await self.get(key_id)
+            settings = None if change is None else change(record)
+            if settings is None:
+                await self._change(key_id, own)
+                return await self.get(key_id)
+            before, after = _encode_settings(record.settings), _encode_settings(settings)
+            changes = {name: value for name, value in after.items() if value != before.get(name)}
+            if not changes.keys().isdisjoint(_TOGETHER):
+                changes |= {name: after[name] for name in _TOGETHER}
+            args = [b"%d" % record.edition, *map(str.encode, _flat(changes | own))]
+            if await _insisted(
+                partial(ran, self._client, scripts.CHANGE_KEY, [names.key(key_id)], *args)
+            ):
+                await self._tell()
+                return await self.get(key_id)
+        raise StoreError(f"the key {key_id!r} is being changed by others")
 
     async def rotate(self, key_id: str, grace_seconds: int) -> tuple[VirtualKey, str]:
         """Give a key a new secret; the one before works for the grace. Raises NoSuchKey."""
@@ -199,13 +210,16 @@ class VirtualKeys:
         Also where nothing is: somebody who asks again may have failed in between.
         """
         if changes:
-            pairs = [part for pair in changes.items() for part in pair]
-            await self._client.call("HSET", names.key(key_id), *pairs)
+            await self._client.call("HSET", names.key(key_id), *_flat(changes))
         await self._tell()
 
     async def _tell(self) -> None:
         """Let workers know that a key has changed."""
         await _insisted(partial(self._client.call, "INCR", names.KEYS_VERSION))
+
+
+def _flat(pairs: dict[str, str]) -> list[str]:
+    return [part for pair in pairs.items() for part in pair]
 
 
 async def _insisted(ask: Callable[[], Awaitable[Reply]]) -> Reply:
@@ -264,6 +278,7 @@ def decode(flat: dict[bytes, bytes]) -> VirtualKey | None:
             last_used=int(text.get("last_used", "0")),
             blocked=text["blocked"] != "0",
             revoked=int(text["revoked"]),
+            edition=int(text.get("edition", "0")),
         )
     except (KeyError, ValueError, RecursionError, msgspec.MsgspecError):
         return None

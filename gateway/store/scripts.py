@@ -42,12 +42,13 @@ SETTLE = _read("limits", "settle")
 EXTEND = _read("extend")
 EXPIRED = _read("expired")
 ROTATE = _read("rotate")
+CHANGE_KEY = _read("change_key")
 TARGET_WELL = _read("target_well")
 CACHE_FIND = _read("cache_find")
 CACHE_KEEP = _read("cache_keep")
 CACHE_LEAD = _read("cache_lead")
 CACHE_LEARN = _read("cache_learn")
 ALL = (
-    *(ADMIT, GROW, SETTLE, EXTEND, EXPIRED, ROTATE, TARGET_WELL),
+    *(ADMIT, GROW, SETTLE, EXTEND, EXPIRED, ROTATE, CHANGE_KEY, TARGET_WELL),
     *(CACHE_FIND, CACHE_KEEP, CACHE_LEAD, CACHE_LEARN),
 )

@@ -1,6 +1,8 @@
 """Reads the usage counters for people: by tenant, key, model, provider, label, day or month."""
 
 import asyncio
+import csv
+import io
 import re
 from calendar import monthrange
 from collections.abc import Iterable
@@ -19,6 +21,8 @@ MAX_DAYS = 400
 MAX_ROWS = 20_000
 MAX_LOOKS = 1_000_000  # most tenants have nothing on most days
 TOO_MANY = f"more than {MAX_ROWS} rows: ask for fewer days, or one tenant"
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what OWASP names under CSV injection
 
 _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -171,3 +175,17 @@ def _day(text: str | None) -> date | None:
         return date.fromisoformat(text)
     except ValueError:
         raise ValueError(f"expected a date like 2026-11-21, got {text!r}") from None
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """Return rows as CSV, with a line of names first."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row.__struct_fields__)
+    writer.writerows(map(_plain, msgspec.structs.astuple(row)) for row in rows)
+    return text.getvalue()
+
+
+def _plain(cell: str | int) -> str | int:
+    """Return a cell that no spreadsheet takes for a formula: clients choose some of these names."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

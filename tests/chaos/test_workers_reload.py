@@ -1,6 +1,7 @@
 """SIGHUP: a new generation of workers takes over and no request notices."""
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from tests.support.config import KEY, chat, config, digest
 from tests.support.gateway import Gateway, running
 from tests.support.load import Ask, once, steady
 from tests.support.upstream import Exchange, Upstream, delta, like_openai, usage
+from tests.support.wire import Wire, connected, head_of, post
 from workers.supervisor import MAX_DRAINING_GENERATIONS
 
 RELOADS = 20
@@ -313,3 +315,42 @@ async def test_a_reload_moves_to_another_address_and_back(upstream: Upstream) ->
                 assert "refused" not in gateway.errors
         finally:
             gateway.kill()
+
+
+ADMIN_KEYS = ("the-admin-key-a8d2f07b41", "the-admin-key-93c6e15d28")
+SETTLED_SECONDS = 1.0  # in which old workers have heard of a reload, on a busy machine too
+
+
+async def test_keys_that_are_taken_away_open_nothing_on_connections_of_before(
+    upstream: Upstream,
+) -> None:
+    upstream.behaviour = paced
+    text = json.loads(config(upstream.url))
+    auth = {**keys(("kept", KEY), ("gone", OTHER_KEY)), "admin_key": ADMIN_KEYS[0]}
+    with running(json.dumps({**text, "auth": auth})) as gateway:
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def wire() -> Wire:
+                return await stack.enter_async_context(connected(gateway.port))
+
+            listing = [head_of(path="/admin/keys", method="GET", key=one) for one in ADMIN_KEYS]
+            asks = [post(chat(), key=KEY), post(chat(), key=OTHER_KEY), listing[0]]
+            wires = [await wire() for _ in asks]
+            for one, ask in zip(wires, asks, strict=True):
+                await one.send(ask)
+                assert (await one.reply()).status == 200
+            stream = await wire()  # an old worker that is busy keeps its connections for longer
+            await stream.send(post(chat(stream=True), key=OTHER_KEY))
+            auth = {**keys(("kept", KEY)), "admin_key": ADMIN_KEYS[1]}
+            rewrite(gateway, json.dumps({**text, "auth": auth}))
+            await reload(gateway)
+            await asyncio.sleep(SETTLED_SECONDS)
+            statuses = []
+            for one, ask in zip(wires, asks, strict=True):
+                await one.send(ask)
+                statuses.append((await one.reply()).status)
+            assert statuses == [200, 401, 403]
+            assert (await stream.reply()).status == 200, "what was begun goes on"
+            fresh = await wire()
+            await fresh.send(listing[1])
+            assert (await fresh.reply()).status == 200

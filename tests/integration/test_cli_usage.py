@@ -114,6 +114,16 @@ def test_json_and_csv_are_the_counters_of_redis(gateway: Gateway, by: str, month
     reader = csv.DictReader(io.StringIO(run(gateway, "usage", *words, "--format", "csv")))
     assert reader.fieldnames == FIELDS
     assert list(reader) == [{name: str(row[name]) for name in FIELDS} for row in rows]
+    asked = f"/admin/usage?by={by}" + (f"&month={period}" if monthly else "")
+    admin = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    status, body = gateway.get(asked, admin)
+    assert (status, json.loads(body)["data"]) == (200, rows)
+    status, body = gateway.get(f"{asked}&format=csv", admin)
+    assert (status, list(csv.DictReader(io.StringIO(body.decode())))) == (
+        200,
+        [{name: str(row[name]) for name in FIELDS} for row in rows],
+    )
+    assert gateway.get(f"{asked}&format=xml", admin)[0] == 400
 
 
 @pytest.mark.parametrize("by", GROUPS)

@@ -1,29 +1,40 @@
 """Changes of virtual keys that fail half-way, as where Redis goes at that moment."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from aiohttp import web
+from msgspec.structs import replace
 
 from gateway.config.schema import Auth, Config, KeySettings
 from gateway.core.errors import ApiError, StoreError
+from gateway.http.admin import AdminRoutes
 from gateway.pipeline.keyring import Keyring
+from gateway.pipeline.limiting import LimitBook
 from gateway.store import names
 from gateway.store.connection import Callback
 from gateway.store.keys import MAX_TRIES, VirtualKey, VirtualKeys
 from gateway.store.link import Link
 from gateway.store.location import Location
 from gateway.store.scripts import Script
+from gateway.store.usage import UsageReader
 from tests.support.store import store_server
 
 
 class Cut:
-    """A connection that loses one command, or the replies to a Lua function, so many times."""
+    """A connection that loses one command, or the replies to a Lua function, so many times.
+
+    With `held` it answers a command only then.
+    """
 
     def __init__(self, link: Link) -> None:
         self._link, self.command, self.times = link, "", 0
+        self.held: dict[str, asyncio.Event] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._link, name)
@@ -32,7 +43,12 @@ class Cut:
         if command[0] == self.command and self.times:
             self.times -= 1
             raise StoreError("the connection to Redis was lost")
-        return self._link.call(*command)
+        held = self.held.get(command[0])
+        return self._link.call(*command) if held is None else self._late(held, command)
+
+    async def _late(self, held: asyncio.Event, command: tuple[Any, ...]) -> Any:
+        await held.wait()
+        return await self._link.call(*command)
 
     def run(
         self,
@@ -105,8 +121,8 @@ async def test_a_change_that_was_half_done_is_told_when_it_is_asked_for_again(cu
     version = await keys.version()
     changes: list[Callable[[], Awaitable[VirtualKey]]] = [
         partial(keys.revoke, record.id),
-        partial(keys.update, record, blocked=True),
-        partial(keys.update, record, KeySettings(name="b")),
+        partial(keys.update, record.id, blocked=True),
+        partial(keys.update, record.id, lambda _: KeySettings(name="b")),
     ]
     for change in changes:
         cut.lose("INCR", MAX_TRIES)
@@ -123,3 +139,40 @@ async def test_a_record_that_no_gateway_wrote_opens_nothing(cut: Cut) -> None:
     record, secret = await keys.create(KeySettings(name="a"))
     await cut.call("HSET", names.key(record.id), "burst", "5")
     assert not await opens(keys, secret)
+
+
+@pytest.mark.parametrize("command", ["HSET", "INCR"])
+async def test_a_change_whose_caller_hangs_up_is_made_to_its_end(cut: Cut, command: str) -> None:
+    keys = VirtualKeys(cut)
+    record, _ = await keys.create(KeySettings(name="a"))
+    version = await keys.version()
+    admin = AdminRoutes("an-admin-key", keys, LimitBook(Config()), UsageReader(cut))
+    cut.held[command] = asyncio.Event()
+    request = cast(web.Request, SimpleNamespace(match_info={"id": record.id}))
+    asking = asyncio.create_task(admin.revoke(request))
+    await asyncio.sleep(0.05)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    cut.held[command].set()
+    await admin.aclose()
+    assert (await keys.get(record.id)).revoked
+    assert await keys.version() > version
+
+
+async def test_what_is_checked_is_what_is_written(cut: Cut) -> None:
+    keys = VirtualKeys(cut)
+    record, _ = await keys.create(KeySettings(name="a", rpm=5))
+    seen = []
+
+    def change(found: VirtualKey) -> KeySettings:
+        seen.append(found.settings.rpm)
+        return replace(found.settings, tpm=7)
+
+    def raised(found: VirtualKey) -> KeySettings:
+        return replace(found.settings, rpm=(found.settings.rpm or 0) + 1)
+
+    first = asyncio.create_task(keys.update(record.id, raised))
+    await asyncio.gather(keys.update(record.id, change), first)
+    settings = (await keys.get(record.id)).settings
+    assert (settings.rpm, settings.tpm) == (6, 7)
+    assert seen[-1] in (5, 6)

@@ -70,6 +70,25 @@ async def test_two_rotations_at_once_lose_no_secret(upstream: Upstream) -> None:
             assert statuses == [200, 200]
 
 
+async def test_no_two_changes_give_a_key_more_than_its_tenant_has(upstream: Upstream) -> None:
+    text = json.loads(governed(upstream.url))
+    text["tenants"]["small"] = {"rpm": 10, "budget": {"usd": 1, "per": "day"}}
+    much = {"rpm": 100_000, "budget": {"usd": 999, "per": "day"}}
+    with running(json.dumps(text), workers=2) as gateway:
+        done = set()
+        for number in range(TRIES):
+            _, made = await admin(gateway, "POST", "/admin/keys", {"name": f"k{number}", "rpm": 5})
+            path = f"/admin/keys/{made['id']}"
+            answers = await asyncio.gather(
+                admin(gateway, "PATCH", path, {"tenant": "small"}),
+                admin(gateway, "PATCH", path, much),
+            )
+            done |= {status for status, _ in answers}
+            _, shown = await admin(gateway, "GET", path)
+            assert (shown["tenant"], shown["rpm"]) in (("small", 5), ("default", 100_000)), shown
+        assert done == {200, 400}  # one of the two is refused each time
+
+
 async def test_no_two_changes_leave_a_burst_without_its_rate(upstream: Upstream) -> None:
     with running(governed(upstream.url), workers=2) as gateway:
         for number in range(TRIES):

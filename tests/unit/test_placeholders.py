@@ -8,7 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.config.keys import checked
 from gateway.config.placeholders import is_placeholder
+from gateway.config.schema import Auth, Key
+from gateway.core.errors import ConfigError
+from gateway.store.keys import sha256
 
 PLACEHOLDERS = [
     *("changeme-changeme", "CHANGE ME", "change-me-2024", "REPLACE_ME", "REPLACE_ME_REPLACE_ME"),
@@ -35,6 +39,26 @@ def test_what_stands_in_examples_is_known(key: str) -> None:
     assert is_placeholder(key.upper())
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("test-admin-key-123", "local-admin-key-1", "dev-admin-key-1234", "Passw0rd!Passw0rd!"),
+        *("staging-admin-key", "welcome-admin-123", "administrator-password"),
+    ],
+)
+def test_an_operators_key_is_none_for_trials_either(key: str) -> None:
+    assert is_placeholder(key, operators=True)
+    with pytest.raises(ConfigError, match="nobody would guess"):
+        checked(Auth(admin_key=key))
+
+
+@pytest.mark.parametrize("key", ["test-key", "testkey123", "sk-testing1", "foobar123", "welcome1"])
+def test_a_key_is_refused_in_clear_as_its_digest_is(key: str) -> None:
+    for one in (Key(name="k", key=key), Key(name="k", sha256=sha256(key))):
+        with pytest.raises(ConfigError, match="anybody would try"):
+            checked(Auth(keys=(one,)))
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_of_ones_own_is_none(key: str) -> None:
     assert not is_placeholder(key)
@@ -49,7 +73,7 @@ def test_random_bytes_are_none(data: bytes, size: int) -> None:
     few = data[:size]
     for text in (few.hex(), base64.b64encode(few).decode(), base64.urlsafe_b64encode(few).decode()):
         assert not is_placeholder(text)
-        assert not is_placeholder(f"sk-{text}")
+        assert not is_placeholder(f"sk-{text}", operators=True)
         assert not is_placeholder(f"changeme-{text}")
     assert not is_placeholder(str(uuid.UUID(bytes=data[:16], version=4)))
 
