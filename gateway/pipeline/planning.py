@@ -32,6 +32,8 @@ KIBIBYTE = 1024
 # What makes a request do something that an answer from the cache would not.
 STATEFUL = ("background", "conversation", "container")
 MAX_RULES = 4096
+# What has more objects than these takes a turn of 40 ms and more to be compared with anything.
+LARGE_BYTES, MOST_OBJECTS = 64 * KIBIBYTE, 5_000
 MAX_KNOWN, MAX_KNOWN_BYTES = 1024, 8 * KIBIBYTE  # of requests that are remembered as they are
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -155,7 +157,8 @@ class Planner:
             return None
         if not rules.tools and _value(request, "tools"):
             return None
-        if _size(request) > rules.max_request:
+        size = _size(request)
+        if size > rules.max_request or (size > LARGE_BYTES and _objects(request) > MOST_OBJECTS):
             return None
         found = canonical(request)
         if found is None or len(found.form) > rules.max_request:
@@ -218,6 +221,12 @@ def _betas(call: Call) -> list[str]:
 def _size(request: Request) -> int:
     """Return how many bytes the client wrote of what may decide an answer."""
     return sum([len(raw) for name, raw in request.fields.items() if name not in IDLE])
+
+
+def _objects(request: Request) -> int:
+    """Return how many JSON objects there are at the most in what may decide an answer."""
+    fields = request.fields.items()
+    return sum([bytes(raw).count(b"{") for name, raw in fields if name not in IDLE])
 
 
 def _value(request: Request, name: str) -> Any:

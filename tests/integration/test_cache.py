@@ -348,6 +348,18 @@ async def test_what_is_kept_is_explicit(upstream: Upstream) -> None:
         assert len(upstream.received) == asked + 2
 
 
+@pytest.mark.parametrize(("messages", "expected"), [(4_000, "hit"), (6_000, "bypass")])
+async def test_what_has_too_many_parts_to_be_compared_is_let_by(
+    upstream: Upstream, messages: int, expected: str
+) -> None:
+    said = [{"role": "user", "content": "hello"}] * messages
+    with running(cached(upstream.url), workers=1) as gateway:
+        ask = Ask({"model": "m", "temperature": 0, "messages": said})
+        outcomes = [await once(gateway.port, ask) for _ in range(2)]
+        assert [o.status for o in outcomes] == [200, 200]
+        assert state(outcomes[1]) == expected
+
+
 async def test_a_hit_obeys_requests_a_minute_and_uses_no_tokens(upstream: Upstream) -> None:
     text = cached(upstream.url, auth={"keys": [key("one", rpm=5, tpm=2000)]})
     with running(text, workers=2) as gateway:

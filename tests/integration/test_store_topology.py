@@ -76,6 +76,35 @@ async def test_a_server_that_does_not_know_its_own_name_has_the_one_it_was_asked
     await cluster.aclose()
 
 
+async def test_a_master_that_is_cut_off_from_its_cluster_is_believed_last() -> None:
+    class Master:
+        """Says whether its cluster is well, and who has all slots."""
+
+        connected, host = True, "127.0.0.1"
+
+        def __init__(self, state: bytes, named: int) -> None:
+            self.state, self.named = state, named
+
+        async def call(self, *args: Any) -> Any:
+            if args == ("CLUSTER", "INFO"):
+                return b"cluster_enabled:1\r\ncluster_state:" + self.state
+            return [[0, 16383, [b"127.0.0.1", self.named, b"id"]]]
+
+        async def aclose(self) -> None:
+            """Nothing is open."""
+
+    old, heir = unused_port(), unused_port()
+    for states, expected in (((b"fail", b"ok"), heir), ((b"fail", b"fail"), old)):
+        cluster = Cluster(Location(host="seed", port=7000, seeds=(("seed", 7000),)), 1.0, "test")
+        masters = [Master(states[0], old), Master(states[1], heir)]
+        cluster._links = {
+            ("127.0.0.1", number): cast(Link, one) for number, one in enumerate(masters)
+        }
+        await cluster._look()
+        assert list(cluster._links) == [("127.0.0.1", expected)]
+        await cluster.aclose()
+
+
 async def test_a_scan_ends_where_it_has_found_too_much() -> None:
     link = Link(Location(), 1.0, "test")
     parts = [[b"a", b"b"], [b"b", b"a"], [b"c"], [b"d"]]
