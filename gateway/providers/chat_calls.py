@@ -59,6 +59,7 @@ class StreamedCalls:
         # By the number on the wire, or by the id where there is none.
         self._known: dict[int | str | None, _Call] = {}
         self._all: list[_Call] = []
+        self._waiting: list[_Call] = []  # those to begin, whatever comes, before the next one
         self._ids: set[str] = set()  # of those that are begun
 
     def __len__(self) -> int:
@@ -79,6 +80,8 @@ class StreamedCalls:
             again = call is not None and call.name == name and call.has_arguments()
             call = self._known[key] = _Call(again=again)
             self._all.append(call)
+            if not again:
+                self._waiting.append(call)
         if call.number == _UNBEGUN and name and name != call.name:
             call.name = call.named_on(name, call_id) if call.name else name
         if arguments:
@@ -95,11 +98,9 @@ class StreamedCalls:
 
     def _begin_all(self, reply_id: str, *, only_named: bool) -> list[Event]:
         """Begin the calls, or those that have names, that wait for more."""
-        left = [
-            call
-            for call in self._all
-            if call.number == _UNBEGUN and not call.again and (call.name or not only_named)
-        ]
+        left = [call for call in self._waiting if call.number == _UNBEGUN]
+        self._waiting = [call for call in left if only_named and not call.name]
+        left = [call for call in left if call.name or not only_named]
         return [event for call in left for event in self._begin(call, reply_id)]
 
     def _begin(self, call: _Call, reply_id: str) -> list[Event]:
