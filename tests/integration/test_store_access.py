@@ -89,16 +89,21 @@ async def behind_tls(port: int, authority: trustme.CA) -> AsyncIterator[int]:
                 writer.write(data)
                 await writer.drain()
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passing.add(asyncio.current_task())
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
 
+    passing: set[Any] = set()
     listener = await asyncio.start_server(pass_on, "127.0.0.1", 0, ssl=context)
     try:
         yield listener.sockets[0].getsockname()[1]
     finally:
         listener.close()
+        await asyncio.gather(*passing, return_exceptions=True)
 
 
 async def test_tls_is_verified_against_the_operators_own_authority(
