@@ -71,7 +71,7 @@ LAG_SECONDS = 0.1
 YOUNG_SECONDS = 10.0
 SPREAD = 0.1  # of the requests after which a worker is replaced
 SPARE_FILES = 128  # for the store, logs, and what libraries open
-SHUTDOWN_SECONDS = 2.0  # for Redis to take the last settlements
+SHUTDOWN_SECONDS = 2.0  # for Redis to take the last settlements, and changes of keys
 CANCEL_SECONDS = 0.2
 
 
@@ -325,7 +325,7 @@ class Gateway:
         if self._runner is not None:
             await self._runner.cleanup()
         if self._admin is not None:
-            await self._admin.aclose()
+            await self._admin.aclose(SHUTDOWN_SECONDS)
         self._transport.close()
         if self._demo is not None:
             await self._demo.aclose()

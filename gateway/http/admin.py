@@ -50,9 +50,13 @@ class AdminRoutes:
         if self._digest is not None and self._digest.hex() != digest:
             self._digest = None
 
-    async def aclose(self) -> None:
-        """Wait for changes under way; each ends by itself, by Redis's deadline at the latest."""
-        await asyncio.gather(*self._changes, return_exceptions=True)
+    async def aclose(self, seconds: float) -> None:
+        """Wait so long for changes under way, and give up the others. Idempotent."""
+        if self._changes:
+            _, left = await asyncio.wait(self._changes, timeout=seconds)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
     def routes(self) -> list[web.RouteDef]:
         """Return the routes, guarded."""

@@ -154,9 +154,23 @@ async def test_a_change_whose_caller_hangs_up_is_made_to_its_end(cut: Cut, comma
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     cut.held[command].set()
-    await admin.aclose()
+    await admin.aclose(20)
     assert (await keys.get(record.id)).revoked
     assert await keys.version() > version
+
+
+async def test_a_worker_that_ends_waits_for_no_redis_that_stands_still(cut: Cut) -> None:
+    keys = VirtualKeys(cut)
+    record, _ = await keys.create(KeySettings(name="a"))
+    admin = AdminRoutes("an-admin-key", keys, LimitBook(Config()), UsageReader(cut))
+    cut.held["HSET"] = asyncio.Event()
+    request = cast(web.Request, SimpleNamespace(match_info={"id": record.id}))
+    asking = asyncio.create_task(admin.revoke(request))
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(20):
+        await admin.aclose(0.01)
+        await asyncio.gather(asking, return_exceptions=True)
+    assert asking.cancelled()
 
 
 async def test_what_is_checked_is_what_is_written(cut: Cut) -> None:
