@@ -181,6 +181,7 @@ def breaks(tail: bytes, then: str) -> Behaviour:
         for event in EIGHT:
             await exchange.chunk(event)
             await asyncio.sleep(0.005)
+        await asyncio.sleep(0.3)  # or a busy gateway reads the last ones together with what breaks
         await exchange.send(tail)
         await asyncio.sleep(0.05)
         if then == "waits":
