@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.http.mask import Mask
-from gateway.policy.spelled import Spelled
+from gateway.policy.spelled import MOST_SEARCHED, Spelled
 
 SECRETS = ("sk-secret", "sk-secret-2", "aab")
 PIECES = st.sampled_from([*SECRETS, "sk-", "secret", "a", "aa", "b", "s", "\n", "-2", "x"])
@@ -106,6 +106,15 @@ def test_what_cannot_be_a_secret_is_shown_at_once() -> None:
     assert mask.feed(b"x") == b"sk-x"
     assert mask.feed(b"sk-secre") == b""
     assert mask.rest() == b"sk-secre"
+
+
+def test_a_secret_that_is_longer_than_what_is_looked_for_at_once_is_covered_as_a_whole() -> None:
+    secret = "eyJ" + "0123456789abcdef" * 100
+    assert len(secret) > MOST_SEARCHED
+    spelled = secret.replace("3", "\\u0033").encode()
+    beginning = spelled[: 3 * MOST_SEARCHED]
+    covered = Spelled(secret).replaced(b"a " + spelled + b" b " + beginning + b".", lambda _: b"*")
+    assert covered == b"a * b " + beginning + b"."
 
 
 def test_only_whole_secrets_are_looked_at_closely(monkeypatch: pytest.MonkeyPatch) -> None:
