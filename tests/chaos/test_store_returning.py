@@ -477,10 +477,13 @@ async def test_who_refuses_by_its_share_sees_that_redis_is_well_again(tmp_path: 
             store.stop()
             verdict = await worker.admission.admit("t", "dear", held, dear)
             assert verdict.refused_by is not None  # its share is half
-            worker.admission.settle(Settlement("dear", "t", (), (), (0,) * 9, ()))
+            back = tuple(Return(one.key, one.spec, one.amount, 0) for one in dear)
+            worker.admission.settle(Settlement("dear", "t", back, (), (0,) * 9, ()))
             store.go_on()
-            store.redis.config_set("min-replicas-to-write", 0)
+            store.redis.config_set("min-replicas-to-write", 0)  # it may read this before that
             await came(lambda: not worker.admission.does_without("t"))
+            name = LIMIT[0].key(0)
+            await came(lambda: store.redis.hmget(name, "spent", "reserved") == ["1", "0"])
             verdict = await worker.admission.admit("t", "again", held, dear)
             assert verdict.refused_by is None
 
