@@ -217,13 +217,15 @@ class Connection(asyncio.Protocol):
         if self._first_byte_at == 0.0:
             self._first_byte_at = monotonic()
         self._head_bytes += len(data)
+        broken = None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if self._failure is None:
-                self._failure = UpstreamError(Failure.PROTOCOL, f"not HTTP/1.1: {error}")
+            broken = UpstreamError(Failure.PROTOCOL, f"not HTTP/1.1: {error}")
         if self._body and self._streaming:
-            self._feed_sink()
+            self._feed_sink()  # what came before the break, too
+        if broken is not None and self._failure is None:
+            self._failure = broken
         if self._between and data[-1] != LINE_FEED:
             self._between = False  # a part of the next chunk's size has been parsed
         if self._ended:

@@ -181,7 +181,6 @@ def breaks(tail: bytes, then: str) -> Behaviour:
         for event in EIGHT:
             await exchange.chunk(event)
             await asyncio.sleep(0.005)
-        await asyncio.sleep(0.3)  # or a busy gateway reads the last ones together with what breaks
         await exchange.send(tail)
         await asyncio.sleep(0.05)
         if then == "waits":
@@ -222,6 +221,26 @@ async def test_a_stream_that_breaks_behind_good_chunks_ends_in_an_error(
     assert found["outcome"] == "error"
     more = content.count(b" word 0") - 1  # the broken chunk's own content may have arrived
     assert counted(found) == ("partial", count_tokens(SAID + " word 0" * more))
+
+
+@pytest.mark.parametrize("tail", [b"no size\r\n", b"\r\n", EIGHT[1], b"-1\r\n"])
+async def test_good_chunks_pass_that_come_together_with_what_breaks(
+    served: Gateway, provider: UpstreamThread, tail: bytes
+) -> None:
+    async def breaks_at_once(exchange: Exchange) -> None:
+        await exchange.start_stream()
+        for event in EIGHT[:3]:
+            await exchange.chunk(event)
+        await asyncio.sleep(0.3)
+        await exchange.send(b"".join(map(framed, EIGHT[3:])) + tail)
+        await exchange.gone()
+
+    provider.reset(breaks_at_once)
+    request_id, raw = await streamed(served)
+    content = dechunked(raw)
+    assert content.startswith(b"".join(EIGHT))
+    assert b'"stream_interrupted"' in content.removeprefix(b"".join(EIGHT))
+    assert counted(record(served, request_id)) == ("partial", count_tokens(SAID))
 
 
 async def test_a_client_that_leaves_is_charged_for_what_it_was_sent(
