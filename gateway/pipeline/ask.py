@@ -1,6 +1,7 @@
 """Hot path: one attempt at one target: the request out, the reply or the stream in."""
 
 import asyncio
+import contextlib
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -58,6 +59,7 @@ _KNOWN_BY = {
     Operation.COMPLETIONS: b'"choices"',
     Operation.EMBEDDINGS: b'"data"',
 }
+THREAD_BYTES = 256 * 1024  # larger replies are translated aside: embeddings of many texts
 THREAD_TOKENS = 16_384  # longer prompts are translated aside: 10 ms and more, for many short turns
 NO_META = Meta("", "", 0)  # replies in the client's own dialect need none
 
@@ -108,7 +110,11 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
         return partial(call.client.finish, ending)
     call.relay = None
     try:
-        answer = _whole(lane, request, meta, reply)
+        read = partial(_whole, lane, request, meta, reply)
+        if len(reply.body) > THREAD_BYTES and not lane.native:
+            answer = await _aside(call, read)
+        else:
+            answer = read()
         if request.stream and not answer.streamed:
             answer = retold(answer, request, _meta(services, call, request, target.model))
     except UpstreamError as error:
@@ -124,6 +130,22 @@ async def ask(services: Services, call: Call, route: Route, until: float) -> Del
         content_type = reply.headers.get(b"content-type", b"application/json").decode("latin-1")
     headers = served_headers(call, with_cost=True)
     return partial(call.client.reply, 200, content_type, headers, answer.body)
+
+
+async def _aside(call: Call, read: Callable[[], Answer]) -> Answer:
+    """Read a whole reply in a thread. What it came to is known also where its client leaves.
+
+    Raises UpstreamError.
+    """
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        with contextlib.suppress(UpstreamError):
+            answer = await reading
+            call.finished = True
+            measure(call, answer)
+        raise
 
 
 def _whole(lane: Lane, request: Request, meta: Meta, reply: Reply) -> Answer:

@@ -10,10 +10,15 @@ from gateway.core.errors import ApiError, Failure, UpstreamError
 from gateway.core.messages import Fit
 from gateway.core.request import Request
 from gateway.core.usage import Usage
+from gateway.providers.errors import UNREADABLE, unreadable
 
-Vector = list[float]
+# A vector as it stands in a reply. Each is read on its own: all of a reply's numbers at once would
+# keep the interpreter, and with it every other request, for as long as that takes.
+Vector = msgspec.Raw
+NO_VECTOR = Vector(b"[]")
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(list[float]).decode
 _KNOWN = frozenset(("model", "input", "dimensions", "encoding_format", "user"))
 
 
@@ -39,14 +44,11 @@ def texts_of(request: Request, fit: Fit) -> tuple[list[str], int | None]:
 
 
 def encode_vectors(vectors: list[Vector], request: Request, usage: Usage | None) -> bytes:
-    """Write a whole reply, in the encoding that was asked for."""
+    """Write a whole reply, in the encoding that was asked for. Raises UpstreamError."""
     wants_base64 = bytes(request.fields.get("encoding_format", b"")) == b'"base64"'
+    write = _base64 if wants_base64 else _compact
     data = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": _base64(vector) if wants_base64 else vector,
-        }
+        {"object": "embedding", "index": index, "embedding": write(vector)}
         for index, vector in enumerate(vectors)
     ]
     used = usage.prompt_tokens if usage is not None else 0
@@ -59,10 +61,23 @@ def encode_vectors(vectors: list[Vector], request: Request, usage: Usage | None)
     return _encode(reply)
 
 
+def _numbers(vector: Vector) -> list[float]:
+    try:
+        return _decode(vector)
+    except UNREADABLE as error:
+        raise unreadable(error) from None
+
+
+def _compact(vector: Vector) -> msgspec.Raw:
+    """Write a vector without blanks: some providers' have a line for each number."""
+    return msgspec.Raw(_encode(_numbers(vector)))
+
+
 def _base64(vector: Vector) -> str:
     """Write a vector as OpenAI does: 32-bit floats, little-endian."""
+    numbers = _numbers(vector)
     try:
-        packed = struct.pack(f"<{len(vector)}f", *vector)
+        packed = struct.pack(f"<{len(numbers)}f", *numbers)
     except OverflowError:
         message = "the reply holds numbers that no vector has"
         raise UpstreamError(Failure.PROTOCOL, message) from None

@@ -12,7 +12,7 @@ from gateway.core.target import Target
 from gateway.core.usage import Usage
 from gateway.providers import gemini_wire
 from gateway.providers.adapter import Conversation, Embedding, Endpoint, Native
-from gateway.providers.embeddings import Vector, encode_vectors, texts_of
+from gateway.providers.embeddings import NO_VECTOR, Vector, encode_vectors, texts_of
 from gateway.providers.errors import UNREADABLE, error_message
 from gateway.providers.figures import figures
 from gateway.providers.gemini_prompt import write
@@ -47,7 +47,7 @@ class GeminiConversation:
 
 
 class _Values(msgspec.Struct):
-    values: list[float] = []
+    values: Vector = NO_VECTOR
 
 
 class _EmbedUsage(msgspec.Struct, rename="camel"):
@@ -88,8 +88,7 @@ class GeminiEmbedding:
         told = figures(found.usage_metadata, _EmbedUsage)
         count = told.prompt_token_count if told is not None else None
         usage = Usage(count) if count is not None else None
-        vectors: list[Vector] = [one.values for one in found.embeddings]
-        return encode_vectors(vectors, request, usage), usage
+        return encode_vectors([one.values for one in found.embeddings], request, usage), usage
 
 
 class Gemini:
