@@ -1,5 +1,6 @@
 """The plain routes: models, health, metrics; errors in OpenAI's shape whatever goes wrong."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -24,6 +25,8 @@ from gateway.pipeline.services import Services
 from gateway.policy.access import may_use
 
 logger = logging.getLogger("sluice.http")
+
+MANY_MATCHES = 2000  # of names with patterns: 2 ms
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -110,14 +113,18 @@ class PlainRoutes:
     async def models(self, request: web.Request) -> web.Response:
         """List what the key may use."""
         principal = await self._services.keyring.authenticate(secret_of(request.headers))
-        listed = [
-            self._model_object(name, owner)
-            for name, owner in (await self._listing.models()).items()
-            if may_use(principal, name)
-        ]
-        if _by_anthropic(request):
-            return _json(_anthropic_list([str(one["id"]) for one in listed], self._started))
-        return _json({"object": "list", "data": listed})
+        models = await self._listing.models()
+
+        def written() -> bytes:
+            allowed = [name for name in models if may_use(principal, name)]
+            if _by_anthropic(request):
+                return msgspec.json.encode(_anthropic_list(allowed, self._started))
+            listed = [self._model_object(name, models[name]) for name in allowed]
+            return msgspec.json.encode({"object": "list", "data": listed})
+
+        many = len(models) * len(principal.models) > MANY_MATCHES
+        body = await asyncio.to_thread(written) if many else written()
+        return web.Response(body=body, content_type="application/json")
 
     async def model(self, request: web.Request) -> web.Response:
         """Show one model."""

@@ -1,6 +1,7 @@
 """Models that providers list themselves, and spans at a collector."""
 
 import asyncio
+import json
 from typing import Any
 
 import aiohttp
@@ -57,6 +58,19 @@ async def test_a_provider_that_lists_nothing_hides_no_other_model(upstream: Upst
         with running(config(other.url, upstream.url)) as gateway:
             found = await listed(gateway.url)
     assert found == {"m": "p0", "p1/gpt-4o-mini": "p1", "p1/house-model": "p1"}
+
+
+async def test_a_long_allowlist_shows_what_it_covers_of_many_models() -> None:
+    async def lists(exchange: Exchange) -> None:
+        await exchange.reply({"data": [{"id": f"house-{n}"} for n in range(900)]})
+
+    async with Upstream(behaviour=lists) as provider:
+        text = json.loads(config(provider.url))
+        patterns = [*[f"none-{n}*" for n in range(150)], "p0/house-1?", "m"]
+        text["auth"]["keys"][0]["models"] = patterns
+        with running(json.dumps(text)) as gateway:
+            found = await listed(gateway.url)
+    assert set(found) == {"m", *[f"p0/house-1{n}" for n in range(10)]}
 
 
 class Collector:
