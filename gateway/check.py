@@ -29,15 +29,12 @@ _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")  # in a header's value, sec
 
 
 def open_ledger(ledger: Ledger, worker: str) -> LedgerFile | None:
-    """Open a worker's file of finished requests. Raises ConfigError."""
+    """Open a worker's file of finished requests, where there is to be one."""
     directory = _ledger_directory(ledger)
     if directory is None:
         return None
     path = directory / f"requests-{worker}.jsonl"
-    try:
-        return LedgerFile(path, ledger.rotate_mb * MEBIBYTE, ledger.keep)
-    except OSError as error:
-        raise _unwritable(path, error.strerror) from None
+    return LedgerFile(path, ledger.rotate_mb * MEBIBYTE, ledger.keep)
 
 
 def check(config: Config, prices: PriceTable) -> None:

@@ -20,7 +20,7 @@ from typing import BinaryIO
 logger = logging.getLogger("sluice.spool")
 
 MAX_QUEUED_BYTES = 16 * 1024 * 1024
-MAX_BATCH_LINES = 256
+MAX_BATCH_LINES, MAX_BATCH_BYTES = 256, 256 * 1024  # the first line is read, whatever it has
 MAX_FILES = 100_000  # of all workers in a directory: 0.1 s to list, 0.2 s to measure
 SHARES = 512  # a worker writes this part of the room that it saw, then looks again
 LEAST_LARGE_BYTES, LARGE_PARTS = 2**20, 256  # a large file has this, and this part of the bound
@@ -161,9 +161,12 @@ class Spool:
         self.lost += lines
 
     def _append(self, data: bytes) -> None:
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:  # somebody has removed it
+            self._close()
         if self._fd < 0:
             self._drop_oldest()
             path = self._directory / f"{time.time_ns()}-{self._name}-{os.getpid()}{_SUFFIX}"
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)  # it may be gone
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd, self._path = os.open(path, flags, 0o600), path
             fcntl.flock(self._fd, fcntl.LOCK_EX)
@@ -193,7 +196,7 @@ class Spool:
 
     def _size(self) -> int:
         total = 0
-        with os.scandir(self._directory) as found:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._directory) as found:
             for entry in found:
                 with contextlib.suppress(FileNotFoundError):  # read and removed by now
                     total += entry.stat().st_size
@@ -225,7 +228,11 @@ class Spool:
 
     def _others(self) -> list[str]:
         own = self._path.name if self._path is not None else None
-        found = [name for name in os.listdir(self._directory) if name.endswith(_SUFFIX)]
+        try:
+            names = os.listdir(self._directory)
+        except FileNotFoundError:  # it is made again with the next file
+            return []
+        found = [name for name in names if name.endswith(_SUFFIX)]
         return sorted(name.removesuffix(_SUFFIX) for name in found if name != own)
 
     def _take(self, name: str) -> "Left | None":
@@ -274,8 +281,15 @@ class Left:
         return self._path.stem
 
     def read(self) -> list[bytes]:
-        """Return the next lines."""
-        return [line for _, line in zip(range(MAX_BATCH_LINES), self._file, strict=False)]
+        """Return the next lines: the same ones each time that a file is read."""
+        found, size = list[bytes](), 0
+        while len(found) < MAX_BATCH_LINES and size < MAX_BATCH_BYTES:
+            line = self._file.readline()
+            if not line:
+                break
+            found.append(line)
+            size += len(line)
+        return found
 
     def remove(self) -> None:
         """Delete the file: it has been read."""

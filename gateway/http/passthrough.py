@@ -4,6 +4,7 @@ Off the hot path: aiohttp's client carries it. What the gateway counts, `pipelin
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 import socket
@@ -11,6 +12,7 @@ import ssl
 import struct
 from collections.abc import Awaitable, Set
 from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -21,7 +23,7 @@ from gateway.connecting import trusting
 from gateway.core import record
 from gateway.core.errors import STORE_AWAY, ApiError, Failure, StoreError, UpstreamError
 from gateway.core.target import Target
-from gateway.http.hot import secret_of
+from gateway.http.hot import DRAIN_SECONDS, MAX_DRAINING, secret_of
 from gateway.http.mask import Mask
 from gateway.http.protocol import SERVER, STALLED_SECONDS, GatewayProtocol
 from gateway.http.request_head import MAX_TRACE_CHARS, printable
@@ -33,9 +35,11 @@ from gateway.pipeline.passthrough import Passage, begin, new_call, shutting_down
 from gateway.pipeline.services import Services
 from gateway.policy.retry import client_error
 from gateway.upstream.dial import PROTOCOL
+from gateway.upstream.exchange import MAX_BODY_BYTES
 
 logger = logging.getLogger("sluice.http")
 
+LEFT_SECONDS = 10.0  # for the end of a whole answer whose client has gone
 CHUNK_BYTES = 64 * 1024
 CAREFUL_BYTES = 16 * 1024
 # Not TRACE: it shows what was sent, and with it the provider's key. aiohttp adds HEAD to GET.
@@ -74,6 +78,7 @@ class PassthroughRoutes:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._leaving = set[asyncio.Task[Any]]()  # read on without their clients
 
     def routes(self) -> list[web.AbstractRouteDef]:
         """Return the routes."""
@@ -81,7 +86,11 @@ class PassthroughRoutes:
         return [web.route(one, path, self.handle, expect_handler=_not_yet) for one in METHODS]
 
     async def aclose(self) -> None:
-        """Close the connections. Idempotent."""
+        """Close the connections, and end what is read on. Idempotent."""
+        leaving = tuple(self._leaving)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
@@ -170,8 +179,13 @@ class PassthroughRoutes:
                 await answer.prepare(request)
                 await _relay(reply, answer, passage, times.idle)
             except ConnectionResetError:  # aiohttp's word for a client that is gone
+                await self._read_on(reply, passage)
                 passage.end(0, record.DISCONNECTED, failure=record.CANCELLED)
                 _reset(request.transport)
+            except asyncio.CancelledError:
+                if request.transport is None or request.transport.is_closing():
+                    await self._read_on(reply, passage)
+                raise
             except (UpstreamError, aiohttp.ClientError, OSError) as error:
                 # The head is out: only a connection that breaks off says that this is not all.
                 failure = self._failure(passage, error)
@@ -179,6 +193,21 @@ class PassthroughRoutes:
                 passage.end(reply.status, record.ERROR, "stream_interrupted", failure)
                 _reset(request.transport)
             return answer
+
+    async def _read_on(self, reply: aiohttp.ClientResponse, passage: Passage) -> None:
+        """Read what is left of an answer whose client has gone, where its end tells the figures.
+
+        That it has gone is told more than once, and cancels whoever serves it each time.
+        """
+        if not passage.told_at_end or len(self._leaving) >= MAX_DRAINING:
+            return
+        seconds = DRAIN_SECONDS if passage.target.drains else LEFT_SECONDS
+        reading = asyncio.create_task(_read_rest(reply, passage, seconds))
+        self._leaving.add(reading)
+        reading.add_done_callback(self._leaving.discard)
+        while not reading.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(reading)
 
     def _failure(self, passage: Passage, error: Exception) -> str:
         """Return how an attempt has failed: a total may be its provider's own."""
@@ -238,9 +267,12 @@ async def _relay(
     left, mask, content = answer.content_length, Mask(passage.secrets), reply.content
     careful = passage.careful  # what one read brings is what can be overspent
     while True:
+        little = careful or passage.framed
+        if little:  # events are looked at one by one, and reading does not wait for what is here
+            await asyncio.sleep(0)
         try:  # aiohttp's own timeout does not see a body that lost its framing
             async with asyncio.timeout(idle) as silence:
-                part = await (content.read(CAREFUL_BYTES) if careful else content.readany())
+                part = await (content.read(CAREFUL_BYTES) if little else content.readany())
         except TimeoutError:
             if silence.expired():
                 raise UpstreamError(Failure.IDLE_TIMEOUT, f"silent for {idle:g} s") from None
@@ -261,6 +293,17 @@ async def _relay(
             break
     await _finish(passage, reply.status)
     await _taken(answer.write_eof())
+
+
+async def _read_rest(reply: aiohttp.ClientResponse, passage: Passage, seconds: float) -> None:
+    """Look at the rest of an answer that nobody is sent; as far as there is time."""
+    left = MAX_BODY_BYTES
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(seconds):
+            while left > 0 and (part := await reply.content.readany()):
+                passage.see(part)
+                left -= len(part)
+                await asyncio.sleep(0)
 
 
 async def _end_early(

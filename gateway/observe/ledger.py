@@ -17,14 +17,20 @@ logger = logging.getLogger("sluice.ledger")
 class LedgerFile(LineWriter):
     """One worker's file, and for a while that of who takes its place.
 
-    Raises OSError when it cannot be opened; what fails later is dropped.
+    What cannot be written is dropped; the file, and its folder, are made again when that is
+    possible. A worker that cannot have its file serves all the same.
     """
 
     def __init__(self, path: Path, most_bytes: int, keep: int) -> None:
         self._path, self._most, self._keep = path, most_bytes, keep
         self._bound = most_bytes  # grows where the file cannot be rotated
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        super().__init__(self._open(path))
+        self._failing = False
+        fd = -1
+        try:
+            fd = self._open_own()
+        except OSError as error:
+            self._fails(error)
+        super().__init__(fd)
 
     def close(self, seconds: float = 2.0) -> None:
         """Write what is queued, for so long at most. Idempotent."""
@@ -37,9 +43,20 @@ class LedgerFile(LineWriter):
         others = self._keep_out()
         try:
             self._append(view)
+        except OSError as error:
+            self._fails(error)
+            raise
         finally:
             if others is not None:
                 os.close(others)
+        if self._failing:
+            self._failing = False
+            logger.warning("%s takes lines again; %d were lost", self._path, self.dropped)
+
+    def _fails(self, error: OSError) -> None:
+        if not self._failing:
+            self._failing = True
+            logger.error("%s takes no lines, which are lost: %s", self._path, error.strerror)
 
     def _append(self, view: memoryview) -> None:
         self._follow()
@@ -75,14 +92,19 @@ class LedgerFile(LineWriter):
     def _follow(self) -> None:
         """Open the file anew where another process has rotated it, or moved it away."""
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
+            if self._fd >= 0 and os.path.samestat(os.stat(self._path), os.fstat(self._fd)):
                 return
-        self._take(self._open(self._path))
+        self._take(self._open_own())
 
     def _take(self, fd: int) -> None:
         before, self._fd = self._fd, fd
-        os.close(before)
+        if before >= 0:
+            os.close(before)
         self._bound = self._most
+
+    def _open_own(self) -> int:
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self._open(self._path)
 
     def _rotate(self) -> None:
         fresh = self._path.with_name(f"{self._path.name}.new")

@@ -84,7 +84,7 @@ class LineWriter:
 
     def write(self, data: bytes) -> None:
         """Queue whole lines."""
-        if self._queued + len(data) > MAX_QUEUED_BYTES:
+        if self._queued and self._queued + len(data) > MAX_QUEUED_BYTES:
             self.dropped += data.count(b"\n")
             return
         with self._lock:

@@ -19,6 +19,7 @@ logger = logging.getLogger("sluice.metrics")
 FOLD_SECONDS = 0.25
 MAX_BATCH = 2000  # folded at once past this, so that a burst cannot grow the batch
 MAX_UNSURE = 20_000  # past this, records are written all the same
+MAX_LINES, MAX_WRITES = 1000, 4  # what one write has, and how many there are at a time
 
 # What msgspec raises at text that is no Unicode, or at numbers that JSON's readers do not know.
 UNWRITABLE = (ValueError, OverflowError, TypeError, msgspec.EncodeError)
@@ -100,6 +101,11 @@ class Recorder:
         """Fold and write the rest; the gauges of a worker that ends are nothing."""
         self._unsure = frozenset
         self.fold()
+        while self._waiting:
+            self.fold()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._totals.gauges = {}
         self._scoreboard.publish(self._segment, self._totals)
 
@@ -111,10 +117,15 @@ class Recorder:
             self._waiting = [record for record in batch if record.id in unsure]
         if self._waiting:
             batch = [record for record in batch if record.id not in unsure]
+        most = MAX_LINES * MAX_WRITES  # what has waited is more than the writers can queue, maybe
+        if len(batch) > most:
+            self._waiting, batch = batch[most:] + self._waiting, batch[:most]
+        if self._waiting:
             self._timer = self._loop.call_later(FOLD_SECONDS, self.fold)
-        lines = _lines(batch)
-        for writer in self._writers if lines else ():
-            writer.write(lines)
+        for start in range(0, len(batch), MAX_LINES):
+            lines = _lines(batch[start : start + MAX_LINES])
+            for writer in self._writers if lines else ():
+                writer.write(lines)
 
 
 def _lines(batch: list[RequestRecord]) -> bytes:

@@ -24,6 +24,8 @@ logger = logging.getLogger("sluice.webhook")
 PAUSE_SECONDS = 1.0  # what comes meanwhile is posted together
 LAST_BACKOFF_SECONDS = 60.0
 TIMEOUT = aiohttp.ClientTimeout(total=15)
+TOO_LARGE = 413
+_OF_ONE_POST = frozenset((400, 422))  # refuse what was posted, and not whoever posts
 SECRET_PREFIX = "whsec_"  # noqa: S105  the specification's prefix, not a secret
 
 
@@ -41,12 +43,13 @@ class WebhookPoster:
         }
         self._task: asyncio.Task[None] | None = None
         self._written = False
-        self._taken: dict[str, int] = {}  # file -> how many posts of it have been taken
+        self._taken: dict[str, int] = {}  # file -> how many bytes of it have been taken
+        self._too_large = 0
 
     @property
     def dropped(self) -> int:
-        """Return how many records the spool could not take."""
-        return self._spool.lost
+        """Return how many records the spool could not take, or the receiver never will."""
+        return self._spool.lost + self._too_large
 
     def start(self) -> None:
         """Begin to post."""
@@ -87,31 +90,59 @@ class WebhookPoster:
             self._spool.leave_large()
 
     async def _post_all(self, session: aiohttp.ClientSession) -> bool:
+        """Post all files, but for those with something that is not taken; tell whether all were."""
         names = await self._spool.left()
-        self._taken = {name: parts for name in names if (parts := self._taken.get(name))}
+        self._taken = {name: size for name in names if (size := self._taken.get(name))}
+        whole = True
         for name in names:
             file = await self._spool.take(name)
             if file is None:
                 continue
             with contextlib.closing(file):
-                if not await self._post_file(session, file):
-                    return False
-                file.remove()
-        return True
+                status = await self._post_file(session, file)
+                if status is None:
+                    file.remove()
+                    continue
+            whole = False
+            if status not in _OF_ONE_POST:
+                break
+        return whole
 
-    async def _post_file(self, session: aiohttp.ClientSession, file: Left) -> bool:
-        part, taken = 0, self._taken.get(file.name, 0)
+    async def _post_file(self, session: aiohttp.ClientSession, file: Left) -> int | None:
+        """Post what has not been taken of a file; return None, or what the receiver answered."""
+        at, taken = 0, self._taken.get(file.name, 0)
         while lines := await self._spool.read(file):
-            # A line that a crash has cut short would make the whole post unreadable.
-            body = b"".join([line for line in lines if line.endswith(b"}\n")])
-            post_id = f"{file.name}-{part}"
-            if part >= taken and body and not await self._post(session, post_id, body):
-                return False
-            part += 1
-            self._taken[file.name] = max(part, taken)
-        return True
+            if at >= taken:
+                status = await self._post_lines(session, file.name, at, lines)
+                if status is not None:
+                    return status
+            at += sum(map(len, lines))
+            self._taken[file.name] = max(at, taken)
+        return None
 
-    async def _post(self, session: aiohttp.ClientSession, post_id: str, body: bytes) -> bool:
+    async def _post_lines(
+        self, session: aiohttp.ClientSession, name: str, at: int, lines: list[bytes]
+    ) -> int | None:
+        """Post lines of a file, from byte `at` on: in halves where they are too large together."""
+        # A line that a crash has cut short would make the whole post unreadable.
+        body = b"".join([line for line in lines if line.endswith(b"}\n")])
+        status = await self._post(session, f"{name}-{at}", body) if body else None
+        if status != TOO_LARGE:
+            return status
+        if len(lines) == 1:
+            self._too_large += 1
+            logger.error("the webhook takes no record of %d bytes: it is dropped", len(body))
+            return None
+        half = len(lines) // 2
+        for start, some in ((0, lines[:half]), (half, lines[half:])):
+            begin = at + sum(map(len, lines[:start]))
+            status = await self._post_lines(session, name, begin, some)
+            if status is not None:
+                return status
+        return None
+
+    async def _post(self, session: aiohttp.ClientSession, post_id: str, body: bytes) -> int | None:
+        """Return None where it is taken, else the status of the answer; 0 where none came."""
         moment = str(int(time.time()))
         headers = {"webhook-id": post_id, "webhook-timestamp": moment}
         if self._key is not None:
@@ -123,11 +154,12 @@ class WebhookPoster:
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             logger.warning("the webhook cannot be reached: %s", type(error).__name__)
-            return False
-        if not 200 <= status < 300:
+            return 0
+        if 200 <= status < 300:
+            return None
+        if status != TOO_LARGE:
             logger.warning("the webhook answered %d: what it did not take waits", status)
-            return False
-        return True
+        return status
 
 
 def signing_key(secret: str) -> bytes:

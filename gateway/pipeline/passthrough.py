@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import time
-from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -16,16 +15,16 @@ from gateway.core import record
 from gateway.core.aws_events import framed
 from gateway.core.errors import ApiError, StoreError
 from gateway.core.operations import Operation
-from gateway.core.request import Request
 from gateway.core.target import Target
-from gateway.formats.body import estimate_prompt
+from gateway.core.usage import Usage
 from gateway.formats.responses_reply import error_event  # every SDK raises it
-from gateway.pipeline.admit import admit
-from gateway.pipeline.allowance import BODY, Allowance, allowance_for
+from gateway.pipeline.admit import admit, output_of
+from gateway.pipeline.allowance import Allowance, allowance_for
 from gateway.pipeline.ask import secrets_of
 from gateway.pipeline.call import Call, Headers
 from gateway.pipeline.catalogue import Catalogue
 from gateway.pipeline.elsewhere import Elsewhere
+from gateway.pipeline.foreign_request import SOUND, SPEECH, Asked, asked_in, request_of
 from gateway.pipeline.lanes import Answer
 from gateway.pipeline.named_models import (
     MAX_SHOWN_CHARS,
@@ -52,11 +51,9 @@ from gateway.policy.pricing import Price
 from gateway.policy.retry import retry_after
 from gateway.policy.rotation import resting_seconds
 from gateway.policy.tokens import count_tokens
-from gateway.providers.errors import UNREADABLE
-from gateway.providers.foreign_usage import EVENTS, MESSAGES, ForeignUsage
+from gateway.providers.foreign_usage import EVENTS, LINES, MESSAGES, ForeignUsage
 from gateway.upstream.credentials import Signer
 
-MAX_TOKENS, MAX_CHOICES = 2**31, 128  # of what a request may ask, as in the dialects we know
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _EXCEPTION = {
     ":message-type": "exception",
@@ -67,21 +64,6 @@ _LATER = frozenset(("batch", "batches", "fine_tuning", "fine-tuning"))
 _NOTHING = Price.from_rates(0, 0)
 
 Read = Callable[[], Awaitable[bytes | None]]
-
-
-class Asked(msgspec.Struct):
-    """What a JSON body says that matters, whatever its type."""
-
-    model: Any = None
-    max_tokens: Any = None
-    max_completion_tokens: Any = None
-    max_output_tokens: Any = None
-    n: Any = None
-    best_of: Any = None
-    prompt: Any = None
-    background: Any = None
-    generationConfig: Any = None
-    inferenceConfig: Any = None
 
 
 class Passage:
@@ -147,6 +129,20 @@ class Passage:
             self._usage.feed(data)
 
     @property
+    def framed(self) -> bool:
+        """Tell whether the answer is a stream whose events are looked at."""
+        return bool(self._usage.framing)
+
+    @property
+    def told_at_end(self) -> bool:
+        """Tell whether the end of an answer is worth reading though its client has left.
+
+        What a whole answer came to stands there; a stream has said so as it went.
+        """
+        drains = self.target.drains
+        return self._counts and self._status < 400 and (drains or not self._usage.framing)
+
+    @property
     def careful(self) -> bool:
         """Tell whether a budget may end the answer early."""
         return self._allowance is not None
@@ -175,9 +171,14 @@ class Passage:
             ends = [part.rfind(end) + len(end) for end in _EVENT_ENDS if end in part]
             return part[: max(ends, default=0)] + b"\n\n" + error_event(error)
         unfinished = self._usage.unfinished()
-        if self._usage.framing == MESSAGES and unfinished <= len(part):
+        if unfinished > len(part):
+            return b""
+        whole = part[: len(part) - unfinished]
+        if self._usage.framing == MESSAGES:
             payload = msgspec.json.encode({"message": error.message})
-            return part[: len(part) - unfinished] + framed(_EXCEPTION, payload)
+            return whole + framed(_EXCEPTION, payload)
+        if self._usage.framing == LINES:
+            return whole + msgspec.json.encode({"error": error.message}) + b"\n"
         return b""
 
     def end(self, status: int, outcome: str, error: str = "", failure: str = "") -> None:
@@ -208,12 +209,29 @@ class Passage:
             told, written = usage.completion_tokens, count_tokens(text)
             outdated = outdated or told < written
             usage = msgspec.structs.replace(usage, completion_tokens=max(told, written))
+        guessed = usage is None and self._usage.opaque and self._paid
+        if guessed:  # sound, or a picture: nothing in it tells
+            usage = self._reserved()
         if usage is None and not text and not (self._paid and call.finished):
             return  # one that broke off is estimated
         measure(call, Answer(b"", usage, lambda: text))
-        if usage is not None and outdated:
+        if guessed:
+            call.usage_source = "estimated"
+        elif usage is not None and outdated:
             call.usage_source = "partial"
         call.finished = True  # or it would be estimated again, without any of that
+
+    def _reserved(self) -> Usage:
+        """Return what was reserved, as what an answer came to that does not say."""
+        call = self._call
+        assert call.request is not None
+        assert call.model is not None
+        made = output_of(call.request, call.model)
+        return Usage(
+            call.request.prompt_estimate,
+            completion_tokens=made,
+            audio_completion_tokens=made if SOUND in call.request.fields else 0,
+        )
 
     async def settled(self) -> None:
         """Wait until the settlement is out of this process: then the client may see the end."""
@@ -257,16 +275,16 @@ async def begin(
         body, named = await read(), in_path(segments)
         if {NO_MODEL, f"{provider}/{NO_MODEL}"}.isdisjoint(call.principal.models):
             await authorize(services.catalogue, call.principal, provider, method, path, body)
-        asked = _read(body, method)
+        asked = asked_in(body, method)
         # A provider that has the name in the path acts on that, whatever the body says.
         model = named[0] if named else plain_name(asked.model)
         served = services.catalogue.passage(provider, model or NO_MODEL)
         if served is None:
             raise ApiError("invalid_value", "That is no model's name.", param="model")
         call.model, call.route = _turn(served, services.loop.time(), free=method in READING)
-        call.request = _request(
-            asked, served.name, body, generates=bool(model and method == "POST")
-        )
+        generates = bool(model and method == "POST")
+        speaks = generates and segments[-1] == SPEECH
+        call.request = request_of(asked, served.name, body, generates=generates, speaks=speaks)
         if call.principal.by_model:
             models = named or await own_models(body)
             surely = method in READING or bool(model and models and is_plain(segments))
@@ -298,7 +316,7 @@ def _check_payable(asked: Asked, segments: list[str], path: str, method: str) ->
     """Refuse under a budget what tells nobody what it came to. Raises ApiError."""
     last = segments[-1].lower()
     later = ":batch" in last or "longrunning" in last or not _LATER.isdisjoint(segments)
-    if asked.background is True or (later and method not in READING):
+    if asked.background or (later and method not in READING):
         message = "Nothing is made in the background under a budget: nobody would pay for it."
         raise ApiError("unsupported_parameter", message, param="background")
     if "callback" in dict(parse_qsl(path.partition("?")[2], keep_blank_values=True)):
@@ -341,62 +359,6 @@ def _note(call: Call, error: BaseException) -> None:
         call.outcome = record.DISCONNECTED
     else:
         call.status, call.error = 500, "internal_error"
-
-
-# -- what it may come to ---------------------------------------------------------------------------
-
-
-def _read(body: bytes | None, method: str) -> Asked:
-    """Return what a body asks for. Raises ApiError where it is posted, and nobody can tell."""
-    try:
-        if body and not body.isascii():
-            body.decode()  # msgspec does not look inside the strings it skips
-        return msgspec.json.decode(body or b"{}", type=Asked)
-    except UNREADABLE as error:
-        no_object = isinstance(error, msgspec.ValidationError) and not _is_object(body)
-        if no_object or method != "POST":  # some APIs have such bodies
-            return Asked()
-        deep = isinstance(error, RecursionError)
-        why = "it is nested too deeply" if deep else str(error)
-        message = f"The request body is not valid JSON: {why}"
-        raise ApiError("invalid_json", message) from None
-
-
-def _is_object(body: bytes | None) -> bool:
-    return body is not None and body.lstrip().startswith(b"{")
-
-
-def _request(asked: Asked, model: str, body: bytes | None, *, generates: bool) -> Request:
-    google = asked.generationConfig if isinstance(asked.generationConfig, dict) else {}
-    aws = asked.inferenceConfig if isinstance(asked.inferenceConfig, dict) else {}
-    most = [asked.max_completion_tokens, asked.max_output_tokens, asked.max_tokens]
-    most += [google.get("maxOutputTokens"), aws.get("maxTokens")]
-    wanted = [_count(one, MAX_TOKENS) for one in most]
-    choices = [
-        _count(one, MAX_CHOICES) for one in (asked.n, asked.best_of, google.get("candidateCount"))
-    ]
-    return Request(
-        Operation.PASSTHROUGH,
-        model,
-        False,  # no stream of ours, whatever it is
-        True,
-        max(filter(None, wanted), default=None) if generates else 0,
-        1,
-        estimate_prompt(body) if body and generates else 0,
-        {BODY: msgspec.Raw(body)} if body and generates else {},
-        max(filter(None, choices), default=1) * _prompts(asked.prompt),
-    )
-
-
-def _prompts(prompt: Any) -> int:
-    """Return how many prompts there are: a list of numbers is one."""
-    several = isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
-    return len(prompt) if several else 1
-
-
-def _count(value: Any, most: int) -> int:
-    """Return how much is asked for, within reason; 0 where it makes no sense."""
-    return min(max(value, 0), most) if type(value) is int else 0
 
 
 def _limited(

@@ -26,6 +26,8 @@ MAX_TEXT_CHARS = 1024 * 1024  # more than any model writes at once
 _MARKS = (
     *(b"sage", b"delta", b"candidates", b'"text"', b"Metrics", b'"generation"', b'"outputText"'),
     b"billed_units",  # without `usage`: Cohere's v1
+    *(b'"content"', b'"response"', b'"token"', b"eval_count", b"tokens_predicted"),  # see `_hear`
+    b"generated_tokens",
 )
 _OTHERS, _GOOGLES, _TOOLS = '"usage"', '"usageMetadata"', '"tool_usage"'
 _BLANK = b" \t\r\n\xef\xbb\xbf"  # before the first word; a byte order mark may come in pieces
@@ -50,6 +52,13 @@ class _Found(msgspec.Struct):
     meta: Any = None
     event_type: Any = None
     text: Any = None
+    content: Any = None
+    token: Any = None
+    details: Any = None
+    tokens_evaluated: Any = None
+    tokens_predicted: Any = None
+    prompt_eval_count: Any = None
+    eval_count: Any = None
     prompt_token_count: Any = None
     generation_token_count: Any = None
     inputTextTokenCount: Any = None
@@ -68,6 +77,7 @@ _WRITTEN = frozenset(
     (
         *("content", "text", "reasoning_content", "reasoning", "thinking", "refusal"),
         *("arguments", "partial_json", "tool_plan", "input", "generation", "outputText"),
+        *("response", "generated_text"),
     )
 )
 # Google's streams are lists, unless events are asked for.
@@ -83,14 +93,17 @@ _HEADERS = (
 )
 _raw_decode = json.JSONDecoder().raw_decode
 _BETWEEN = frozenset(" \t\r\n,")
-EVENTS, MESSAGES = "events", "messages"
+_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":", b"{", b"[")  # of events, or JSON
+EVENTS, MESSAGES, LINES = "events", "messages", "lines"
+_LINES = (b"ndjson", b"stream+json", b"jsonlines", b"jsonl")  # a line of JSON is an event
 
 
 class ForeignUsage:
     """Looks at an answer as it passes. Memory is bounded.
 
-    `text_bytes` is how much was written in a stream; `framing` is EVENTS, MESSAGES, or neither;
-    `outdated` tells that text came after the last figures, or that they are of the prompt alone.
+    `text_bytes` is how much was written in a stream; `framing` is EVENTS, MESSAGES, LINES, or none;
+    `outdated` tells that text came after the last figures, or that they are of the prompt alone;
+    `opaque` that nothing of it can be read: it is sound, a picture, a file.
     """
 
     def __init__(self) -> None:
@@ -105,6 +118,8 @@ class ForeignUsage:
         self.text_bytes = 0
         self.framing = ""
         self.outdated = self._told = False
+        self.opaque = self._lines = self._text_alone = False
+        self._half_line = 0  # what is left of lines at their end
 
     def head(self, headers: Mapping[bytes, bytes]) -> None:
         """Look at an answer's head; what its body says counts more."""
@@ -112,10 +127,13 @@ class ForeignUsage:
             value = headers.get(field, b"")
             if value.isdigit():
                 self._found[name] = value.decode()
+        kind = headers.get(b"content-type", b"").lower()
+        self._lines = any(one in kind for one in _LINES)
+        self._text_alone = kind.startswith(b"text/") and b"event-stream" not in kind
 
     def unfinished(self) -> int:
         """Return how many bytes of the answer's end belong to a message that is not whole yet."""
-        return self._messages.held
+        return self._messages.held or self._half_line or len(self._body)
 
     def feed(self, data: bytes) -> None:
         """Look at a part."""
@@ -123,7 +141,8 @@ class ForeignUsage:
             data = data.lstrip(_BLANK)
             if not data:
                 return
-            self._look = self._reading(data[:1])
+            plain = self._text_alone and not data.startswith(_FIELDS)
+            self._look = self._read_text if plain else self._reading(data[:1])
         self._look(data)
 
     def result(self) -> Usage | None:
@@ -150,12 +169,16 @@ class ForeignUsage:
 
     def _reading(self, first: bytes) -> Callable[[bytes], None]:
         """Choose by an answer's first byte how to look at it."""
+        if first == b"{" and self._lines:
+            self.framing = LINES
+            return self._read_lines
         if first in b"{[":
             return self._keep
         if first in b"deir:":  # data, event, id, retry, or a comment
             self.framing = EVENTS
             return self._read_events
         if first != b"\0":
+            self.opaque = True
             return _ignore
         self.framing = MESSAGES
         return self._read_messages
@@ -165,6 +188,16 @@ class ForeignUsage:
         if len(self._body) > MAX_SEEN_BYTES:
             self._cut = True
             del self._body[:-END_BYTES]
+
+    def _read_text(self, data: bytes) -> None:
+        """Take all of it for what was written, as a transcript is."""
+        self._write((data.decode(errors="replace"),))
+
+    def _read_lines(self, data: bytes) -> None:
+        *whole, rest = (bytes(self._body) + data).split(b"\n")
+        self._body[:] = rest if len(rest) <= MAX_SEEN_BYTES else b""
+        for line in whole:
+            self._see(line)
 
     def _read_events(self, data: bytes) -> None:
         try:
@@ -230,7 +263,15 @@ class ForeignUsage:
         named = {"generation": found.generation, "outputText": found.outputText}
         if found.event_type == "text-generation":  # Cohere's v1; its last event has all of it again
             named["text"] = found.text
-        self._write(_written((delta, found.choices, found.candidates, found.outputs, named)))
+        # llama.cpp's own events; Ollama's own lines; TGI's, whose last event has all of it again
+        named["content"] = found.content if isinstance(found.content, str) else None
+        named["text"] = named.get("text") or (
+            found.response if isinstance(found.response, str) else None
+        )
+        token = found.token if isinstance(found.token, dict) else {}
+        own = (token.get("text") and {"text": token["text"]}, found.message)
+        parts = (delta, found.choices, found.candidates, found.outputs, named, own)
+        self._write(_written(parts))
 
     def _write(self, texts: Iterable[str]) -> None:
         for text in texts:
@@ -242,6 +283,10 @@ class ForeignUsage:
     def _take_body(self) -> None:
         body = bytes(self._body)
         self._body.clear()
+        if self.framing == LINES:
+            self._half_line = len(body)
+            self._see(body)
+            return
         if not body:
             return
         if self._cut:
@@ -318,6 +363,13 @@ class ForeignUsage:
             results = found.results if isinstance(found.results, list) else []
             given = found.inputTextTokenCount
             made = sum([one.get("tokenCount", 0) for one in results if isinstance(one, dict)])
+        elif found.tokens_evaluated is not None and found.tokens_predicted is not None:
+            given, made = found.tokens_evaluated, found.tokens_predicted  # llama.cpp's
+        elif found.prompt_eval_count is not None and found.eval_count is not None:
+            given, made = found.prompt_eval_count, found.eval_count  # Ollama's
+        elif isinstance(found.details, dict) and found.details.get("input_length") is not None:
+            given = found.details["input_length"]  # TGI's
+            made = found.details.get("generated_tokens", 0)
         else:
             return
         self._update({"inputTokenCount": given, "outputTokenCount": made})

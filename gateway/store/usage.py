@@ -22,7 +22,8 @@ MAX_ROWS = 20_000
 MAX_LOOKS = 1_000_000  # most tenants have nothing on most days
 TOO_MANY = f"more than {MAX_ROWS} rows: ask for fewer days, or one tenant"
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what OWASP names under CSV injection
+# What OWASP names under CSV injection; some programs read wide signs, and skip blanks before them.
+_FORMULA, _BLANKS = tuple("=+-@\uff1d\uff0b\uff0d\uff20"), ("\t", "\r", "\n")
 
 _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -188,4 +189,6 @@ def as_csv(rows: Iterable[Row]) -> str:
 
 def _plain(cell: str | int) -> str | int:
     """Return a cell that no spreadsheet takes for a formula: clients choose some of these names."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    if isinstance(cell, str) and (cell.startswith(_BLANKS) or cell.lstrip().startswith(_FORMULA)):
+        return f"'{cell}"
+    return cell

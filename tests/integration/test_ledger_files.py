@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from gateway.spool import Spool
 from tests.support.config import chat, config
 from tests.support.gateway import running
 from tests.support.load import Ask, flood
+from tests.support.soak import came
 from tests.support.upstream import Upstream
 
 
@@ -90,6 +93,31 @@ async def test_a_folder_that_cannot_be_written_is_refused_at_the_start(upstream:
     text = config(upstream.url, ledger={"directory": "/proc/1/ledger"})
     with pytest.raises(AssertionError, match=r"ledger\.directory"), running(text):
         pass
+
+
+async def test_a_folder_that_goes_away_stops_nobody(upstream: Upstream, tmp_path: Path) -> None:
+    """Workers that die meanwhile are replaced; lines are written again once there is a folder."""
+    folder = tmp_path / "ledger"
+    with running(config(upstream.url, ledger={"directory": str(folder)}), workers=2) as gateway:
+        await flood(gateway.port, [Ask(chat())], connections=1)
+        shutil.rmtree(folder)
+        folder.write_text("in its place")
+        await flood(gateway.port, [Ask(chat())] * 8, connections=4)
+        for pid in gateway.worker_pids:
+            os.kill(pid, signal.SIGKILL)
+            await came(lambda gone=pid: gone not in gateway.worker_pids)  # type: ignore[misc]
+            await came(lambda: len(gateway.worker_pids) == 2)
+        outcomes = await flood(gateway.port, [Ask(chat())] * 8, connections=4)
+        assert {outcome.status for outcome in outcomes} == {200}
+        await came(lambda: "takes no lines" in gateway.log_file.read_text())
+        folder.unlink()
+        await flood(gateway.port, [Ask(chat())] * 20, connections=8)
+        await came(lambda: "takes lines again" in gateway.log_file.read_text())
+        await came(lambda: lines_in(folder) >= 20)
+
+
+def lines_in(folder: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in folder.glob("*.jsonl"))
 
 
 def line(n: int) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -332,3 +333,79 @@ async def test_what_is_billed_in_units_that_nobody_counts_is_refused(
     sent = post(body, JSON, path="/providers/openai/v1/audio/speech", key=KEYS["counts"])
     reply = await ask(gateway[0].port, sent)
     assert (reply.status, reply.error["code"]) == (403, "price_unknown")
+
+
+# -- what stands at the end of an answer, and what nothing tells -----------------------------------
+
+PICTURE = "A" * 4_000_000
+FIGURES = {"input_tokens": 20, "output_tokens": 62_400, "total_tokens": 62_420}
+
+
+async def test_who_leaves_before_the_end_of_a_whole_answer_pays_for_it(upstream: Upstream) -> None:
+    async def draws(exchange: Exchange) -> None:
+        with contextlib.suppress(ConnectionError):
+            await exchange.reply({"data": [{"b64_json": PICTURE}] * 10, "usage": FIGURES})
+
+    upstream.behaviour = draws
+    asked = {"model": "gpt-image-1", "prompt": "a lock", "n": 10}
+    with untroubled(config(upstream.url, models={})) as gateway:
+        async with connected(gateway.port) as wire:
+            await wire.send(post(asked, path="/providers/p0/v1/images/generations"))
+            await wire.reader.readexactly(5 * len(PICTURE))
+        (found,) = await asyncio.to_thread(gateway.records, 1)
+    assert found["outcome"] == "disconnected"
+    assert found["usage"]["completion_tokens"] == 62_400
+
+
+async def test_sound_that_says_nothing_costs_what_was_reserved(upstream: Upstream) -> None:
+    async def speaks(exchange: Exchange) -> None:
+        await exchange.reply(b"\xff\xfb" + bytes(3000), headers={"Content-Type": "audio/mpeg"})
+
+    upstream.behaviour = speaks
+    asked = {"model": "gpt-4o-mini-tts", "input": "hello " * 200, "voice": "alloy"}
+    with untroubled(config(upstream.url, models={})) as gateway:
+        path = "/providers/p0/v1/audio/speech"
+        assert (await once(gateway.port, Ask(asked, path=path))).status == 200
+        (found,) = await asyncio.to_thread(gateway.records, 1)
+    assert found["usage_source"] == "estimated"
+    assert 1500 < found["usage"]["audio_completion_tokens"] < 2000
+    assert found["cost_microusd"] > 15_000  # at 12 dollars a million
+
+
+async def test_lines_of_json_end_with_their_budget(upstream: Upstream) -> None:
+    async def chats(exchange: Exchange) -> None:
+        await exchange.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        with contextlib.suppress(ConnectionError):
+            for _ in range(EVENTS):
+                said = {"message": {"role": "assistant", "content": WORDS}, "done": False}
+                await exchange.chunk(json.dumps(said).encode() + b"\n")
+            await exchange.end_stream()
+
+    upstream.behaviour = chats
+    keys = [
+        {
+            "name": "k",
+            "sha256": digest(KEY),
+            "tenant": "t",
+            "budget": {"usd": BUDGET_USD, "per": "total"},
+        }
+    ]
+    providers = {"own": {"kind": "ollama", "base_url": upstream.url.removesuffix("/v1")}}
+    text = config(
+        auth={"keys": keys},
+        providers=providers,
+        models={},
+        pricing={"default": {"input": 1, "output": 5}},
+    )
+    with untroubled(text) as gateway:
+        asked = {"model": "qwen", "messages": [{"role": "user", "content": "hi"}]}
+        outcome = await once(gateway.port, Ask(asked, path="/providers/own/api/chat"))
+        (found,) = await asyncio.to_thread(gateway.records, 1)
+    *said, last = outcome.body.splitlines()
+    assert "budget" in json.loads(last)["error"]
+    assert all(json.loads(line)["message"]["content"] == WORDS for line in said if line)
+    assert found["error"] == "budget_exceeded"
+    assert found["cost_microusd"] < 2 * BUDGET_MICROUSD + 10 * 1024

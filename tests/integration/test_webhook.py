@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,9 +132,9 @@ async def test_a_receiver_that_refuses_now_and_then_gets_to_the_end(tmp_path: Pa
     poster = WebhookPoster(Webhook(url="http://127.0.0.1:9/hook"), spool)
     posted: list[str] = []
 
-    async def post(session: Any, post_id: str, body: bytes) -> bool:
+    async def post(session: Any, post_id: str, body: bytes) -> int | None:
         posted.append(post_id)
-        return len(posted) % 4 != 0  # every fourth is refused
+        return None if len(posted) % 4 else 503  # every fourth is refused
 
     poster._post = post  # type: ignore[method-assign]
     rounds = 0
@@ -147,6 +148,80 @@ async def test_a_receiver_that_refuses_now_and_then_gets_to_the_end(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+def left_behind(directory: Path, name: str, *lines: bytes) -> None:
+    """A file that a worker has left."""
+    (directory / f"{name}-w-1.spool").write_bytes(b"".join(lines))
+
+
+def record_of(number: int, size: int) -> bytes:
+    return b'{"id":"%d","is":"%s"}\n' % (number, b"x" * size)
+
+
+async def test_what_is_too_large_together_is_posted_in_parts(tmp_path: Path) -> None:
+    """What is too large by itself is dropped, and counted: it can never be taken."""
+    lines = [record_of(n, 40_000 if n % 5 else 10) for n in range(40)]
+    lines[17] = record_of(17, 120_000)
+    left_behind(tmp_path, "1", *lines)
+    poster = WebhookPoster(Webhook(url="http://127.0.0.1:9/hook"), Spool(tmp_path, "w", 10**7))
+    taken = dict[str, bytes]()
+
+    async def post(session: Any, post_id: str, body: bytes) -> int | None:
+        if len(body) > 100_000:
+            return 413
+        assert post_id not in taken
+        taken[post_id] = body
+        return None
+
+    poster._post = post  # type: ignore[method-assign]
+    async with aiohttp.ClientSession() as session:
+        assert await poster._post_all(session)
+    await poster.aclose()
+    assert b"".join(taken.values()) == b"".join(lines[:17] + lines[18:])
+    assert poster.dropped == 1
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_post_that_is_refused_keeps_no_other_file_waiting(tmp_path: Path) -> None:
+    left_behind(tmp_path, "1", record_of(1, 5))
+    left_behind(tmp_path, "2", record_of(2, 5))
+    left_behind(tmp_path, "3", record_of(3, 5))
+    poster = WebhookPoster(Webhook(url="http://127.0.0.1:9/hook"), Spool(tmp_path, "w", 10**7))
+    taken, bad = list[bytes](), 422
+
+    async def post(session: Any, post_id: str, body: bytes) -> int | None:
+        if body == record_of(1, 5):
+            return bad
+        taken.append(body)
+        return None
+
+    poster._post = post  # type: ignore[method-assign]
+    async with aiohttp.ClientSession() as session:
+        assert not await poster._post_all(session)
+        assert taken == [record_of(2, 5), record_of(3, 5)]
+        left_behind(tmp_path, "4", record_of(4, 5))
+        bad = 503  # who is away is not asked for the others
+        assert not await poster._post_all(session)
+    await poster.aclose()
+    assert len(taken) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1-w-1.spool", "4-w-1.spool"]
+
+
+async def test_a_folder_that_is_removed_is_made_again(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "webhook", "w", 10**7)
+    poster = WebhookPoster(Webhook(url="http://127.0.0.1:9/hook"), spool)
+    posts = Posts(poster)
+    spool.write(record_of(1, 5))
+    await until(lambda: spool.written > 0)
+    shutil.rmtree(tmp_path / "webhook")
+    assert await spool.left() == []
+    spool.write(record_of(2, 5))
+    spool.leave()
+    async with aiohttp.ClientSession() as session:
+        assert await poster._post_all(session)
+    await poster.aclose()
+    assert posts.taken == [record_of(2, 5)]
+
+
 async def test_posting_goes_on_after_what_nobody_foresaw(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,11 +229,11 @@ async def test_posting_goes_on_after_what_nobody_foresaw(
     poster = WebhookPoster(Webhook(url="http://127.0.0.1:9/hook"), Spool(tmp_path, "w", 10**7))
     posted: list[bytes] = []
 
-    async def post(session: Any, post_id: str, body: bytes) -> bool:
+    async def post(session: Any, post_id: str, body: bytes) -> int | None:
         posted.append(body)
         if len(posted) == 1:
             raise ValueError("nobody thought of this")
-        return True
+        return None
 
     poster._post = post  # type: ignore[method-assign]
     poster.start()
@@ -179,13 +254,13 @@ class Posts:
         self.look: Callable[[], None] = lambda: None
         poster._post = self._post  # type: ignore[method-assign]
 
-    async def _post(self, session: Any, post_id: str, body: bytes) -> bool:
+    async def _post(self, session: Any, post_id: str, body: bytes) -> int | None:
         self.look()
         if self.away:
             self.refused += 1
         else:
             self.taken.append(body)
-        return not self.away
+        return 0 if self.away else None
 
 
 async def until(done: Callable[[], bool]) -> None:

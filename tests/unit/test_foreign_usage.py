@@ -732,3 +732,109 @@ def test_an_event_that_is_too_large_does_not_hide_the_next(over: int, end: bytes
 @pytest.mark.parametrize("over", range(-8, 4))
 def test_an_event_that_is_too_large_by_a_little_and_never_ends(over: int) -> None:
     assert counted(b"data: ", b"A" * (MAX_SEEN_BYTES + over)) is None
+
+
+# -- servers' own streams --------------------------------------------------------------------------
+
+NDJSON = {b"content-type": b"application/x-ndjson"}
+SSE = {b"content-type": b"text/event-stream"}
+
+
+def lines(*found: Any) -> list[bytes]:
+    return [json.dumps(one).encode() + b"\n" for one in found]
+
+
+def llama(n: int, text: str, **fields: Any) -> Any:
+    return {"index": 0, "content": text, "stop": False, "id_slot": 0, **fields}
+
+
+def tgi(text: str, whole_text: str | None = None, details: Any = None) -> Any:
+    token = {"id": 1, "text": text, "logprob": -0.1, "special": False}
+    return {"index": 1, "token": token, "generated_text": whole_text, "details": details}
+
+
+OLLAMA_END = {"done": True, "prompt_eval_count": 7, "eval_count": 9}
+SERVERS: dict[str, tuple[dict[bytes, bytes], list[bytes], Usage]] = {
+    "llama.cpp": (
+        SSE,
+        [
+            *[sse(llama(n, f" w{n}")) for n in range(3)],
+            sse(llama(3, "", stop=True, tokens_predicted=9, tokens_evaluated=7)),
+        ],
+        Usage(7, completion_tokens=9),
+    ),
+    "TGI": (
+        SSE,
+        [
+            *[sse(tgi(f" w{n}")) for n in range(2)],
+            sse(tgi(" w2", " w0 w1 w2", {"generated_tokens": 9, "input_length": 7})),
+        ],
+        Usage(7, completion_tokens=9),
+    ),
+    "Ollama's chats": (
+        NDJSON,
+        lines(
+            *[{"message": {"role": "assistant", "content": f" w{n}"}} for n in range(3)],
+            {"message": {"role": "assistant", "content": ""}, **OLLAMA_END},
+        ),
+        Usage(7, completion_tokens=9),
+    ),
+    "Ollama's texts": (
+        NDJSON,
+        lines(*[{"response": f" w{n}"} for n in range(3)], {"response": "", **OLLAMA_END}),
+        Usage(7, completion_tokens=9),
+    ),
+}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_servers_own_stream(server: str, size: int) -> None:
+    head, pieces, used = SERVERS[server]
+    seen, data = ForeignUsage(), b"".join(pieces)
+    seen.head(head)
+    for at in range(0, len(data), size):
+        seen.feed(data[at : at + size])
+    assert seen.framing
+    assert (seen.result(), seen.text()) == (used, " w0 w1 w2")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_one_that_breaks_off_has_its_text(server: str) -> None:
+    head, pieces, _ = SERVERS[server]
+    seen = ForeignUsage()
+    seen.head(head)
+    for piece in pieces[:2]:
+        seen.feed(piece)
+    assert (seen.result(), seen.text()) == (None, " w0 w1")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"content": "hi", "tokens_predicted": 9, "tokens_evaluated": 7},
+        {"response": "hi", **OLLAMA_END},
+        {"message": {"content": "hi"}, **OLLAMA_END},
+        {"generated_text": "hi", "details": {"generated_tokens": 9, "input_length": 7}},
+    ],
+)
+def test_a_servers_own_whole_answer(answer: Any) -> None:
+    assert counted(whole(answer)) == Usage(7, completion_tokens=9)
+
+
+def test_a_transcript_is_text_and_sound_is_nothing_to_read() -> None:
+    text, sound = ForeignUsage(), ForeignUsage()
+    text.head({b"content-type": b"text/plain; charset=utf-8"})
+    text.feed(b"  \n entirely what was said")
+    sound.head({b"content-type": b"audio/mpeg"})
+    sound.feed(b"\xff\xfb\0\0")
+    assert (text.text(), text.opaque) == ("entirely what was said", False)
+    assert (sound.text(), sound.opaque) == ("", True)
+
+
+def test_a_line_without_end_is_not_kept() -> None:
+    seen = ForeignUsage()
+    seen.head(NDJSON)
+    for _ in range(80):
+        seen.feed(b"{" + b" " * 100_000)
+    assert seen.unfinished() <= MAX_SEEN_BYTES

@@ -19,7 +19,7 @@ class Sides:
         self.parts, self.content_length = list(parts), length
         self.happened: list[Any] = []
         self.status, self.content, self.secrets = 200, self, ("sk-secret",)
-        self.careful = False
+        self.careful = self.framed = False
 
     async def readany(self) -> bytes:
         return self.parts.pop(0) if self.parts else b""

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.core.record import AttemptRecord, RequestRecord
 from gateway.core.usage import Usage
-from gateway.observe.log import JsonHandler
-from gateway.observe.recorder import Recorder
+from gateway.observe.log import MAX_QUEUED_BYTES, JsonHandler
+from gateway.observe.recorder import MAX_UNSURE, MAX_WRITES, Recorder
 from gateway.observe.scoreboard import Scoreboard
 
 SURROGATE = "half a \ud800"
@@ -47,6 +47,32 @@ async def test_a_record_that_cannot_be_written_goes_alone(
     assert [json.loads(line)["id"] for line in ledger.data.splitlines()] == ["req_0", "req_2"]
     assert log.data == ledger.data
     assert "req_1 cannot be written" in caplog.text
+
+
+async def test_what_has_waited_is_written_a_part_at_a_time() -> None:
+    """All of it at once would be more than any writer queues, and lost."""
+    count, writes = MAX_UNSURE + 5000, list[int]()
+
+    class Sizes(Lines):
+        def write(self, data: bytes, /) -> None:
+            super().write(data)
+            writes.append(len(data))
+
+    ledger = Sizes()
+    unsure = {f"req_{number}" for number in range(count)}
+    loop = asyncio.get_running_loop()
+    recorder = Recorder(loop, Scoreboard(2), 1, (ledger,), dict, lambda: unsure)
+    for number in range(count):
+        recorder.emit(record(number))
+    unsure.clear()
+    for _ in range(3):
+        before = len(writes)
+        recorder.fold()
+        assert len(writes) - before <= MAX_WRITES
+    recorder.close()
+    ids = [json.loads(line)["id"] for line in ledger.data.splitlines()]
+    assert sorted(ids) == sorted(f"req_{number}" for number in range(count))
+    assert max(writes) < MAX_QUEUED_BYTES / MAX_WRITES
 
 
 async def test_a_record_waits_while_another_might_record_its_request() -> None:
