@@ -33,6 +33,10 @@ class NotSent(StoreError):
     """Redis has not been asked."""
 
 
+class LeaseGone(StoreError):
+    """Redis has settled the lease already: its worker was taken for dead."""
+
+
 class Fault(msgspec.Struct, frozen=True):
     """The status and OpenAI error type that go with an error code."""
 

@@ -10,15 +10,15 @@ from collections.abc import Callable
 
 import msgspec
 
-from gateway.core.errors import ApiError, Failure, StoreError, UpstreamError
+from gateway.core.errors import ApiError, Failure, LeaseGone, StoreError, UpstreamError
 from gateway.core.request import Request
 from gateway.pipeline.call import Call
 from gateway.pipeline.refusal import limit_error
 from gateway.pipeline.served import Served
 from gateway.pipeline.services import Services
-from gateway.policy.limits import MONEY, PERIOD, Limit, may_refuse_money
+from gateway.policy.limits import MONEY, PERIOD, Grant, Limit, may_refuse_money
 from gateway.policy.pricing import Price, most_microusd
-from gateway.store.lease import holds
+from gateway.store.lease import Holding, holds
 
 # Output tokens that one reservation covers: what a stream can overspend its budget by is less.
 SLICE_TOKENS = 1024
@@ -28,6 +28,7 @@ BYTES_PER_TOKEN = 3
 # maximum is not believed any further.
 MOST_BYTES_PER_TOKEN = 16
 NO_MAXIMUM = float("inf")
+SETTLED = "The gateway was away for so long that this request has been ended, and accounted for."
 # What is passed through is one field, its whole body.
 BODY = "body"
 _KEPT_FIELDS = ("cache_control", "system", "tools", "messages", BODY)
@@ -142,7 +143,11 @@ class Allowance:
 
     async def _reserve(self, output: int) -> ApiError | None:
         assert self.served is not None
-        refusing = await reserve(self._services, self._call, self.served, output)
+        try:
+            refusing = await reserve(self._services, self._call, self.served, output)
+        except ApiError as error:
+            self.spent = error.with_traceback(None)
+            return self.spent
         if refusing is not None:
             self.spent = spent_error(self._services, self._call, refusing)
         return self.spent
@@ -176,7 +181,7 @@ async def reserve(
 
     `known` is what it costs in all (micro-dollars), where that is known already. Where Redis is
     away, or does not take it, this worker's share decides. Raises ApiError where nobody knows a
-    price that is needed.
+    price that is needed, and where the request has been settled by another worker.
     """
     holding, principal = call.holding, call.principal
     assert holding is not None
@@ -208,12 +213,24 @@ async def reserve(
             verdict = await admission.grow(principal.tenant, call.id, wanted, budgets, more)
             refusing = verdict.refused_by
             note_overdrawn(call, verdict.overdrawn)
+        except LeaseGone:
+            raise ApiError("stream_interrupted", SETTLED) from None
         except StoreError:
-            refusing = admission.grow_alone(principal.tenant, call.id, wanted, budgets, more)
+            refusing = _alone(services, call, wanted, budgets, more)
         if refusing is not None:
             return refusing
     call.grants, call.holding = grown, wanted
     return None
+
+
+def _alone(
+    services: Services, call: Call, wanted: Holding, budgets: tuple[Grant, ...], more: int
+) -> Limit | None:
+    assert call.principal is not None
+    try:
+        return services.admission.grow_alone(call.principal.tenant, call.id, wanted, budgets, more)
+    except LeaseGone:
+        raise ApiError("stream_interrupted", SETTLED) from None
 
 
 def note_overdrawn(call: Call, found: tuple[Limit, ...]) -> None:

@@ -42,6 +42,8 @@ ADD_SECONDS = 0.5
 PART_OF_DEADLINE = 0.25  # of the time that a request has left, for finding one that is alike
 REST_SECONDS = 10.0  # of a model that gave no embedding
 TEXTS_OWN = frozenset((400, 413, 422))  # statuses that say nothing about other texts
+# The small model's meaning is the mean of a text's words: what two have in common drowns the rest.
+MAX_LOCAL_CHARS = 200
 MAX_CHARS = 20_000  # of a question; what is longer is hardly asked twice in other words
 TENANT = "~semantic"  # has what embeddings cost
 
@@ -60,9 +62,10 @@ class NoEmbedding(Exception):
 
 
 class Embedder(Protocol):
-    """Turns text into its meaning. `costs`: money."""
+    """Turns text into its meaning. `costs`: money; `most_chars`: of texts that it tells apart."""
 
     costs: bool
+    most_chars: int
 
     async def embed(self, services: Services, text: str) -> Meaning | None:
         """Return the meaning; None where this text has none. Raises NoEmbedding."""
@@ -72,7 +75,7 @@ class Embedder(Protocol):
 class LocalEmbedder:
     """WordLlama's model, which comes in its wheel: nothing is fetched."""
 
-    costs = False
+    costs, most_chars = False, MAX_LOCAL_CHARS
 
     def __init__(self) -> None:
         self._model: Any = None
@@ -129,7 +132,7 @@ class _Listener(Elsewhere):
 class ServedEmbedder:
     """A model that the gateway serves; what it costs is counted under a tenant of its own."""
 
-    costs = True
+    costs, most_chars = True, MAX_CHARS
 
     def __init__(self, model: str, serve: Serve) -> None:
         self._model, self._serve = model, serve
@@ -204,7 +207,7 @@ class Semantic:
         self, services: Services, call: Call, question: Question
     ) -> Meaning | None:
         """Return a question's meaning, and remember it."""
-        if question.meaning is None and len(question.text) <= MAX_CHARS:
+        if question.meaning is None and len(question.text) <= self._embedder.most_chars:
             question.meaning = await self._meaning_of(services, call, question.text)
         found: Meaning | None = question.meaning
         return found

@@ -82,11 +82,18 @@ class Admission:
         )
         heard, began = self.returning.heard, self.returning.watch
         self.alone = Alone(self._parts, self._backlog, self.roster, began, degrade=degrade)
-        self._growth = self.returning.growth = Growth(client, self._parts, heard)
         self._settling = Settling(client, self._parts, self._backlog, self.now, heard)
         self._leases = OpenLeases(client, lease_seconds, self.unsteady)
         self._open = self._leases.by_id
         lease_ms = int(lease_seconds * 1000)
+        self._growth = self.returning.growth = Growth(
+            client,
+            self._parts,
+            lease_ms,
+            heard=heard,
+            doubts=self._backlog.doubt,
+            lost=self._leases.missing.add,
+        )
         self._asking = Asking(
             client,
             self._parts,
@@ -177,8 +184,19 @@ class Admission:
         return self._backlog.only_here(due)
 
     def may_be_gone(self, lease: str) -> bool:
-        """Tell whether a lease may have been taken for a dead worker's."""
-        return self._leases.may_be_gone(lease)
+        """Tell whether a lease may have been taken for a dead worker's, or be so before it ends.
+
+        Where Redis is away others may look after it that are not.
+        """
+        if self._leases.may_be_gone(lease):
+            return True
+        opened = self._open.get(lease)
+        if opened is None:
+            return False
+        tenant = opened[0]
+        part = self._whole or self._parts.of(tenant)
+        away = part.late or not self._client.reaches(tenant)
+        return away and not self._backlog.is_opening(lease)
 
     def tenants_seen(self) -> set[str]:
         """Return the tenants of a cluster that this worker has had to do with."""
@@ -232,7 +250,7 @@ class Admission:
         """Turn a lease into usage; `applied` learns which settlement of it has counted."""
         lease = settlement.lease
         opened = self._open.pop(lease, None)
-        self._growth.forget(lease)
+        self._growth.ended(lease)
         self._leases.missing.discard(lease)
         part = self._whole or self._parts.of(settlement.tenant)
         share = part.share
@@ -270,7 +288,8 @@ class Admission:
     ) -> Verdict:
         """Reserve so many more micro-dollars for a lease, of all budgets or of none.
 
-        `holding` is what the lease holds then; Redis takes what it has not yet. Raises StoreError.
+        `holding` is what the lease holds then; Redis takes what it has not yet. Raises StoreError,
+        LeaseGone where the lease is to have no more.
         """
         if self.does_without(tenant):
             raise StoreError("Redis is away")
@@ -283,8 +302,9 @@ class Admission:
     ) -> Limit | None:
         """Reserve so much more for a lease without Redis, as far as the share goes.
 
-        Returns what refuses. Redis is told when it is back.
+        Returns what refuses. Redis is told when it is back. Raises LeaseGone.
         """
+        self._growth.check(lease)
         refusing = self.alone.grow(tenant, lease, budgets, amount)
         if refusing is None:
             self._growth.note(tenant, lease, holding, budgets)

@@ -131,6 +131,10 @@ class Backlog:
         found = {tenant for tenant, _ in self._unopened.values()}
         return found.union([settlement.tenant for settlement, _ in self._unsettled])
 
+    def is_opening(self, lease: str) -> bool:
+        """Tell whether Redis has not confirmed yet that it has a lease."""
+        return lease in self._opening
+
     def postponed(self, lease: str) -> bool:
         """Tell whether Redis is to be asked for a lease, again perhaps, or is being asked."""
         return lease in self._unopened or lease in self._owed

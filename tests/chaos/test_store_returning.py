@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.errors import StoreError
+from gateway.core.errors import LeaseGone, StoreError
 from gateway.policy.limits import Budget, Rates, grants, limits
 from gateway.store import backlog, returning
 from gateway.store.admission import Admission
@@ -486,6 +486,78 @@ async def test_who_refuses_by_its_share_sees_that_redis_is_well_again(tmp_path: 
             await came(lambda: store.redis.hmget(name, "spent", "reserved") == ["1", "0"])
             verdict = await worker.admission.admit("t", "again", held, dear)
             assert verdict.refused_by is None
+
+
+def settled(lease: str, used: int, *, reaped: bool = False) -> Settlement:
+    """A stream's end, told by its worker or by one that took that for dead."""
+    returns = tuple(Return(one.key, one.spec, one.amount, used) for one in GRANTED)
+    entry = (lease, "t", *["-"] * (len(FIELDS) - 2))
+    counts = (1, 0, 0, 1, 0, 1, 0, used, 0)
+    return Settlement(lease, "t", returns, ("",), counts, entry, marked=reaped, reaped=reaped)
+
+
+async def test_a_lease_that_redis_has_lost_is_opened_again(tmp_path: Path) -> None:
+    """By who asks for more of it, and by who has taken more without Redis."""
+    more = grants(LIMIT, 1, 11, 0)
+    held = Holding("k", "m", "p", "g", "chat", 1, 1, 1, holds(more))
+    name = LIMIT[0].key(0)
+    with store_server(tmp_path) as store:
+        async with workers(store, tmp_path / "journal", 1) as (worker,):
+            admission = worker.admission
+            for lease in ("asks", "takes"):
+                await admission.admit("t", lease, HOLDING, GRANTED)
+            store.redis.flushall()
+            verdict = await admission.grow("t", "asks", held, more, 10)
+            assert verdict.refused_by is None
+            assert admission.grow_alone("t", "takes", held, more, 10) is None
+            admission._resend()
+            await came(lambda: store.redis.hget(name, "reserved") == "22")
+            for lease in ("asks", "takes"):
+                admission.settle(settled(lease, 7))
+            await came(lambda: store.redis.hmget(name, "spent", "reserved") == ["14", "0"])
+            assert store.usage("t")["requests"] == 2
+
+
+async def test_a_lease_that_another_has_settled_is_to_have_no_more(tmp_path: Path) -> None:
+    more = grants(LIMIT, 1, 11, 0)
+    held = Holding("k", "m", "p", "g", "chat", 1, 1, 1, holds(more))
+    name = LIMIT[0].key(0)
+    with store_server(tmp_path) as store:
+        async with workers(store, tmp_path / "journal", 2) as (worker, other):
+            admission = worker.admission
+            for lease in ("asks", "takes"):
+                await admission.admit("t", lease, HOLDING, GRANTED)
+                other.admission.settle(settled(lease, 1, reaped=True))
+            await came(lambda: store.redis.hmget(name, "spent", "reserved") == ["2", "0"])
+            for _ in range(2):
+                with pytest.raises(LeaseGone):
+                    await admission.grow("t", "asks", held, more, 10)
+            assert admission.may_be_gone("asks")
+            assert admission.grow_alone("t", "takes", held, more, 10) is None
+            admission._resend()
+            await came(lambda: admission.may_be_gone("takes"))
+            await came(lambda: not admission.does_without("t"))
+            with pytest.raises(LeaseGone):
+                admission.grow_alone("t", "takes", held, more, 10)
+            counted: list[int] = []
+            for lease in ("asks", "takes"):
+                admission.settle(settled(lease, 7), counted.append)
+            await came(lambda: len(counted) == 2)
+            assert store.redis.hmget(name, "spent", "reserved") == ["2", "0"]
+            assert store.usage("t")["requests"] == 2
+
+
+async def test_what_ends_while_redis_is_away_waits_for_its_word(tmp_path: Path) -> None:
+    """Another machine may have taken this one for dead, and recorded the request."""
+    with store_server(tmp_path) as store:
+        async with workers(store, tmp_path / "journal", 1) as (worker,):
+            await worker.admission.admit("t", "before", HOLDING, GRANTED)
+            assert not worker.admission.may_be_gone("before")
+            store.kill()
+            await came(lambda: not worker.link.connected)
+            assert worker.admission.may_be_gone("before")
+            await worker.admission.admit("t", "since", HOLDING, GRANTED)
+            assert not worker.admission.may_be_gone("since")  # nobody else knows of it
 
 
 async def test_who_never_comes_back_is_waited_for_once(

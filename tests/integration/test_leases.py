@@ -85,6 +85,26 @@ async def test_a_lease_counts_once_when_two_workers_settle_it(server: StoreServe
     assert server.usage(tenant)["prompt_tokens"] == 400 * 7
 
 
+async def test_what_one_key_refuses_takes_nothing_else_along(server: StoreServer) -> None:
+    """A counter of another type: the limits, the other counters and the lease are as ever."""
+    tenant = new_tenant()
+    tokens = bucket(tenant, TOKENS, 100, 1)
+    who = principal(tenant, tokens)
+    async with connected(server) as (admission, _):
+        await ask(admission, who, "a", holding(50))
+        await settle_all(admission, [settlement("a", who, 20)])
+        broken = list(server.redis.scan_iter(f"sluice:usage:{{{tenant}}}:*"))
+        month = min(broken, key=len)
+        server.redis.set(month, "of another type", ex=1000)
+        await ask(admission, who, "b", holding(50))
+        assert await settle_all(admission, [settlement("b", who, 20)]) == [True]
+        verdict = await ask(admission, who, "c", holding(1000))
+    assert verdict.levels == [40]
+    assert server.usage(tenant)["requests"] == 2
+    assert server.redis.zcard(names.leases(tenant)[0]) == 0
+    server.redis.delete(month)
+
+
 async def test_what_was_never_leased_is_not_counted(server: StoreServer) -> None:
     tenant = new_tenant()
     async with connected(server) as (admission, _):

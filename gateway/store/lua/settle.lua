@@ -31,7 +31,7 @@ local ids = {}
 for s, settlement in ipairs(settlements) do ids[s] = settlement[1] end
 local deadlines = redis.call('ZMSCORE', KEYS[1], unpack(ids))
 
-local counted, returned, sums, closed, marked, seen, line = {}, {}, {}, {}, {}, {}, {}
+local counted, returned, sums, closed, marked, seen, lines = {}, {}, {}, {}, {}, {}, {}
 for s, settlement in ipairs(settlements) do
   local id = settlement[1]
   if deadlines[s] and not seen[id] then
@@ -63,12 +63,7 @@ for s, settlement in ipairs(settlements) do
       end
       for f, amount in ipairs(settlement[4]) do sum[f] = sum[f] + amount end
     end
-    if #settlement[5] > 0 then
-      for n, value in ipairs(settlement[5]) do
-        line[2 * n - 1], line[2 * n] = names[n], value
-      end
-      redis.call('XADD', KEYS[3], 'MAXLEN', '~', kept, '*', unpack(line))
-    end
+    if #settlement[5] > 0 then lines[#lines + 1] = settlement[5] end
   else
     -- It may yet be asked for, by what Redis reads late.
     if settlement[6] == 1 then marked[#marked + 1] = id end
@@ -77,27 +72,28 @@ for s, settlement in ipairs(settlements) do
   end
 end
 
-if #closed > 0 then
-  redis.call('ZREM', KEYS[1], unpack(closed))
-  redis.call('HDEL', KEYS[2], unpack(closed))
-end
 local now = clock_us()
-if #marked > 0 then
-  local key, now_ms, args = KEYS[#KEYS], math.floor(now / 1000), {}
-  for n, id in ipairs(marked) do
-    args[2 * n - 1], args[2 * n] = whole(now_ms + MARKED_MS), id
+
+-- What Redis takes nothing of it refuses at the first write: then nothing has been done, and all of
+-- it is asked again. What it refuses later, as a key is of another type, takes nothing else along.
+local wrote = false
+local function attempt(action, ...)
+  if wrote then
+    pcall(action, ...)
+  elseif action(...) then
+    wrote = true
   end
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now_ms))
-  redis.call('ZADD', key, unpack(args))
-  redis.call('PEXPIRE', key, MARKED_MS)
 end
-for number, sum in pairs(returned) do
+
+local function credit(number, sum)
   -- Credited up to now first: what was used beyond the reservation is owed also where the
   -- bucket has filled up, or has been forgotten as full, in the meantime.
   local limit = load_limit(KEYS[number + 3], specs[number], now, true)
   give_back(limit, sum[1], sum[2])
   save_limit(limit, now)
+  return true
 end
+for number, sum in pairs(returned) do attempt(credit, number, sum) end
 local function add(key, ttl, sum)
   local fields = {}
   for f, amount in ipairs(sum) do
@@ -115,10 +111,33 @@ local function add(key, ttl, sum)
   end
   redis.call('HSET', key, unpack(values))
   if not stored[1] then redis.call('EXPIRE', key, ttl) end
+  return true
 end
 for number, sum in pairs(sums) do
   local day = 3 + #specs + 2 * number + 1
-  add(KEYS[day], day_ttl, sum)
-  add(KEYS[day + 1], month_ttl, sum)
+  attempt(add, KEYS[day], day_ttl, sum)
+  attempt(add, KEYS[day + 1], month_ttl, sum)
+end
+local function tell(values)
+  local line = {}
+  for n, value in ipairs(values) do
+    line[2 * n - 1], line[2 * n] = names[n], value
+  end
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', kept, '*', unpack(line))
+  return true
+end
+for _, values in ipairs(lines) do attempt(tell, values) end
+if #closed > 0 then
+  redis.call('ZREM', KEYS[1], unpack(closed))
+  redis.call('HDEL', KEYS[2], unpack(closed))
+end
+if #marked > 0 then
+  local key, now_ms, args = KEYS[#KEYS], math.floor(now / 1000), {}
+  for n, id in ipairs(marked) do
+    args[2 * n - 1], args[2 * n] = whole(now_ms + MARKED_MS), id
+  end
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now_ms))
+  redis.call('ZADD', key, unpack(args))
+  redis.call('PEXPIRE', key, MARKED_MS)
 end
 return cmsgpack.pack(counted)
