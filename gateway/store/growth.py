@@ -142,6 +142,13 @@ class Growth:
         self._gone.add(lease)
         self._lost(lease)
 
+    def _refused(self, tenant: str, error: Exception) -> None:
+        """Redis has not taken what it was told: it is told so again with what is sent next."""
+        part = self._parts.of(tenant)
+        part.untold = True
+        if part.refuses(error):
+            self._parts.closed(part)
+
     def _tell_again(self, lease: str) -> None:
         """Open a lease that Redis does not know, then tell it what it holds."""
         if (found := self._untold.get(lease)) is None:
@@ -149,11 +156,8 @@ class Growth:
         tenant, holding, budgets = found
 
         def done(reply: Reply | Exception) -> None:
-            part = self._parts.of(tenant)
             if isinstance(reply, Exception):
-                part.untold = True
-                if part.refuses(reply):
-                    self._parts.closed(part)
+                self._refused(tenant, reply)
             else:
                 self._tell(lease, again=True)
 
@@ -166,11 +170,8 @@ class Growth:
         tenant, holding, budgets = found
 
         def done(reply: Reply | Exception) -> None:
-            part = self._parts.of(tenant)
             if isinstance(reply, Exception):
-                part.untold = True
-                if part.refuses(reply):
-                    self._parts.closed(part)
+                self._refused(tenant, reply)
                 return
             if reply[0] < 0 and not again:
                 self._tell_again(lease)
@@ -179,7 +180,7 @@ class Growth:
                 del self._untold[lease]
                 if reply[0] < 0:
                     self._lose(lease)
-            self._heard(tenant, part, took=True)
+            self._heard(tenant, self._parts.of(tenant), took=True)
 
         keys, data = pack_growth(tenant, lease, holding, _named(budgets), forced=True)
         self._client.run(scripts.GROW, keys, (data,), done)
