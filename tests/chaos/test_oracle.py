@@ -180,7 +180,7 @@ async def _disturb(
     await asyncio.sleep(moment)
     match deed:
         case "kill":
-            os.kill(await _worker(gateway, dice), signal.SIGKILL)
+            await _kill(gateway, dice)
         case "kill gateway":
             gateway.kill()
             gateway.process.wait()
@@ -190,7 +190,7 @@ async def _disturb(
             async with asyncio.TaskGroup() as group:
                 group.create_task(store.pause(dice))
                 await asyncio.sleep(dice.uniform(0.02, 0.3))
-                os.kill(await _worker(gateway, dice), signal.SIGKILL)
+                await _kill(gateway, dice)
                 if dice.random() < 0.5:
                     await store.kill(dice)
         case "fill store" | "close store" | "store hesitates":
@@ -214,6 +214,12 @@ async def _disturb(
             gateway.signal(signal.SIGHUP)
         case _:
             raise ValueError(deed)
+
+
+async def _kill(gateway: Gateway, dice: random.Random) -> None:
+    worker = await _worker(gateway, dice)
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself meanwhile
+        os.kill(worker, signal.SIGKILL)
 
 
 async def _worker(gateway: Gateway, dice: random.Random) -> int:
